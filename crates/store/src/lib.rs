@@ -1,0 +1,1 @@
+//! sqlx pools and migrations.

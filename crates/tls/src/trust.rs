@@ -1,0 +1,101 @@
+//! The roots a process trusts, replaceable while it runs.
+
+use crate::{Clock, TlsError};
+use arc_swap::ArcSwap;
+use rustls::pki_types::{CertificateDer, TrustAnchor};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use tokio::sync::watch;
+use weft_model::TrustDomain;
+
+/// The roots of one trust domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// Whose roots they are.
+    pub trust_domain: TrustDomain,
+    /// Rises with each change.
+    pub version: u64,
+    /// Self-signed certificates, DER.
+    pub roots: Vec<CertificateDer<'static>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct TrustState {
+    pub bundle: Bundle,
+    pub anchors: Vec<TrustAnchor<'static>>,
+}
+
+/// The present bundle and the clock that certificates are judged by. Clones share.
+#[derive(Debug, Clone)]
+pub struct Trust {
+    state: Arc<ArcSwap<TrustState>>,
+    changed: watch::Sender<u64>,
+    pub(crate) clock: Clock,
+}
+
+impl Trust {
+    /// Trusts nobody until [`Trust::set`].
+    pub fn new(trust_domain: TrustDomain, clock: Clock) -> Self {
+        let bundle = Bundle { trust_domain, version: 0, roots: Vec::new() };
+        let state = TrustState { bundle, anchors: Vec::new() };
+        Self { state: Arc::new(ArcSwap::from_pointee(state)), changed: watch::Sender::new(0), clock }
+    }
+
+    /// Replaces the bundle. Refused whole if it is for another trust domain or a root is unusable.
+    pub fn set(&self, bundle: Bundle) -> Result<(), TlsError> {
+        let ours = self.trust_domain();
+        if bundle.trust_domain != ours {
+            return Err(TlsError::Certificate(format!(
+                "bundle is for trust domain {}, this process is in {ours}",
+                bundle.trust_domain
+            )));
+        }
+        let mut anchors = Vec::with_capacity(bundle.roots.len());
+        for root in &bundle.roots {
+            let anchor = webpki::anchor_from_trusted_cert(root)
+                .map_err(|e| TlsError::Certificate(format!("root certificate: {e}")))?;
+            anchors.push(anchor.to_owned());
+        }
+        if anchors.is_empty() {
+            return Err(TlsError::EmptyBundle(ours.to_string()));
+        }
+        let version = bundle.version;
+        self.state.store(Arc::new(TrustState { bundle, anchors }));
+        self.changed.send_replace(version);
+        Ok(())
+    }
+
+    /// The present bundle.
+    pub fn bundle(&self) -> Bundle {
+        self.state.load().bundle.clone()
+    }
+
+    /// The version of the present bundle; 0 before the first.
+    pub fn version(&self) -> u64 {
+        self.state.load().bundle.version
+    }
+
+    /// The trust domain that is verified against.
+    pub fn trust_domain(&self) -> TrustDomain {
+        self.state.load().bundle.trust_domain.clone()
+    }
+
+    /// The clock that certificates are judged by.
+    pub fn clock(&self) -> Clock {
+        self.clock.clone()
+    }
+
+    /// Notified with the version after each [`Trust::set`].
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn state(&self) -> Arc<TrustState> {
+        self.state.load_full()
+    }
+}
+
+/// SHA-256 of a root certificate's DER: what join tokens pin.
+pub fn root_sha256(root: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(root).into()
+}

@@ -1,0 +1,23 @@
+//! Compiles the `.proto` files with protox, so no `protoc` needs to be installed. The same
+//! descriptor bytes feed the generated code, gRPC reflection and the compatibility test.
+
+use prost::Message as _;
+use std::{env, error::Error, fs, path::PathBuf};
+
+const WEFT: &[&str] = &[
+    "weft/identity/v1/identity.proto",
+    "weft/policy/v1/policy.proto",
+    "weft/placement/v1/placement.proto",
+    "weft/dataplane/v1/dataplane.proto",
+    "weft/node/v1/handoff.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    println!("cargo:rerun-if-changed=weft");
+    let descriptors = protox::compile(WEFT, [&root])?;
+    fs::write(out.join("weft.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
+    Ok(())
+}

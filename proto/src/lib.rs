@@ -1,0 +1,40 @@
+//! Messages, clients and servers of Weft's gRPC packages, generated at build time.
+//!
+//! Owns the wire format and nothing else: no conversion, no validation. [`WEFT_DESCRIPTORS`] is
+//! the encoded `FileDescriptorSet` that reflection serves and that `cargo xtask proto check`
+//! compares with the published one in `proto/published/`.
+
+#![allow(missing_docs, clippy::doc_markdown, clippy::large_enum_variant, rust_2018_idioms)]
+
+/// Encoded `google.protobuf.FileDescriptorSet` of all of Weft's own packages, with imports.
+pub const WEFT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weft.bin"));
+
+/// Weft's own packages.
+#[cfg(feature = "weft")]
+pub mod weft {
+    pub mod identity {
+        pub mod v1 {
+            tonic::include_proto!("weft.identity.v1");
+        }
+    }
+    pub mod policy {
+        pub mod v1 {
+            tonic::include_proto!("weft.policy.v1");
+        }
+    }
+    pub mod placement {
+        pub mod v1 {
+            tonic::include_proto!("weft.placement.v1");
+        }
+    }
+    pub mod dataplane {
+        pub mod v1 {
+            tonic::include_proto!("weft.dataplane.v1");
+        }
+    }
+    pub mod node {
+        pub mod v1 {
+            tonic::include_proto!("weft.node.v1");
+        }
+    }
+}
