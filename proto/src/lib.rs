@@ -4,7 +4,12 @@
 //! the encoded `FileDescriptorSet` that reflection serves and that `cargo xtask proto check`
 //! compares with the published one in `proto/published/`.
 
-#![allow(missing_docs, clippy::doc_markdown, clippy::large_enum_variant, rust_2018_idioms)]
+#![allow(
+    missing_docs,
+    clippy::doc_markdown,
+    clippy::large_enum_variant,
+    rust_2018_idioms
+)]
 
 /// Encoded `google.protobuf.FileDescriptorSet` of all of Weft's own packages, with imports.
 pub const WEFT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weft.bin"));

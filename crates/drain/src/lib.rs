@@ -42,7 +42,13 @@ pub fn channel() -> (Trigger, Watcher) {
     let (phase, watch) = watch::channel(Phase::Running);
     // Nothing is ever sent: the channel closes when the last watcher is dropped.
     let (held, done) = mpsc::channel(1);
-    (Trigger { phase, done }, Watcher { phase: watch, _held: held })
+    (
+        Trigger { phase, done },
+        Watcher {
+            phase: watch,
+            _held: held,
+        },
+    )
 }
 
 impl Trigger {

@@ -24,8 +24,10 @@ impl Labels {
         app_id: &str,
         service_account: &str,
     ) -> Self {
-        let mut all: BTreeMap<String, String> =
-            own.into_iter().map(|(k, v)| (format!("k8s:{k}"), v.to_owned())).collect();
+        let mut all: BTreeMap<String, String> = own
+            .into_iter()
+            .map(|(k, v)| (format!("k8s:{k}"), v.to_owned()))
+            .collect();
         all.insert(NAMESPACE_LABEL.into(), namespace.into());
         all.remove(APP_ID_LABEL);
         all.remove(SERVICE_ACCOUNT_LABEL);
@@ -76,12 +78,19 @@ mod tests {
 
     #[test]
     fn derived_labels_can_not_be_forged() {
-        let own = [("dapr.io/app-id", "admin"), ("io.kubernetes.pod.namespace", "kube-system"), ("app", "x")];
+        let own = [
+            ("dapr.io/app-id", "admin"),
+            ("io.kubernetes.pod.namespace", "kube-system"),
+            ("app", "x"),
+        ];
         let labels = Labels::for_workload(own, "default", "cart", "");
         assert_eq!(labels.get(APP_ID_LABEL), Some("cart"));
         assert_eq!(labels.namespace(), Some("default"));
         assert_eq!(labels.get("k8s:app"), Some("x"));
         // Without an app-id, the label a workload wrote itself does not make it one.
-        assert_eq!(Labels::for_workload(own, "default", "", "").get(APP_ID_LABEL), None);
+        assert_eq!(
+            Labels::for_workload(own, "default", "", "").get(APP_ID_LABEL),
+            None
+        );
     }
 }

@@ -10,7 +10,11 @@ pub struct NameError {
 }
 
 fn fail(what: &'static str, value: &str, rule: &'static str) -> Result<(), NameError> {
-    Err(NameError { what, value: value.chars().take(80).collect(), rule })
+    Err(NameError {
+        what,
+        value: value.chars().take(80).collect(),
+        rule,
+    })
 }
 
 fn dns_chars(s: &str, extra: &[u8]) -> bool {
@@ -22,7 +26,11 @@ fn dns_chars(s: &str, extra: &[u8]) -> bool {
 /// A DNS label (RFC 1123): namespaces, Services, control services.
 pub fn check_dns_label(s: &str) -> Result<(), NameError> {
     if s.len() > 63 || !dns_chars(s, b"") {
-        return fail("name", s, "1 to 63 of a-z, 0-9 and '-', not starting or ending with '-'");
+        return fail(
+            "name",
+            s,
+            "1 to 63 of a-z, 0-9 and '-', not starting or ending with '-'",
+        );
     }
     Ok(())
 }
@@ -30,7 +38,11 @@ pub fn check_dns_label(s: &str) -> Result<(), NameError> {
 /// A DNS subdomain (RFC 1123): pods, nodes, most Kubernetes objects.
 pub fn check_name(s: &str) -> Result<(), NameError> {
     if s.len() > 253 || !dns_chars(s, b".") {
-        return fail("name", s, "1 to 253 of a-z, 0-9, '-' and '.', starting and ending with a letter or digit");
+        return fail(
+            "name",
+            s,
+            "1 to 253 of a-z, 0-9, '-' and '.', starting and ending with a letter or digit",
+        );
     }
     Ok(())
 }

@@ -130,7 +130,10 @@ impl SpiffeId {
             return Err(SpiffeError::Path(text));
         }
         let path_at = text.len() - path.len();
-        Ok(Self { text: text.into(), path_at })
+        Ok(Self {
+            text: text.into(),
+            path_at,
+        })
     }
 
     /// The whole URI.
@@ -162,7 +165,10 @@ impl SpiffeId {
             (Some("ns"), Some(namespace), Some(name), None)
                 if check_dns_label(namespace).is_ok() && check_app_id(name).is_ok() =>
             {
-                Principal::Workload { namespace: namespace.into(), name: name.into() }
+                Principal::Workload {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                }
             }
             _ => Principal::Other,
         }
@@ -175,7 +181,9 @@ impl FromStr for SpiffeId {
         if s.len() > MAX_ID_BYTES {
             return Err(SpiffeError::TooLong(s.len()));
         }
-        let rest = s.strip_prefix("spiffe://").ok_or_else(|| SpiffeError::Scheme(s.to_owned()))?;
+        let rest = s
+            .strip_prefix("spiffe://")
+            .ok_or_else(|| SpiffeError::Scheme(s.to_owned()))?;
         let (domain, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         Self::new(&TrustDomain::new(domain)?, path)
     }
@@ -202,11 +210,20 @@ mod tests {
     #[test]
     fn principals_are_read_from_paths() {
         let principal = |s: &str| s.parse::<SpiffeId>().unwrap().principal();
-        assert_eq!(principal("spiffe://td/weft/service/policy"), Principal::Service("policy".into()));
-        assert_eq!(principal("spiffe://td/weft/node/n1"), Principal::Node("n1".into()));
+        assert_eq!(
+            principal("spiffe://td/weft/service/policy"),
+            Principal::Service("policy".into())
+        );
+        assert_eq!(
+            principal("spiffe://td/weft/node/n1"),
+            Principal::Node("n1".into())
+        );
         assert_eq!(
             principal("spiffe://td/ns/default/cart"),
-            Principal::Workload { namespace: "default".into(), name: "cart".into() }
+            Principal::Workload {
+                namespace: "default".into(),
+                name: "cart".into()
+            }
         );
         // One segment more is another path, never the same principal.
         assert_eq!(principal("spiffe://td/weft/node/n1/x"), Principal::Other);
@@ -235,7 +252,11 @@ mod tests {
         ] {
             assert!(bad.parse::<SpiffeId>().is_err(), "{bad} was taken");
         }
-        assert!(format!("spiffe://td/{}", "a".repeat(2100)).parse::<SpiffeId>().is_err());
+        assert!(
+            format!("spiffe://td/{}", "a".repeat(2100))
+                .parse::<SpiffeId>()
+                .is_err()
+        );
     }
 
     proptest! {

@@ -31,7 +31,10 @@ impl SystemClock {
 
 impl Now for SystemClock {
     fn unix_seconds(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs()
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO)
+            .as_secs()
     }
 }
 
@@ -73,6 +76,8 @@ pub(crate) struct RustlsClock(pub Clock);
 
 impl TimeProvider for RustlsClock {
     fn current_time(&self) -> Option<UnixTime> {
-        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.unix_seconds())))
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(
+            self.0.unix_seconds(),
+        )))
     }
 }

@@ -6,7 +6,9 @@ use crate::{
     verify::{Clients, Pinned, Servers},
 };
 use rustls::{
-    ClientConfig, ServerConfig, client::Resumption, crypto::aws_lc_rs::default_provider,
+    ClientConfig, ServerConfig,
+    client::Resumption,
+    crypto::aws_lc_rs::default_provider,
     server::{NoServerSessionStorage, ResolvesServerCert},
     version::TLS13,
 };
@@ -30,7 +32,10 @@ pub fn server_config(
     auth: ClientAuth,
     alpn: &[&[u8]],
 ) -> Result<ServerConfig, TlsError> {
-    let clients = Clients { trust: trust.clone(), mandatory: auth == ClientAuth::Required };
+    let clients = Clients {
+        trust: trust.clone(),
+        mandatory: auth == ClientAuth::Required,
+    };
     let clock = Arc::new(RustlsClock(trust.clock()));
     let mut config = ServerConfig::builder_with_details(Arc::new(default_provider()), clock)
         .with_protocol_versions(&[&TLS13])?
@@ -50,7 +55,10 @@ pub fn client_config(
     expect: Expect,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
-    let servers = Servers { trust: trust.clone(), expect };
+    let servers = Servers {
+        trust: trust.clone(),
+        expect,
+    };
     let builder = ClientConfig::builder_with_details(
         Arc::new(default_provider()),
         Arc::new(RustlsClock(trust.clock())),
@@ -75,12 +83,18 @@ pub fn pinned_client_config(
     clock: Clock,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
-    let mut config =
-        ClientConfig::builder_with_details(Arc::new(default_provider()), Arc::new(RustlsClock(clock.clone())))
-            .with_protocol_versions(&[&TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Pinned { sha256, expect, clock }))
-            .with_no_client_auth();
+    let mut config = ClientConfig::builder_with_details(
+        Arc::new(default_provider()),
+        Arc::new(RustlsClock(clock.clone())),
+    )
+    .with_protocol_versions(&[&TLS13])?
+    .dangerous()
+    .with_custom_certificate_verifier(Arc::new(Pinned {
+        sha256,
+        expect,
+        clock,
+    }))
+    .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     config.resumption = Resumption::disabled();
     Ok(config)

@@ -40,14 +40,24 @@ impl PeerIdentity {
     pub fn from_leaf(leaf: &CertificateDer<'_>) -> Result<Self, TlsError> {
         let unreadable = |e: String| TlsError::Certificate(e);
         let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| unreadable(e.to_string()))?;
-        let san = cert.subject_alternative_name().map_err(|e| unreadable(e.to_string()))?;
+        let san = cert
+            .subject_alternative_name()
+            .map_err(|e| unreadable(e.to_string()))?;
         let uris: Vec<&str> = san
             .iter()
             .flat_map(|san| &san.value.general_names)
-            .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None })
+            .filter_map(|name| {
+                if let GeneralName::URI(uri) = name {
+                    Some(*uri)
+                } else {
+                    None
+                }
+            })
             .collect();
         // X509-SVID, section 2: exactly one URI name, and it is the SPIFFE ID.
-        let [uri] = uris[..] else { return Err(TlsError::SpiffeIds(uris.len())) };
+        let [uri] = uris[..] else {
+            return Err(TlsError::SpiffeIds(uris.len()));
+        };
         let oid = x509_parser::der_parser::oid::Oid::from(crate::NODE_EXTENSION_OID)
             .map_err(|e| unreadable(format!("{e:?}")))?;
         let node = cert
@@ -78,13 +88,18 @@ fn utf8_string(der: &[u8]) -> Option<String> {
 impl Svid {
     /// Takes a chain (leaf first) and its key, and checks that they belong together.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'static>) -> Result<Self, TlsError> {
-        let leaf = chain.first().ok_or_else(|| TlsError::Certificate("the chain is empty".into()))?;
+        let leaf = chain
+            .first()
+            .ok_or_else(|| TlsError::Certificate("the chain is empty".into()))?;
         let peer = PeerIdentity::from_leaf(leaf)?;
         let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(key)
             .map_err(|e| TlsError::Key(e.to_string()))?;
         let certified = CertifiedKey::new(chain, signer);
         certified.keys_match().map_err(|e| TlsError::Key(e.to_string()))?;
-        Ok(Self { peer, certified: Arc::new(certified) })
+        Ok(Self {
+            peer,
+            certified: Arc::new(certified),
+        })
     }
 
     /// What the leaf says.
@@ -122,7 +137,10 @@ pub struct SvidCell {
 
 impl Default for SvidCell {
     fn default() -> Self {
-        Self { current: Arc::default(), changed: watch::Sender::new(0) }
+        Self {
+            current: Arc::default(),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -167,5 +185,9 @@ impl ResolvesClientCert for SvidCell {
 
 /// Reads who is at the other end of a finished handshake; `None` when it showed no certificate.
 pub fn peer_identity(connection: &rustls::CommonState) -> Result<Option<PeerIdentity>, TlsError> {
-    connection.peer_certificates().and_then(<[_]>::first).map(PeerIdentity::from_leaf).transpose()
+    connection
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(PeerIdentity::from_leaf)
+        .transpose()
 }

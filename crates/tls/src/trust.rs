@@ -36,9 +36,20 @@ pub struct Trust {
 impl Trust {
     /// Trusts nobody until [`Trust::set`].
     pub fn new(trust_domain: TrustDomain, clock: Clock) -> Self {
-        let bundle = Bundle { trust_domain, version: 0, roots: Vec::new() };
-        let state = TrustState { bundle, anchors: Vec::new() };
-        Self { state: Arc::new(ArcSwap::from_pointee(state)), changed: watch::Sender::new(0), clock }
+        let bundle = Bundle {
+            trust_domain,
+            version: 0,
+            roots: Vec::new(),
+        };
+        let state = TrustState {
+            bundle,
+            anchors: Vec::new(),
+        };
+        Self {
+            state: Arc::new(ArcSwap::from_pointee(state)),
+            changed: watch::Sender::new(0),
+            clock,
+        }
     }
 
     /// Replaces the bundle. Refused whole if it is for another trust domain or a root is unusable.

@@ -48,9 +48,7 @@ fn chain(
 fn pki_error(e: webpki::Error) -> Error {
     use webpki::Error as E;
     match e {
-        E::CertExpired { time, not_after } => {
-            CertificateError::ExpiredContext { time, not_after }.into()
-        }
+        E::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after }.into(),
         E::CertNotValidYet { time, not_before } => {
             CertificateError::NotValidYetContext { time, not_before }.into()
         }
@@ -102,7 +100,13 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        chain(leaf, intermediates, &self.trust.state().anchors, now, KeyUsage::client_auth())?;
+        chain(
+            leaf,
+            intermediates,
+            &self.trust.state().anchors,
+            now,
+            KeyUsage::client_auth(),
+        )?;
         member(leaf, &self.trust)?;
         Ok(ClientCertVerified::assertion())
     }
@@ -146,7 +150,13 @@ impl ServerCertVerifier for Servers {
         _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        chain(leaf, intermediates, &self.trust.state().anchors, now, KeyUsage::server_auth())?;
+        chain(
+            leaf,
+            intermediates,
+            &self.trust.state().anchors,
+            now,
+            KeyUsage::server_auth(),
+        )?;
         let peer = member(leaf, &self.trust)?;
         match &self.expect {
             Expect::Id(id) if *id != peer.id => Err(other(format!("expected {id}, found {}", peer.id))),
@@ -195,13 +205,16 @@ impl ServerCertVerifier for Pinned {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let root = intermediates.iter().find(|c| root_sha256(c) == self.sha256).ok_or_else(|| {
-            other(format!(
-                "the server's root certificate is not the one the join token pins (sha256 {}); \
+        let root = intermediates
+            .iter()
+            .find(|c| root_sha256(c) == self.sha256)
+            .ok_or_else(|| {
+                other(format!(
+                    "the server's root certificate is not the one the join token pins (sha256 {}); \
                  is this the right server, and is the token of its present root?",
-                hex::encode(self.sha256)
-            ))
-        })?;
+                    hex::encode(self.sha256)
+                ))
+            })?;
         let anchor = webpki::anchor_from_trusted_cert(root).map_err(pki_error)?;
         let now = UnixTime::since_unix_epoch(Duration::from_secs(self.clock.unix_seconds()));
         chain(leaf, intermediates, &[anchor], now, KeyUsage::server_auth())?;

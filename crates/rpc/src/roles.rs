@@ -1,0 +1,249 @@
+//! Who calls, and which methods admit whom. What is in no table is refused.
+
+use http::{Request, Response};
+use std::{
+    fmt,
+    task::{Context, Poll},
+};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+use weft_model::{Principal, SpiffeId};
+use weft_tls::PeerIdentity;
+
+/// One kind of caller that a method admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admit {
+    /// Anybody who completes the TLS handshake, with or without a certificate.
+    Anonymous,
+    /// The control service of this name.
+    Service(&'static str),
+    /// Any control service.
+    AnyService,
+    /// Any node.
+    Node,
+    /// Any operator's certificate.
+    Admin,
+    /// A process of the permitted users on this machine's local socket.
+    Local,
+}
+
+/// Methods (`/package.Service/Method`) and whom each admits.
+#[derive(Debug, Clone, Copy)]
+pub struct MethodRoles(pub &'static [(&'static str, &'static [Admit])]);
+
+/// Health and reflection admit every role of Weft, and no workload.
+const COMMON: &[&str] = &[
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.",
+    "/grpc.reflection.v1alpha.",
+];
+const ANY_ROLE: &[Admit] = &[Admit::AnyService, Admit::Node, Admit::Admin, Admit::Local];
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Showed a verified certificate of this trust domain.
+    Tls(PeerIdentity),
+    /// Completed TLS without a certificate (only where a server allows it).
+    Anonymous,
+    /// Came by the local socket, with this user id.
+    Local {
+        /// The peer's user id as the kernel says.
+        uid: u32,
+    },
+}
+
+impl Caller {
+    /// The verified SPIFFE ID.
+    pub fn spiffe_id(&self) -> Option<&SpiffeId> {
+        if let Self::Tls(peer) = self {
+            Some(&peer.id)
+        } else {
+            None
+        }
+    }
+
+    /// The name of the calling node, when it is one.
+    pub fn node(&self) -> Option<String> {
+        match self.spiffe_id()?.principal() {
+            Principal::Node(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    fn is(&self, admit: Admit) -> bool {
+        match (self, admit) {
+            (_, Admit::Anonymous) => true,
+            (Self::Local { .. }, Admit::Local) => true,
+            (Self::Tls(peer), admit) => match (peer.id.principal(), admit) {
+                (Principal::Service(_), Admit::AnyService) => true,
+                (Principal::Service(name), Admit::Service(wanted)) => name == wanted,
+                (Principal::Node(_), Admit::Node) => true,
+                (Principal::Admin(_), Admit::Admin) => true,
+                _ => false,
+            },
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Caller {
+    /// As audit records and refusals name a caller.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tls(peer) => peer.id.fmt(f),
+            Self::Anonymous => f.write_str("a caller without a certificate"),
+            Self::Local { uid } => write!(f, "local user {uid}"),
+        }
+    }
+}
+
+impl MethodRoles {
+    /// Whom `path` admits; nobody when it is in no table.
+    pub fn admits(&self, path: &str) -> &'static [Admit] {
+        if let Some((_, admits)) = self.0.iter().find(|(p, _)| *p == path) {
+            return admits;
+        }
+        if COMMON.iter().any(|p| path.starts_with(p)) {
+            ANY_ROLE
+        } else {
+            &[]
+        }
+    }
+
+    /// Whether `caller` may use `path`.
+    pub fn check(&self, path: &str, caller: &Caller) -> Result<(), Status> {
+        let admits = self.admits(path);
+        if admits.iter().any(|a| caller.is(*a)) {
+            return Ok(());
+        }
+        if admits.is_empty() {
+            return Err(Status::unimplemented(format!(
+                "{path} is not a method of this service"
+            )));
+        }
+        if *caller == Caller::Anonymous {
+            return Err(Status::unauthenticated(format!(
+                "{path} needs a client certificate; `weft admin cert` makes one for operators"
+            )));
+        }
+        Err(Status::permission_denied(format!(
+            "{path} does not admit {caller}"
+        )))
+    }
+}
+
+/// The caller of a request that came through a [`crate::GrpcServer`].
+pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    request
+        .extensions()
+        .get::<Caller>()
+        .cloned()
+        .ok_or_else(|| Status::internal("the request did not come through Weft's server"))
+}
+
+/// Puts the check before every method.
+#[derive(Debug, Clone)]
+pub(crate) struct RoleLayer(pub MethodRoles);
+
+/// See [`RoleLayer`].
+#[derive(Debug, Clone)]
+pub(crate) struct RoleService<S> {
+    inner: S,
+    roles: MethodRoles,
+}
+
+impl<S> Layer<S> for RoleLayer {
+    type Service = RoleService<S>;
+    fn layer(&self, inner: S) -> Self::Service {
+        RoleService { inner, roles: self.0 }
+    }
+}
+
+impl<S> Service<Request<Body>> for RoleService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = futures::future::Either<std::future::Ready<Result<Response<Body>, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let verdict = match request.extensions().get::<Caller>() {
+            Some(caller) => self.roles.check(path, caller),
+            None => Err(Status::unauthenticated("the connection has no caller")),
+        };
+        match verdict {
+            Ok(()) => futures::future::Either::Right(self.inner.call(request)),
+            Err(status) => {
+                tracing::warn!(method = path, reason = status.message(), "call refused");
+                futures::future::Either::Left(std::future::ready(Ok(status.into_http())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const TABLE: MethodRoles = MethodRoles(&[
+        ("/p.S/ForNodes", &[Admit::Node]),
+        ("/p.S/ForIdentity", &[Admit::Service("identity")]),
+        ("/p.S/Open", &[Admit::Anonymous]),
+        ("/p.S/Local", &[Admit::Local]),
+    ]);
+
+    fn tls(path: &str) -> Caller {
+        let id = format!("spiffe://td{path}").parse().unwrap();
+        Caller::Tls(PeerIdentity {
+            id,
+            serial: "1".into(),
+            node: None,
+            not_before: 0,
+            not_after: 1,
+        })
+    }
+
+    #[test]
+    fn each_role_gets_its_own_methods_only() {
+        let node = tls("/weft/node/n1");
+        let identity = tls("/weft/service/identity");
+        let policy = tls("/weft/service/policy");
+        let workload = tls("/ns/default/cart");
+        let local = Caller::Local { uid: 0 };
+        let ok = |path: &str, caller: &Caller| TABLE.check(path, caller).is_ok();
+
+        assert!(ok("/p.S/ForNodes", &node));
+        for other in [&identity, &workload, &local, &Caller::Anonymous] {
+            assert!(!ok("/p.S/ForNodes", other), "{other} was admitted");
+        }
+        assert!(ok("/p.S/ForIdentity", &identity));
+        assert!(!ok("/p.S/ForIdentity", &policy));
+        assert!(ok("/p.S/Open", &Caller::Anonymous));
+        assert!(ok("/p.S/Local", &local));
+        assert!(!ok("/p.S/Local", &node));
+        // Unknown methods are closed, also to those who may use others.
+        assert_eq!(
+            TABLE.check("/p.S/New", &node).unwrap_err().code(),
+            tonic::Code::Unimplemented
+        );
+    }
+
+    #[test]
+    fn workloads_get_neither_health_nor_reflection() {
+        let path = "/grpc.health.v1.Health/Check";
+        assert!(TABLE.check(path, &tls("/weft/admin/ops")).is_ok());
+        assert!(TABLE.check(path, &tls("/ns/default/cart")).is_err());
+        assert!(TABLE.check(path, &Caller::Anonymous).is_err());
+        let path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+        assert!(TABLE.check(path, &tls("/weft/node/n1")).is_ok());
+        assert!(TABLE.check(path, &tls("/ns/default/cart")).is_err());
+    }
+}

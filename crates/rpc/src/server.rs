@@ -1,0 +1,181 @@
+//! One gRPC server: the services of a process, with health, reflection and the role check.
+
+use crate::{MethodRoles, RpcError, incoming, roles::RoleLayer};
+use prost::Message;
+use std::{sync::Arc, time::Duration};
+use tokio::net::{TcpListener, UnixListener};
+use tonic::{
+    server::NamedService,
+    service::{Routes, RoutesBuilder},
+    transport::Server,
+};
+use tonic_health::server::HealthReporter;
+use weft_drain::Watcher;
+
+/// Connections are asked to end after this long; calls on them may finish.
+pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+/// Calls that run at once on one connection.
+const MAX_STREAMS: u32 = 256;
+/// Largest header block, bytes.
+const MAX_HEADERS: u32 = 16 * 1024;
+
+/// A server under construction, then served on any number of listeners.
+pub struct GrpcServer {
+    roles: MethodRoles,
+    routes: RoutesBuilder,
+    health: HealthReporter,
+}
+
+impl std::fmt::Debug for GrpcServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrpcServer")
+            .field("roles", &self.roles.0.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl GrpcServer {
+    /// With health and reflection of `package` (`weft.policy.v1`) in place. `descriptors` is an
+    /// encoded `FileDescriptorSet` that holds it.
+    pub fn new(package: &str, descriptors: &'static [u8], roles: MethodRoles) -> Result<Self, RpcError> {
+        let mut routes = Routes::builder();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        routes.add_service(health_service);
+        let names = service_names(package, descriptors)?;
+        let configure = || {
+            let builder = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(descriptors)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .with_service_name("grpc.health.v1.Health");
+            names.iter().fold(builder, |b, name| b.with_service_name(name))
+        };
+        let failed = |e: tonic_reflection::server::Error| RpcError::Reflection(e.to_string());
+        routes.add_service(configure().build_v1().map_err(failed)?);
+        routes.add_service(configure().build_v1alpha().map_err(failed)?);
+        Ok(Self {
+            roles,
+            routes,
+            health,
+        })
+    }
+
+    /// Adds one generated service.
+    pub fn add_service<S>(mut self, service: S) -> Self
+    where
+        S: tower::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<tonic::body::Body>,
+                Error = std::convert::Infallible,
+            > + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        self.routes.add_service(service);
+        self
+    }
+
+    /// To report services as serving or not; the whole server (the empty name) serves from the start.
+    pub fn health(&self) -> HealthReporter {
+        self.health.clone()
+    }
+
+    /// The finished set of routes, to be served on several listeners.
+    pub fn build(self) -> BuiltServer {
+        BuiltServer {
+            roles: self.roles,
+            routes: self.routes.routes().prepare(),
+        }
+    }
+}
+
+/// A [`GrpcServer`] whose services are fixed. Clones share the services.
+#[derive(Debug, Clone)]
+pub struct BuiltServer {
+    roles: MethodRoles,
+    routes: Routes,
+}
+
+impl BuiltServer {
+    fn server(&self) -> Server<tower::layer::util::Stack<RoleLayer, tower::layer::util::Identity>> {
+        Server::builder()
+            .max_concurrent_streams(MAX_STREAMS)
+            .concurrency_limit_per_connection(MAX_STREAMS as usize)
+            .http2_max_header_list_size(MAX_HEADERS)
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+            .max_connection_age(MAX_CONNECTION_AGE)
+            .layer(RoleLayer(self.roles))
+    }
+
+    /// Serves with mTLS until the drain, then finishes the calls that run. Handlers of long streams
+    /// must end them when the drain starts, else they are cut at its deadline.
+    pub async fn serve_tls(
+        self,
+        listener: TcpListener,
+        tls: Arc<rustls::ServerConfig>,
+        drain: Watcher,
+    ) -> Result<(), RpcError> {
+        let incoming = incoming::tls(listener, tls, drain.clone());
+        let mut stop = drain.clone();
+        let done = self
+            .server()
+            .add_routes(self.routes)
+            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+        finish(drain.until_forced(done).await)
+    }
+
+    /// Serves the local socket to root and this process's own user.
+    pub async fn serve_local(self, listener: UnixListener, drain: Watcher) -> Result<(), RpcError> {
+        let incoming = incoming::local(listener, drain.clone());
+        let mut stop = drain.clone();
+        let done = self
+            .server()
+            .add_routes(self.routes)
+            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+        finish(drain.until_forced(done).await)
+    }
+}
+
+fn finish(ended: Option<Result<(), tonic::transport::Error>>) -> Result<(), RpcError> {
+    match ended {
+        Some(Err(e)) => Err(RpcError::Transport(e.to_string())),
+        Some(Ok(())) | None => Ok(()),
+    }
+}
+
+fn service_names(package: &str, descriptors: &[u8]) -> Result<Vec<String>, RpcError> {
+    let set = prost_types::FileDescriptorSet::decode(descriptors)
+        .map_err(|e| RpcError::Reflection(e.to_string()))?;
+    let names: Vec<String> = set
+        .file
+        .iter()
+        .filter(|f| f.package() == package)
+        .flat_map(|f| f.service.iter().map(|s| format!("{package}.{}", s.name())))
+        .collect();
+    if names.is_empty() {
+        return Err(RpcError::Reflection(format!(
+            "no service of package {package} in the descriptors"
+        )));
+    }
+    Ok(names)
+}
+
+/// Every method of a package as `/package.Service/Method`: for tests that a role table is complete.
+pub fn methods(package: &str, descriptors: &[u8]) -> Result<Vec<String>, RpcError> {
+    let set = prost_types::FileDescriptorSet::decode(descriptors)
+        .map_err(|e| RpcError::Reflection(e.to_string()))?;
+    Ok(set
+        .file
+        .iter()
+        .filter(|f| f.package() == package)
+        .flat_map(|f| &f.service)
+        .flat_map(|s| {
+            s.method
+                .iter()
+                .map(move |m| format!("/{package}.{}/{}", s.name(), m.name()))
+        })
+        .collect())
+}
