@@ -1,0 +1,245 @@
+//! The fast path: which entries match, by at most six hash probes however many entries there are.
+//!
+//! Entries about identities are keyed {peer, protocol, port}, each part possibly a wildcard. A port
+//! without a protocol stands for TCP, UDP and SCTP, so a probe needs three shapes of {protocol, port}
+//! and two of peer. Port ranges and address ranges lie beside: ranges of a {peer, protocol} are
+//! scanned, address ranges are probed once per prefix length in use.
+
+use crate::{
+    CidrPeer, Entry, Peers, Ports,
+    judge::{PeerRef, is_outside},
+};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    net::IpAddr,
+};
+use weft_model::NumericIdentity;
+
+/// Protocols that have ports, for entries that name a port of any protocol.
+pub(crate) const WITH_PORTS: [u8; 3] = [6, 17, 132];
+
+const NONE: u32 = u32::MAX;
+
+/// First matching entry of each kind, by position in the canonical order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hit {
+    deny: u32,
+    allow: u32,
+}
+
+impl Default for Hit {
+    fn default() -> Self {
+        Self {
+            deny: NONE,
+            allow: NONE,
+        }
+    }
+}
+
+impl Hit {
+    fn add(&mut self, position: u32, deny: bool) {
+        let slot = if deny { &mut self.deny } else { &mut self.allow };
+        *slot = (*slot).min(position);
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.deny = self.deny.min(other.deny);
+        self.allow = self.allow.min(other.allow);
+    }
+
+    pub(crate) fn deny(self) -> Option<usize> {
+        (self.deny != NONE).then_some(self.deny as usize)
+    }
+
+    pub(crate) fn allow(self) -> Option<usize> {
+        (self.allow != NONE).then_some(self.allow as usize)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct RangeEntry {
+    first: u16,
+    last: u16,
+    position: u32,
+    deny: bool,
+}
+
+#[derive(Debug, Clone)]
+struct CidrEntry {
+    peer: CidrPeer,
+    protocol: Option<u8>,
+    ports: Ports,
+    position: u32,
+    deny: bool,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Index {
+    exact: HashMap<u64, Hit, Mixing>,
+    ranges: HashMap<u64, Vec<RangeEntry>, Mixing>,
+    cidrs: HashMap<IpAddr, Vec<CidrEntry>>,
+    /// Prefix lengths that occur among `cidrs`: IPv4, IPv6.
+    lengths: [Vec<u8>; 2],
+}
+
+/// The key of {peer, protocol, port}: wildcards are values that the parts can not have.
+fn key(peer: Option<NumericIdentity>, protocol: Option<u8>, port: Option<u16>) -> u64 {
+    let peer = peer.map_or(0, |p| u64::from(p.0) << 1 | 1);
+    let protocol = protocol.map_or(0, |p| u64::from(p) + 1);
+    let port = port.map_or(0, |p| u64::from(p) + 1);
+    // 33 bits, 9 bits and 17 bits.
+    peer << 26 | protocol << 17 | port
+}
+
+impl Index {
+    pub(crate) fn new(entries: &[Entry]) -> Self {
+        let mut index = Self::default();
+        for (position, entry) in entries.iter().enumerate() {
+            // More entries than fit in 32 bits do not fit in memory.
+            index.add(u32::try_from(position).unwrap_or(NONE - 1), entry);
+        }
+        for lengths in &mut index.lengths {
+            lengths.sort_unstable();
+            lengths.dedup();
+        }
+        index
+    }
+
+    fn add(&mut self, position: u32, entry: &Entry) {
+        let Entry { deny, peers, .. } = entry;
+        let shapes: Vec<(Option<u8>, Ports)> = match (entry.protocol, entry.ports) {
+            (None, Ports::Range(..)) => WITH_PORTS.iter().map(|p| (Some(*p), entry.ports)).collect(),
+            shape => vec![shape],
+        };
+        for (protocol, ports) in shapes {
+            for peer in keys(peers) {
+                match ports {
+                    Ports::Range(first, last) if first != last => {
+                        let range = RangeEntry {
+                            first,
+                            last,
+                            position,
+                            deny: *deny,
+                        };
+                        self.ranges
+                            .entry(key(peer, protocol, None))
+                            .or_default()
+                            .push(range);
+                    }
+                    Ports::Range(port, _) => {
+                        self.exact
+                            .entry(key(peer, protocol, Some(port)))
+                            .or_default()
+                            .add(position, *deny);
+                    }
+                    Ports::Any => {
+                        self.exact
+                            .entry(key(peer, protocol, None))
+                            .or_default()
+                            .add(position, *deny);
+                    }
+                }
+            }
+            if peers.any {
+                continue;
+            }
+            for peer in &peers.cidrs {
+                let family = usize::from(peer.cidr.addr().is_ipv6());
+                self.lengths[family].push(peer.cidr.prefix_len());
+                let cidr = CidrEntry {
+                    peer: peer.clone(),
+                    protocol,
+                    ports,
+                    position,
+                    deny: *deny,
+                };
+                self.cidrs.entry(peer.cidr.network()).or_default().push(cidr);
+            }
+        }
+    }
+
+    pub(crate) fn find(&self, peer: PeerRef, protocol: u8, port: u16) -> Hit {
+        let mut hit = Hit::default();
+        let identity = if is_outside(peer.identity) {
+            NumericIdentity::WORLD
+        } else {
+            peer.identity
+        };
+        for who in [Some(identity), None] {
+            for (protocol, port) in [(Some(protocol), Some(port)), (Some(protocol), None), (None, None)] {
+                if let Some(found) = self.exact.get(&key(who, protocol, port)) {
+                    hit.join(found);
+                }
+            }
+            for range in self
+                .ranges
+                .get(&key(who, Some(protocol), None))
+                .into_iter()
+                .flatten()
+            {
+                if (range.first..=range.last).contains(&port) {
+                    hit.add(range.position, range.deny);
+                }
+            }
+        }
+        if is_outside(peer.identity) && !self.cidrs.is_empty() {
+            self.find_cidr(peer.address, protocol, port, &mut hit);
+        }
+        hit
+    }
+
+    fn find_cidr(&self, address: Option<IpAddr>, protocol: u8, port: u16, hit: &mut Hit) {
+        let fits = |e: &CidrEntry| e.protocol.is_none_or(|p| p == protocol) && e.ports.contains(port);
+        let Some(address) = address.map(|a| a.to_canonical()) else {
+            // Without an address nothing shows that a refused range is not meant: stay closed.
+            for entry in self.cidrs.values().flatten().filter(|e| e.deny && fits(e)) {
+                hit.add(entry.position, true);
+            }
+            return;
+        };
+        for length in &self.lengths[usize::from(address.is_ipv6())] {
+            let Ok(net) = ipnet::IpNet::new(address, *length) else {
+                continue;
+            };
+            for entry in self.cidrs.get(&net.network()).into_iter().flatten() {
+                let meant = entry.peer.cidr.prefix_len() == *length
+                    && !entry.peer.except.iter().any(|e| e.contains(&address));
+                if meant && fits(entry) {
+                    hit.add(entry.position, entry.deny);
+                }
+            }
+        }
+    }
+}
+
+fn keys(peers: &Peers) -> Box<dyn Iterator<Item = Option<NumericIdentity>> + '_> {
+    if peers.any {
+        return Box::new(std::iter::once(None));
+    }
+    Box::new(peers.identities.iter().map(|i| Some(*i)))
+}
+
+type Mixing = BuildHasherDefault<Mixer>;
+
+/// Spreads a packed key over the table: one multiplication and a fold. Keys come from policies that
+/// were admitted, not from peers, so nobody gains by making them collide.
+#[derive(Debug, Clone, Default)]
+struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64(u64::from(*b));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let mixed = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

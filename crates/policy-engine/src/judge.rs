@@ -1,0 +1,96 @@
+//! From a set and a connection to a verdict.
+
+use crate::{PolicySet, RuleRef};
+use std::{net::IpAddr, sync::Arc};
+use weft_model::NumericIdentity;
+
+/// Which way a connection goes, as the judged workload sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Somebody connects to it.
+    Ingress,
+    /// It connects to somebody.
+    Egress,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerRef {
+    /// Its security identity, by proof and not by address.
+    pub identity: NumericIdentity,
+    /// Its address, where it has one: needed for address ranges. While it is unknown, a range never
+    /// allows, and a refused range always refuses.
+    pub address: Option<IpAddr>,
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DenyReason {
+    /// No entry allows it and the direction is in default deny (Cilium's drop reason 133).
+    PolicyDenied,
+    /// An entry refuses it (Cilium's drop reason 181).
+    PolicyDeny,
+}
+
+/// What becomes of a connection, and by which rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may pass; without a rule when no rule selects the workload in this direction.
+    Allowed {
+        /// The first rule that allows it.
+        rule: Option<Arc<RuleRef>>,
+    },
+    /// It may not.
+    Denied {
+        /// Whether by a rule or for lack of one.
+        reason: DenyReason,
+        /// The first rule that refuses it.
+        rule: Option<Arc<RuleRef>>,
+    },
+}
+
+impl Verdict {
+    /// Whether the connection may pass.
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allowed { .. })
+    }
+
+    /// The rule that decided, if one did.
+    pub fn rule(&self) -> Option<&RuleRef> {
+        match self {
+            Self::Allowed { rule } | Self::Denied { rule, .. } => rule.as_deref(),
+        }
+    }
+}
+
+/// Whether an identity is outside the cluster: `world`, its two address families, and what a node
+/// numbers locally for address ranges (scope bits 24 to 31 set).
+pub(crate) fn is_outside(identity: NumericIdentity) -> bool {
+    matches!(identity.0, 2 | 9 | 10) || identity.0 >> 24 == 1
+}
+
+impl PolicySet {
+    /// Judges one connection. `protocol` is the IANA number; `port` is the port at the callee, 0 for
+    /// protocols that have none.
+    pub fn judge(&self, direction: Direction, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
+        let (policy, index) = self.direction(direction);
+        let hit = index.find(peer, protocol, port);
+        let rule = |at: usize| policy.entries.get(at).map(|e| e.rule.clone());
+        if let Some(at) = hit.deny() {
+            return Verdict::Denied {
+                reason: DenyReason::PolicyDeny,
+                rule: rule(at),
+            };
+        }
+        if let Some(at) = hit.allow() {
+            return Verdict::Allowed { rule: rule(at) };
+        }
+        if policy.default_deny {
+            return Verdict::Denied {
+                reason: DenyReason::PolicyDenied,
+                rule: None,
+            };
+        }
+        Verdict::Allowed { rule: None }
+    }
+}

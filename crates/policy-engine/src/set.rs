@@ -1,0 +1,236 @@
+//! What a compiled policy is: entries in a fixed order, named by a hash of their content.
+
+use crate::index::Index;
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+use std::{fmt::Write as _, sync::Arc};
+use weft_model::NumericIdentity;
+
+/// The rule that made an entry, for flows and for `explain`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleRef {
+    /// Kind of the object: `CiliumNetworkPolicy`.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where in the object: `ingress[0].toPorts[1].ports[0]`.
+    pub path: String,
+}
+
+impl std::fmt::Display for RuleRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}: {}", self.kind, self.namespace, self.name, self.path)
+    }
+}
+
+/// A range of addresses outside the cluster, with holes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CidrPeer {
+    /// The range; host bits are zero.
+    pub cidr: IpNet,
+    /// Parts of the range that are not meant.
+    pub except: Vec<IpNet>,
+}
+
+/// Whom an entry is about.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Peers {
+    /// Everybody; the lists below are then without effect.
+    pub any: bool,
+    /// Identities, ascending.
+    pub identities: Vec<NumericIdentity>,
+    /// Address ranges. They match peers outside the cluster only.
+    pub cidrs: Vec<CidrPeer>,
+}
+
+impl Peers {
+    /// Everybody.
+    pub fn any() -> Self {
+        Self {
+            any: true,
+            ..Self::default()
+        }
+    }
+
+    /// Whether nobody can match.
+    pub fn is_empty(&self) -> bool {
+        !self.any && self.identities.is_empty() && self.cidrs.is_empty()
+    }
+}
+
+/// Ports of one protocol, or of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Ports {
+    /// Any port, and protocols that have none.
+    Any,
+    /// First and last, inclusive. The first is not above the last.
+    Range(u16, u16),
+}
+
+impl Ports {
+    /// Whether `port` is among them.
+    pub fn contains(self, port: u16) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Range(first, last) => (first..=last).contains(&port),
+        }
+    }
+}
+
+/// One line of a compiled policy. The order of fields is the canonical order of entries.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Entry {
+    /// Refuses what it matches; otherwise it allows.
+    pub deny: bool,
+    /// Where it comes from.
+    pub rule: Arc<RuleRef>,
+    /// IANA protocol number; `None` for any.
+    pub protocol: Option<u8>,
+    /// Ports.
+    pub ports: Ports,
+    /// Whom it is about.
+    pub peers: Peers,
+}
+
+/// One direction of a compiled policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct DirectionPolicy {
+    /// Whether what no entry allows is refused.
+    pub default_deny: bool,
+    /// Entries; [`PolicySet::new`] brings them into canonical order.
+    pub entries: Vec<Entry>,
+}
+
+/// The compiled policy of one or more workloads. Cheap to share behind an [`Arc`].
+#[derive(Debug, Clone)]
+pub struct PolicySet {
+    id: Arc<str>,
+    ingress: DirectionPolicy,
+    egress: DirectionPolicy,
+    ingress_index: Index,
+    egress_index: Index,
+}
+
+impl PolicySet {
+    /// Puts entries into canonical order and names the set by its content, provenance included: the
+    /// same rules for the same identities give the same id, on every machine and in every run.
+    pub fn new(mut ingress: DirectionPolicy, mut egress: DirectionPolicy) -> Self {
+        for direction in [&mut ingress, &mut egress] {
+            for entry in &mut direction.entries {
+                normalise(&mut entry.peers);
+            }
+            direction.entries.sort_unstable();
+            direction.entries.dedup();
+        }
+        let id = content_id(&ingress, &egress);
+        Self::with_id(id.into(), ingress, egress)
+    }
+
+    /// For a set that got its id elsewhere: entries are taken in the order given.
+    pub(crate) fn with_id(id: Arc<str>, ingress: DirectionPolicy, egress: DirectionPolicy) -> Self {
+        let ingress_index = Index::new(&ingress.entries);
+        let egress_index = Index::new(&egress.entries);
+        Self {
+            id,
+            ingress,
+            egress,
+            ingress_index,
+            egress_index,
+        }
+    }
+
+    /// The set that selects nothing: everything is allowed, by no rule.
+    pub fn unrestricted() -> Self {
+        Self::new(DirectionPolicy::default(), DirectionPolicy::default())
+    }
+
+    /// Hash of the content: 32 hexadecimal digits.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What may come in.
+    pub fn ingress(&self) -> &DirectionPolicy {
+        &self.ingress
+    }
+
+    /// What may go out.
+    pub fn egress(&self) -> &DirectionPolicy {
+        &self.egress
+    }
+
+    pub(crate) fn direction(&self, direction: crate::Direction) -> (&DirectionPolicy, &Index) {
+        match direction {
+            crate::Direction::Ingress => (&self.ingress, &self.ingress_index),
+            crate::Direction::Egress => (&self.egress, &self.egress_index),
+        }
+    }
+}
+
+impl PartialEq for PolicySet {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.ingress == other.ingress && self.egress == other.egress
+    }
+}
+
+impl Eq for PolicySet {}
+
+fn normalise(peers: &mut Peers) {
+    if peers.any {
+        peers.identities.clear();
+        peers.cidrs.clear();
+    }
+    peers.identities.sort_unstable();
+    peers.identities.dedup();
+    for cidr in &mut peers.cidrs {
+        cidr.cidr = cidr.cidr.trunc();
+        for except in &mut cidr.except {
+            *except = except.trunc();
+        }
+        cidr.except.sort_unstable();
+        cidr.except.dedup();
+    }
+    peers.cidrs.sort_unstable();
+    peers.cidrs.dedup();
+}
+
+/// SHA-256, cut to 128 bits, over an encoding in which every text carries its length: no two
+/// different sets write the same bytes.
+fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
+    let mut text = String::from("weft policy set 1\n");
+    let write = |text: &mut String, direction: &DirectionPolicy| {
+        // Writing to a String can not fail.
+        let _ = writeln!(text, "{} {}", direction.default_deny, direction.entries.len());
+        for e in &direction.entries {
+            for part in [&e.rule.kind, &e.rule.namespace, &e.rule.name, &e.rule.path] {
+                let _ = write!(text, "{}:{part} ", part.len());
+            }
+            let (first, last) = match e.ports {
+                Ports::Any => (0, 0),
+                Ports::Range(first, last) => (first, last),
+            };
+            let any = e.ports == Ports::Any;
+            let _ = write!(
+                text,
+                "{} {:?} {any} {first} {last} {}",
+                e.deny, e.protocol, e.peers.any
+            );
+            let _ = write!(text, " {}", e.peers.identities.len());
+            for id in &e.peers.identities {
+                let _ = write!(text, " {id}");
+            }
+            for cidr in &e.peers.cidrs {
+                let _ = write!(text, " {} -{}", cidr.cidr, cidr.except.len());
+                for except in &cidr.except {
+                    let _ = write!(text, " {except}");
+                }
+            }
+            text.push('\n');
+        }
+    };
+    write(&mut text, ingress);
+    write(&mut text, egress);
+    hex::encode(&Sha256::digest(text.as_bytes())[..16])
+}

@@ -1,0 +1,159 @@
+//! Policy sets as `weft.policy.v1` carries them.
+
+use crate::{CidrPeer, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef};
+use ipnet::IpNet;
+use std::sync::Arc;
+use weft_model::NumericIdentity;
+use weft_proto::weft::policy::v1 as pb;
+
+/// Why a received set can not be used. The receiver refuses all of it: a set with a hole is open.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("policy set {set:?}, {direction} entry {entry}: {problem}")]
+pub struct WireError {
+    set: String,
+    direction: &'static str,
+    entry: usize,
+    problem: String,
+}
+
+impl From<&PolicySet> for pb::PolicySet {
+    fn from(set: &PolicySet) -> Self {
+        Self {
+            id: set.id().to_owned(),
+            ingress: Some(direction_to_wire(set.ingress())),
+            egress: Some(direction_to_wire(set.egress())),
+        }
+    }
+}
+
+impl TryFrom<&pb::PolicySet> for PolicySet {
+    type Error = WireError;
+
+    fn try_from(set: &pb::PolicySet) -> Result<Self, WireError> {
+        let direction = |policy: &Option<pb::DirectionPolicy>, name: &'static str| {
+            let policy = policy.as_ref().ok_or_else(|| WireError {
+                set: set.id.clone(),
+                direction: name,
+                entry: 0,
+                problem: "the direction is missing".into(),
+            })?;
+            let mut entries = Vec::with_capacity(policy.entries.len());
+            for (at, entry) in policy.entries.iter().enumerate() {
+                entries.push(entry_from_wire(entry).map_err(|problem| WireError {
+                    set: set.id.clone(),
+                    direction: name,
+                    entry: at,
+                    problem,
+                })?);
+            }
+            Ok(DirectionPolicy {
+                default_deny: policy.default_deny,
+                entries,
+            })
+        };
+        let ingress = direction(&set.ingress, "ingress")?;
+        let egress = direction(&set.egress, "egress")?;
+        Ok(PolicySet::with_id(set.id.as_str().into(), ingress, egress))
+    }
+}
+
+fn direction_to_wire(policy: &DirectionPolicy) -> pb::DirectionPolicy {
+    pb::DirectionPolicy {
+        default_deny: policy.default_deny,
+        entries: policy.entries.iter().map(entry_to_wire).collect(),
+    }
+}
+
+fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
+    let (port, end_port) = match entry.ports {
+        Ports::Any => (0, 0),
+        Ports::Range(first, last) if first == last => (first, 0),
+        Ports::Range(first, last) => (first, last),
+    };
+    let cidrs = entry.peers.cidrs.iter().map(|c| pb::CidrPeer {
+        cidr: c.cidr.to_string(),
+        except: c.except.iter().map(IpNet::to_string).collect(),
+    });
+    pb::PolicyEntry {
+        deny: entry.deny,
+        any_peer: entry.peers.any,
+        identities: entry.peers.identities.iter().map(|i| i.0).collect(),
+        cidrs: cidrs.collect(),
+        protocol: entry.protocol.map_or(0, u32::from),
+        port: u32::from(port),
+        end_port: u32::from(end_port),
+        rule: Some(rule_to_wire(&entry.rule)),
+    }
+}
+
+/// The rule in its wire form, for flows and explanations.
+pub fn rule_to_wire(rule: &RuleRef) -> pb::RuleRef {
+    pb::RuleRef {
+        kind: rule.kind.clone(),
+        namespace: rule.namespace.clone(),
+        name: rule.name.clone(),
+        path: rule.path.clone(),
+    }
+}
+
+fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
+    let number = |what: &str, n: u32, most: u32| {
+        if n > most {
+            Err(format!("{what} {n} is above {most}"))
+        } else {
+            Ok(n)
+        }
+    };
+    let protocol = number("protocol", entry.protocol, 255)? as u8;
+    let first = number("port", entry.port, 65_535)? as u16;
+    let last = number("end_port", entry.end_port, 65_535)? as u16;
+    let ports = match (first, last) {
+        (0, 0) => Ports::Any,
+        (0, _) => return Err("end_port without port".into()),
+        (_, 0) => Ports::Range(first, first),
+        _ if last < first => return Err(format!("end_port {last} is below port {first}")),
+        _ => Ports::Range(first, last),
+    };
+    let net = |text: &str| {
+        text.parse::<IpNet>()
+            .map(|n| n.trunc())
+            .map_err(|e| format!("CIDR {text:?}: {e}"))
+    };
+    let mut cidrs = Vec::with_capacity(entry.cidrs.len());
+    for cidr in &entry.cidrs {
+        let except = cidr
+            .except
+            .iter()
+            .map(|e| net(e))
+            .collect::<Result<Vec<_>, _>>()?;
+        cidrs.push(CidrPeer {
+            cidr: net(&cidr.cidr)?,
+            except,
+        });
+    }
+    let rule = entry.rule.as_ref().map_or_else(
+        || RuleRef {
+            kind: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+            path: String::new(),
+        },
+        |r| RuleRef {
+            kind: r.kind.clone(),
+            namespace: r.namespace.clone(),
+            name: r.name.clone(),
+            path: r.path.clone(),
+        },
+    );
+    Ok(Entry {
+        deny: entry.deny,
+        rule: Arc::new(rule),
+        protocol: (protocol != 0).then_some(protocol),
+        ports,
+        peers: Peers {
+            any: entry.any_peer,
+            identities: entry.identities.iter().map(|i| NumericIdentity(*i)).collect(),
+            cidrs,
+        },
+    })
+}
