@@ -1,1 +1,31 @@
-//! See ARCHITECTURE.md.
+//! BPF programs of the node and their loader.
+//!
+//! The programs tell who opened a connection, for workloads that are told apart by their cgroup
+//! (`weft.bpf.c` says how). This crate loads them at the node's cgroup, keeps them and their maps
+//! pinned so that they outlive the process, and reads what they found. aya does the loading; none
+//! of its types cross this border.
+//!
+//! - [`Kernel`]: load or adopt, register workloads, read counters. Needs root.
+//! - [`Origins`]: read an accepted socket's caller. Needs the map's descriptor only.
+//! - [`probe`]: what is missing here, and how to get it.
+//! - [`uninstall`]: take everything away.
+//!
+//! Two conditions are the caller's part. Listeners whose connections are to have records must be
+//! made by a process inside the node's cgroup (`<root>/_node`): the kernel picks the programs for
+//! an accepted socket by the cgroup in which its listener was made. And a workload must be
+//! registered before its first process starts.
+
+mod error;
+mod fs;
+mod kernel;
+mod layout;
+mod links;
+mod origin;
+mod probe;
+mod sys;
+
+pub use error::Error;
+pub use fs::{cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, pin_dir};
+pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
+pub use origin::{Origin, Origins};
+pub use probe::{Capability, probe};

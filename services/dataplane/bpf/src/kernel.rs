@@ -1,0 +1,359 @@
+//! The node's programs and maps: loading them, adopting what an earlier process left pinned, the
+//! registry of workloads and the counters.
+//!
+//! Owns everything under the node's pin folder: `links/<program>` and `maps-v<layout>/<map>`.
+//! What the kernel holds outlives a [`Kernel`]; only [`uninstall`] takes it away.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::maps::{MapData, PerCpuArray};
+use aya::programs::{CgroupSockAddr, Program, SockOps};
+use aya::{Ebpf, EbpfLoader};
+
+use crate::error::Error;
+use crate::fs as filesystems;
+use crate::layout::{COUNTERS, LAYOUT, RawWorkload};
+use crate::links::{self, PROGRAMS};
+use crate::sys::{self, Map};
+
+/// The object, compiled at build time or taken from `prebuilt/`.
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
+
+/// The most workloads a node can have: the size of the map.
+pub const MAX_WORKLOADS: u32 = 4096;
+
+/// What to load, and where.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The node's subtree of cgroup v2, `<cgroup2>/weft/<node>`; it must exist. Programs attach here
+    /// and see nothing that happens elsewhere.
+    pub cgroup_root: PathBuf,
+    /// The node's folder for pins, `<bpffs>/weft/<node>` ([`pin_dir`](crate::pin_dir)); made if missing.
+    pub bpffs_dir: PathBuf,
+    /// How many connections may be on their way from connect(2) to a listener at once. Adopted
+    /// maps keep the size they were made with.
+    pub max_pending: u32,
+    /// How many of these one workload may hold.
+    pub max_pending_per_workload: u32,
+}
+
+impl Options {
+    /// Options with the defaults: 16384 pending connections, 2048 of them per workload.
+    pub fn new(cgroup_root: impl Into<PathBuf>, bpffs_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            cgroup_root: cgroup_root.into(),
+            bpffs_dir: bpffs_dir.into(),
+            max_pending: 16384,
+            max_pending_per_workload: 2048,
+        }
+    }
+}
+
+/// What the kernel knows of a cgroup that is a workload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// The caller's own number for it; comes back in [`Origin`](crate::Origin).
+    pub index: u32,
+    /// Its security identity; 0 while not known.
+    pub identity: u32,
+}
+
+/// One of the programs' counters, summed over CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counter {
+    /// Its name, fit for a metric's label.
+    pub name: &'static str,
+    /// Since the maps were made.
+    pub value: u64,
+}
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    adopted: bool,
+    maps: PathBuf,
+    workloads: Map<u64, RawWorkload>,
+    shares: Map<u64, i32>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("adopted", &self.adopted)
+            .field("maps", &self.maps)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads the programs and puts them to work at the node's cgroup. Maps that an earlier process
+    /// left are adopted with what they hold, links are replaced in place: no connection falls
+    /// between two versions.
+    pub fn load(options: &Options) -> Result<Self, Error> {
+        let folder = &options.bpffs_dir;
+        if !filesystems::is_bpffs(folder) {
+            return Err(Error::NotBpffs { path: folder.clone() });
+        }
+        if folder.iter().any(|part| part.to_string_lossy().contains('.')) && !folder.exists() {
+            return Err(Error::Dots { path: folder.clone() });
+        }
+        let cgroup_id = filesystems::cgroup_id(&options.cgroup_root)?;
+        let cgroup = File::open(&options.cgroup_root).map_err(|source| Error::Cgroup {
+            path: options.cgroup_root.clone(),
+            source,
+        })?;
+
+        let maps = maps_dir(folder, LAYOUT);
+        let links = links_dir(folder);
+        for dir in [&maps, &links] {
+            fs::create_dir_all(dir).map_err(|source| Error::Pin {
+                path: dir.clone(),
+                action: "make",
+                source,
+            })?;
+        }
+
+        let mut object = EbpfLoader::new()
+            .default_map_pin_directory(&maps)
+            .map_max_entries("pending", options.max_pending.max(1))
+            .override_global("share_max", &options.max_pending_per_workload.max(1), true)
+            .load(OBJECT)
+            .map_err(|error| load_error("the object", &error))?;
+
+        let mut adopted = true;
+        for (name, kind) in PROGRAMS {
+            let program = load_program(&mut object, name)?;
+            adopted &= links::install(&links, (name, kind), program.as_fd(), &cgroup, cgroup_id)?;
+        }
+        let kernel = Self::open(maps, adopted)?;
+        remove_older_maps(folder)?;
+        Ok(kernel)
+    }
+
+    fn open(maps: PathBuf, adopted: bool) -> Result<Self, Error> {
+        let workloads = typed(&maps, "workloads")?;
+        let shares = typed(&maps, "shares")?;
+        let counters = MapData::from_pin(maps.join("counters"))
+            .and_then(|data| PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data)))
+            .map_err(|error| Error::Layout {
+                map: "counters".into(),
+                detail: error.to_string(),
+            })?;
+        Ok(Self {
+            adopted,
+            maps,
+            workloads,
+            shares,
+            counters,
+        })
+    }
+
+    /// Whether links of an earlier process were replaced rather than made.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// From now on, connections by processes in this cgroup, and in cgroups below it, carry this
+    /// workload's record. Calling it again changes the workload's values.
+    pub fn add_workload(&self, cgroup_id: u64, workload: Workload) -> Result<(), Error> {
+        let failed = |map| {
+            move |source: io::Error| match source.raw_os_error() {
+                Some(libc::E2BIG) => Error::WorkloadsFull { max: MAX_WORKLOADS },
+                _ => Error::Map {
+                    map,
+                    action: "add to",
+                    source,
+                },
+            }
+        };
+        match self.shares.update(&cgroup_id, &0, sys::NOEXIST) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(failed("shares"))?,
+        }
+        let raw = RawWorkload {
+            index: workload.index,
+            identity: workload.identity,
+        };
+        self.workloads.update(&cgroup_id, &raw, 0).map_err(|error| {
+            let _ = self.shares.delete(&cgroup_id);
+            failed("workloads")(error)
+        })
+    }
+
+    /// New connections from this cgroup have no record any more. Returns whether it was registered.
+    pub fn remove_workload(&self, cgroup_id: u64) -> Result<bool, Error> {
+        let failed = |map| {
+            move |source| Error::Map {
+                map,
+                action: "remove from",
+                source,
+            }
+        };
+        let there = self.workloads.delete(&cgroup_id).map_err(failed("workloads"))?;
+        self.shares.delete(&cgroup_id).map_err(failed("shares"))?;
+        Ok(there)
+    }
+
+    /// The registered workloads by cgroup id, also those that an earlier process registered: whoever
+    /// adopts them removes what is no longer there.
+    pub fn workloads(&self) -> Result<Vec<(u64, Workload)>, Error> {
+        let failed = |source| Error::Map {
+            map: "workloads",
+            action: "read",
+            source,
+        };
+        let mut found = Vec::new();
+        for id in self.workloads.keys().map_err(failed)? {
+            if let Some(raw) = self.workloads.lookup(&id).map_err(failed)? {
+                found.push((
+                    id,
+                    Workload {
+                        index: raw.index,
+                        identity: raw.identity,
+                    },
+                ));
+            }
+        }
+        Ok(found)
+    }
+
+    /// A read-only descriptor of the table of origins, to be handed to the process that accepts
+    /// connections; see [`Origins`](crate::Origins).
+    pub fn origins_map_fd(&self) -> Result<OwnedFd, Error> {
+        let path = self.maps.join("origins");
+        sys::open_pin(&path, true).map_err(|source| Error::Pin {
+            path,
+            action: "open",
+            source,
+        })
+    }
+
+    /// What the programs counted, refusals and overflows among it.
+    pub fn counters(&self) -> Result<Vec<Counter>, Error> {
+        let mut all = Vec::with_capacity(COUNTERS.len());
+        for (index, name) in (0u32..).zip(COUNTERS) {
+            let values = self.counters.get(&index, 0).map_err(|error| Error::Map {
+                map: "counters",
+                action: "read",
+                source: io::Error::other(error),
+            })?;
+            all.push(Counter {
+                name,
+                value: values.iter().sum(),
+            });
+        }
+        Ok(all)
+    }
+}
+
+/// Detaches the node's programs and removes everything under its pin folder. Needs no loaded
+/// [`Kernel`]: it also clears up after a process that is gone. Removing what isn't there is no error.
+pub fn uninstall(bpffs_dir: &Path) -> Result<(), Error> {
+    let links = links_dir(bpffs_dir);
+    for (name, _) in PROGRAMS {
+        links::remove(&links, name)?;
+    }
+    remove_dir(&links)?;
+    for dir in map_dirs(bpffs_dir) {
+        remove_dir(&dir)?;
+    }
+    remove_dir(bpffs_dir)
+}
+
+fn maps_dir(folder: &Path, layout: u32) -> PathBuf {
+    folder.join(format!("maps-v{layout}"))
+}
+
+fn links_dir(folder: &Path) -> PathBuf {
+    folder.join("links")
+}
+
+fn map_dirs(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .filter(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("maps-v"))
+        })
+        .collect()
+}
+
+/// Once the links run this layout's programs, the maps of other layouts serve nobody.
+fn remove_older_maps(folder: &Path) -> Result<(), Error> {
+    let current = maps_dir(folder, LAYOUT);
+    map_dirs(folder)
+        .iter()
+        .filter(|dir| **dir != current)
+        .try_for_each(|dir| remove_dir(dir))
+}
+
+/// bpffs removes folders only when they are empty. One that isn't there is fine.
+fn remove_dir(dir: &Path) -> Result<(), Error> {
+    let failed = |source| Error::Pin {
+        path: dir.to_path_buf(),
+        action: "remove",
+        source,
+    };
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn typed<K: sys::Plain, V: sys::Plain>(folder: &Path, name: &'static str) -> Result<Map<K, V>, Error> {
+    let path = folder.join(name);
+    let fd = sys::open_pin(&path, false).map_err(|source| Error::Pin {
+        path,
+        action: "open",
+        source,
+    })?;
+    Map::new(fd).map_err(|source| Error::Layout {
+        map: name.into(),
+        detail: source.to_string(),
+    })
+}
+
+fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
+    let missing = || Error::Load {
+        what: name.into(),
+        detail: "the object does not contain it".into(),
+    };
+    let program = object.program_mut(name).ok_or_else(missing)?;
+    match program {
+        Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::SockOps(program) => SockOps::load(program),
+        _ => return Err(missing()),
+    }
+    .map_err(|error| load_error(name, &error))?;
+    program
+        .fd()
+        .map_err(|error| load_error(name, &error))?
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| load_error(name, &error))
+}
+
+/// The whole chain of causes: the verifier's words are at its end.
+fn load_error(what: &str, error: &dyn std::error::Error) -> Error {
+    let mut detail = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !detail.contains(&text) {
+            detail.push_str(": ");
+            detail.push_str(&text);
+        }
+        cause = inner.source();
+    }
+    Error::Load {
+        what: what.to_string(),
+        detail,
+    }
+}
