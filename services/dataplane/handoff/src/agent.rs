@@ -1,0 +1,583 @@
+//! The agent's client: one task owns the socket; handles ask it.
+
+use crate::{
+    Family, HANDOFF_FD_ENV, HandoffError, Listener, MAX_SOCKETS,
+    message::{parse_addresses, take_listeners},
+    pool::{BATCH, Pool, Taken},
+    socket::{self, PacketReceiver, PacketSender},
+    wire::Received,
+};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as new_socket};
+use prost::Message as _;
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot};
+use weft_proto::weft::{
+    dataplane::v1::{Capability, WorkloadSpec},
+    node::v1 as proto,
+};
+
+/// How long an answer may take. Placing a pod opens a dozen sockets; more means trouble.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Requests that may wait to be sent.
+const REQUESTS: usize = 256;
+/// Events that may wait to be read; beyond it the link is given up.
+const EVENTS: usize = 4096;
+
+/// What the node said at the start.
+#[derive(Debug)]
+pub struct Hello {
+    /// The node's name.
+    pub node: String,
+    /// The node's version.
+    pub software: String,
+    /// What is enforced, what is not and why.
+    pub capabilities: Vec<Capability>,
+    /// The node's own listeners: runtime APIs for processes, tunnel, local API.
+    pub listeners: Vec<Listener>,
+    /// BPF maps by name.
+    pub maps: HashMap<String, OwnedFd>,
+    /// The node's own addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A workload that the node has placed.
+#[derive(Debug)]
+pub struct PlacedWorkload {
+    /// `<node>/<namespace>/<name>/<start>`.
+    pub id: String,
+    /// As asked for.
+    pub spec: WorkloadSpec,
+    /// Inside its namespace; empty for processes.
+    pub listeners: Vec<Listener>,
+    /// For its processes; `None` for pods.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup's kernel id; 0 for pods.
+    pub cgroup_id: u64,
+    /// A pod's addresses as read in its namespace.
+    pub addresses: Vec<IpAddr>,
+    /// Numeric identity and SPIFFE ID, when an earlier agent told them.
+    pub derived: Option<(u32, String)>,
+}
+
+/// What the node tells unasked.
+#[derive(Debug)]
+pub enum Event {
+    /// Another agent placed a workload, or this one did and gave up waiting for the answer.
+    Placed(Box<PlacedWorkload>),
+    /// A workload is gone: drop its listeners, deregister it.
+    Gone {
+        /// The workload's id.
+        id: String,
+        /// For the log.
+        reason: String,
+    },
+}
+
+/// The node's events, in order. They must be read: an agent that leaves too many loses its link.
+#[derive(Debug)]
+pub struct Events {
+    events: mpsc::Receiver<Event>,
+}
+
+impl Events {
+    /// The next event; `None` when the node is gone. Cancellation-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+/// All that a new link starts with.
+#[derive(Debug)]
+pub struct Connected {
+    /// For requests.
+    pub link: AgentLink,
+    /// What the node has.
+    pub hello: Hello,
+    /// What is already there.
+    pub workloads: Vec<PlacedWorkload>,
+    /// What the node tells from now on.
+    pub events: Events,
+}
+
+/// A handle for requests to the node; clones share the link.
+#[derive(Debug, Clone)]
+pub struct AgentLink {
+    requests: mpsc::Sender<Pending>,
+    pool: Arc<Pool>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    message: proto::agent_message::Message,
+    answer: oneshot::Sender<Result<Reply, HandoffError>>,
+}
+
+#[derive(Debug)]
+enum Reply {
+    Placed(Box<PlacedWorkload>),
+    Sockets(Vec<OwnedFd>),
+    Done,
+}
+
+#[derive(Debug)]
+enum Incoming {
+    Hello { hello: Box<Hello>, workloads: usize },
+    Placed(Box<PlacedWorkload>),
+    Gone { id: String, reason: String },
+    Sockets(Vec<OwnedFd>),
+    Done,
+    Failure(String),
+}
+
+impl AgentLink {
+    /// The descriptor that `weft-node` left in the environment, if it did. Call it once, early.
+    pub fn inherited() -> Result<Option<OwnedFd>, HandoffError> {
+        let Ok(number) = std::env::var(HANDOFF_FD_ENV) else {
+            return Ok(None);
+        };
+        let fd: RawFd =
+            number.parse().ok().filter(|fd| *fd > 2).ok_or_else(|| {
+                HandoffError::protocol(format!("{HANDOFF_FD_ENV}={number} is no descriptor"))
+            })?;
+        Self::from_number(fd).map(Some)
+    }
+
+    /// The inherited descriptor with this number, as `--handoff-fd` gives it. Call it once, early.
+    pub fn from_number(fd: RawFd) -> Result<OwnedFd, HandoffError> {
+        use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+        // SAFETY: only borrowed for this call, which checks whether it is open at all.
+        let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+        fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+            .map_err(|e| HandoffError::socket("use the inherited descriptor", e.into()))?;
+        // SAFETY: it is open, was passed to this process for this purpose and is taken once.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    /// Connects to a node that listens at `path`.
+    pub async fn connect(path: &Path) -> Result<Connected, HandoffError> {
+        let failed = |e: nix::Error| HandoffError::Path {
+            path: path.to_owned(),
+            source: e.into(),
+            remedy: match e {
+                nix::Error::ENOENT | nix::Error::ECONNREFUSED => "start weft-node, or check --run-dir",
+                nix::Error::EACCES | nix::Error::EPERM => {
+                    "run the agent as the user that weft-node names (--agent-user)"
+                }
+                _ => "look at weft-node's log",
+            },
+        };
+        let fd = new_socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .map_err(failed)?;
+        // Connecting to a local listener either succeeds at once or fails: it is not awaited.
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).map_err(failed)?).map_err(failed)?;
+        Self::start(fd).await
+    }
+
+    /// Says hello over a connected socket and takes what the node hands over.
+    pub async fn start(fd: OwnedFd) -> Result<Connected, HandoffError> {
+        let (sender, receiver) = socket::split(fd)?;
+        tokio::time::timeout(ANSWER_WITHIN, Self::handshake(sender, receiver))
+            .await
+            .map_err(|_| HandoffError::Timeout {
+                request: "hello",
+                seconds: ANSWER_WITHIN.as_secs(),
+            })?
+    }
+
+    async fn handshake(
+        mut sender: PacketSender,
+        mut receiver: PacketReceiver,
+    ) -> Result<Connected, HandoffError> {
+        let hello = proto::AgentHello {
+            software: weft_model::VERSION.to_owned(),
+        };
+        sender
+            .send(&encode(1, proto::agent_message::Message::Hello(hello)), &[])
+            .await?;
+        let (hello, count) = match decode(receiver.recv().await?)? {
+            (1, Incoming::Hello { hello, workloads }) => (hello, workloads),
+            (_, Incoming::Failure(reason)) => return Err(HandoffError::Refused(reason)),
+            _ => return Err(HandoffError::protocol("the node did not answer the hello")),
+        };
+        let pool = Arc::new(Pool::default());
+        let mut workloads = Vec::new();
+        for _ in 0..count {
+            match decode(receiver.recv().await?)? {
+                (0, Incoming::Placed(workload)) => {
+                    pool.add(&workload.id);
+                    workloads.push(*workload);
+                }
+                _ => return Err(HandoffError::protocol("the node broke off its list of workloads")),
+            }
+        }
+        let (requests, pending) = mpsc::channel(REQUESTS);
+        let (events, incoming) = mpsc::channel(EVENTS);
+        let driver = Driver {
+            sender,
+            receiver,
+            pending,
+            events,
+            pool: Arc::clone(&pool),
+            waiting: HashMap::new(),
+            last_id: 1,
+        };
+        tokio::spawn(driver.run());
+        Ok(Connected {
+            link: AgentLink { requests, pool },
+            hello: *hello,
+            workloads,
+            events: Events { events: incoming },
+        })
+    }
+
+    /// Places a workload. When the caller gives up (or is cancelled) and the node answers later,
+    /// the workload comes as [`Event::Placed`].
+    pub async fn place(&self, spec: WorkloadSpec) -> Result<PlacedWorkload, HandoffError> {
+        let message = proto::agent_message::Message::Place(proto::PlaceWorkload { spec: Some(spec) });
+        match self.ask("place", message).await? {
+            Reply::Placed(workload) => Ok(*workload),
+            _ => Err(HandoffError::protocol("another answer than a workload")),
+        }
+    }
+
+    /// Takes a workload away: its cgroup and the node's handles of its listeners.
+    pub async fn remove(&self, id: &str) -> Result<(), HandoffError> {
+        self.pool.remove(id);
+        self.ask_done(
+            "remove",
+            proto::agent_message::Message::Remove(proto::RemoveWorkload { id: id.to_owned() }),
+        )
+        .await
+    }
+
+    /// Tells what the policy service derived, for the kernel's maps and for the next agent.
+    pub async fn derived(&self, id: &str, identity: u32, spiffe_id: &str) -> Result<(), HandoffError> {
+        let derived = proto::WorkloadDerived {
+            id: id.to_owned(),
+            identity,
+            spiffe_id: spiffe_id.to_owned(),
+        };
+        self.ask_done("derived", proto::agent_message::Message::Derived(derived))
+            .await
+    }
+
+    /// Says that this agent accepts on every listener: an agent before it may be drained.
+    pub async fn ready(&self) -> Result<(), HandoffError> {
+        self.ask_done(
+            "ready",
+            proto::agent_message::Message::Ready(proto::AgentReady {}),
+        )
+        .await
+    }
+
+    /// Asks for `count` (1 to [`MAX_SOCKETS`]) unconnected, non-blocking TCP sockets made in the
+    /// workload's namespace.
+    pub async fn open_sockets(
+        &self,
+        workload: &str,
+        family: Family,
+        count: usize,
+    ) -> Result<Vec<OwnedFd>, HandoffError> {
+        let open = proto::OpenSockets {
+            workload_id: workload.to_owned(),
+            family: family.to_wire(),
+            count: u32::try_from(count.clamp(1, MAX_SOCKETS)).unwrap_or(1),
+        };
+        match self
+            .ask("open_sockets", proto::agent_message::Message::OpenSockets(open))
+            .await?
+        {
+            Reply::Sockets(sockets) => Ok(sockets),
+            _ => Err(HandoffError::protocol("another answer than sockets")),
+        }
+    }
+
+    /// One such socket, from a small pool that is refilled in the background.
+    pub async fn socket(&self, workload: &str, family: Family) -> Result<OwnedFd, HandoffError> {
+        match self.pool.take(workload, family) {
+            Taken::Socket { socket, refill } => {
+                if refill {
+                    let (link, workload) = (self.clone(), workload.to_owned());
+                    tokio::spawn(async move {
+                        match link.open_sockets(&workload, family, BATCH).await {
+                            Ok(sockets) => link.pool.put(&workload, family, sockets),
+                            // Whoever finds the shelf empty asks again and gets the reason.
+                            Err(error) => tracing::debug!(%workload, %error, "no new sockets"),
+                        }
+                        link.pool.refilled(&workload, family);
+                    });
+                }
+                Ok(socket)
+            }
+            Taken::Empty => {
+                let mut sockets = self.open_sockets(workload, family, BATCH).await?;
+                let socket = sockets
+                    .pop()
+                    .ok_or_else(|| HandoffError::protocol("no sockets in the answer"))?;
+                self.pool.put(workload, family, sockets);
+                Ok(socket)
+            }
+            Taken::Unknown => Err(HandoffError::Refused(format!(
+                "workload {workload} is not on this node"
+            ))),
+        }
+    }
+
+    /// Resolves when the node is gone.
+    pub async fn closed(&self) {
+        self.requests.closed().await;
+    }
+
+    async fn ask_done(
+        &self,
+        name: &'static str,
+        message: proto::agent_message::Message,
+    ) -> Result<(), HandoffError> {
+        match self.ask(name, message).await? {
+            Reply::Done => Ok(()),
+            _ => Err(HandoffError::protocol("another answer than done")),
+        }
+    }
+
+    async fn ask(
+        &self,
+        name: &'static str,
+        message: proto::agent_message::Message,
+    ) -> Result<Reply, HandoffError> {
+        let (answer, answered) = oneshot::channel();
+        let exchange = async {
+            self.requests
+                .send(Pending { message, answer })
+                .await
+                .map_err(|_| HandoffError::Closed)?;
+            answered.await.map_err(|_| HandoffError::Closed)?
+        };
+        tokio::time::timeout(ANSWER_WITHIN, exchange)
+            .await
+            .map_err(|_| HandoffError::Timeout {
+                request: name,
+                seconds: ANSWER_WITHIN.as_secs(),
+            })?
+    }
+}
+
+/// Owns the socket and every request under way.
+struct Driver {
+    sender: PacketSender,
+    receiver: PacketReceiver,
+    pending: mpsc::Receiver<Pending>,
+    events: mpsc::Sender<Event>,
+    pool: Arc<Pool>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Reply, HandoffError>>>,
+    last_id: u64,
+}
+
+impl Driver {
+    async fn run(mut self) {
+        let end = self.exchange().await;
+        // Sockets of a lost link would keep namespaces alive that nobody watches any more.
+        self.pool.clear();
+        match end {
+            Ok(()) => {}
+            Err(HandoffError::Closed) => {
+                tracing::warn!("weft-node is gone: no workload can be placed until it is back")
+            }
+            Err(error) => tracing::error!(%error, "the link to weft-node is lost"),
+        }
+    }
+
+    /// Ends well when every handle is dropped.
+    async fn exchange(&mut self) -> Result<(), HandoffError> {
+        let mut outgoing: VecDeque<Vec<u8>> = VecDeque::new();
+        loop {
+            // Requests are single packets, so a send that is cancelled here has not happened.
+            tokio::select! {
+                received = self.receiver.recv() => self.take(decode(received?)?)?,
+                sent = send_first(&mut self.sender, &outgoing), if !outgoing.is_empty() => {
+                    sent?;
+                    outgoing.pop_front();
+                }
+                request = self.pending.recv(), if outgoing.len() < REQUESTS => {
+                    let Some(Pending { message, answer }) = request else { return Ok(()) };
+                    self.last_id += 1;
+                    let encoded = encode(self.last_id, message);
+                    match crate::wire::plan(encoded.len(), 0) {
+                        Ok(_) => {
+                            self.waiting.insert(self.last_id, answer);
+                            outgoing.push_back(encoded);
+                        }
+                        Err(error) => drop(answer.send(Err(error))),
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, (id, incoming): (u64, Incoming)) -> Result<(), HandoffError> {
+        let reply = match incoming {
+            Incoming::Gone { id, reason } => {
+                self.pool.remove(&id);
+                return self.tell(Event::Gone { id, reason });
+            }
+            Incoming::Hello { .. } => return Err(HandoffError::protocol("a second hello")),
+            Incoming::Placed(workload) => {
+                self.pool.add(&workload.id);
+                if id == 0 {
+                    return self.tell(Event::Placed(workload));
+                }
+                Ok(Reply::Placed(workload))
+            }
+            Incoming::Sockets(sockets) => Ok(Reply::Sockets(sockets)),
+            Incoming::Done => Ok(Reply::Done),
+            Incoming::Failure(reason) => Err(HandoffError::Refused(reason)),
+        };
+        let Some(waiting) = self.waiting.remove(&id) else {
+            return Err(HandoffError::protocol(format!(
+                "an answer to request {id}, which was not asked"
+            )));
+        };
+        match waiting.send(reply) {
+            // Nobody waits any more, but the workload is there.
+            Err(Ok(Reply::Placed(workload))) => self.tell(Event::Placed(workload)),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&self, event: Event) -> Result<(), HandoffError> {
+        match self.events.try_send(event) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(HandoffError::protocol(format!(
+                "{EVENTS} events were left unread"
+            ))),
+            // Whoever dropped the events does not want them.
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn send_first(sender: &mut PacketSender, outgoing: &VecDeque<Vec<u8>>) -> Result<(), HandoffError> {
+    match outgoing.front() {
+        Some(message) => sender.send(message, &[]).await,
+        None => Ok(()),
+    }
+}
+
+fn encode(request_id: u64, message: proto::agent_message::Message) -> Vec<u8> {
+    proto::AgentMessage {
+        request_id,
+        message: Some(message),
+    }
+    .encode_to_vec()
+}
+
+fn decode(received: Received) -> Result<(u64, Incoming), HandoffError> {
+    use proto::node_message::Message;
+    let message = proto::NodeMessage::decode(received.message.as_slice())
+        .map_err(|e| HandoffError::protocol(format!("the node's message: {e}")))?;
+    let mut fds = received.descriptors.into_iter();
+    let incoming = match message.message {
+        Some(Message::Hello(hello)) => {
+            let listeners = take_listeners(hello.listeners, &mut fds)?;
+            let mut maps = HashMap::new();
+            for name in hello.maps {
+                let map = fds
+                    .next()
+                    .ok_or_else(|| HandoffError::protocol("a map came without its descriptor"))?;
+                maps.insert(name, map);
+            }
+            let workloads = usize::try_from(hello.workloads).unwrap_or(usize::MAX);
+            let hello = Hello {
+                node: hello.node,
+                software: hello.software,
+                capabilities: hello.capabilities,
+                listeners,
+                maps,
+                addresses: parse_addresses(hello.addresses)?,
+            };
+            Incoming::Hello {
+                hello: Box::new(hello),
+                workloads,
+            }
+        }
+        Some(Message::Placed(placed)) => Incoming::Placed(Box::new(PlacedWorkload {
+            id: placed.id,
+            spec: placed
+                .spec
+                .ok_or_else(|| HandoffError::protocol("a workload without its specification"))?,
+            listeners: take_listeners(placed.listeners, &mut fds)?,
+            cgroup: Some(placed.cgroup)
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            cgroup_id: placed.cgroup_id,
+            addresses: parse_addresses(placed.addresses)?,
+            derived: placed
+                .derived
+                .map(|derived| (derived.identity, derived.spiffe_id)),
+        })),
+        Some(Message::Gone(gone)) => Incoming::Gone {
+            id: gone.id,
+            reason: gone.reason,
+        },
+        Some(Message::Sockets(sockets)) => {
+            let taken: Vec<OwnedFd> = fds.by_ref().collect();
+            if taken.len() != usize::try_from(sockets.count).unwrap_or(usize::MAX) {
+                return Err(HandoffError::protocol("sockets are missing"));
+            }
+            Incoming::Sockets(taken)
+        }
+        Some(Message::Done(_)) => Incoming::Done,
+        Some(Message::Failure(failure)) => Incoming::Failure(failure.reason),
+        None => return Err(HandoffError::protocol("the node's message is of an unknown kind")),
+    };
+    if fds.next().is_some() {
+        return Err(HandoffError::protocol("more descriptors than the message lists"));
+    }
+    Ok((message.request_id, incoming))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn fds(n: usize) -> Vec<OwnedFd> {
+        let null = std::fs::File::open("/dev/null").unwrap();
+        (0..n).map(|_| null.try_clone().unwrap().into()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_answered(message in prop::collection::vec(any::<u8>(), 0..512), n in 0usize..5) {
+            let _ = decode(Received { message, descriptors: fds(n) });
+        }
+
+        /// The number of descriptors must be what the message lists, whatever else is in it.
+        #[test]
+        fn descriptors_are_counted(listeners in 0usize..4, maps in 0usize..4, n in 0usize..9) {
+            let hello = proto::NodeHello {
+                listeners: vec![proto::Listener { kind: 1, address: "127.0.0.1:3500".into() }; listeners],
+                maps: (0..maps).map(|i| format!("map{i}")).collect(),
+                ..Default::default()
+            };
+            let message = proto::NodeMessage {
+                request_id: 1,
+                message: Some(proto::node_message::Message::Hello(hello)),
+            }
+            .encode_to_vec();
+            let decoded = decode(Received { message, descriptors: fds(n) });
+            prop_assert_eq!(decoded.is_ok(), n == listeners + maps);
+        }
+    }
+}

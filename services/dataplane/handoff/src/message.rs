@@ -1,0 +1,174 @@
+//! Value types of the messages that both ends use, and reading them from the wire.
+
+use crate::HandoffError;
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, TcpListener},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixListener,
+    },
+};
+use weft_proto::weft::node::v1 as proto;
+
+/// Most sockets that one request may ask for.
+pub const MAX_SOCKETS: usize = 64;
+
+/// What a listener is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenerKind {
+    /// Dapr's HTTP API (3500).
+    RuntimeHttp,
+    /// Dapr's gRPC API (50001).
+    RuntimeGrpc,
+    /// Redirected connections (15001).
+    Capture,
+    /// mTLS tunnels from other nodes (15008).
+    Tunnel,
+    /// The agent's local gRPC API: a unix socket.
+    LocalApi,
+}
+
+impl ListenerKind {
+    pub(crate) fn to_wire(self) -> proto::ListenerKind {
+        match self {
+            Self::RuntimeHttp => proto::ListenerKind::RuntimeHttp,
+            Self::RuntimeGrpc => proto::ListenerKind::RuntimeGrpc,
+            Self::Capture => proto::ListenerKind::Capture,
+            Self::Tunnel => proto::ListenerKind::Tunnel,
+            Self::LocalApi => proto::ListenerKind::LocalApi,
+        }
+    }
+
+    fn from_wire(kind: proto::ListenerKind) -> Option<Self> {
+        Some(match kind {
+            proto::ListenerKind::Unspecified => return None,
+            proto::ListenerKind::RuntimeHttp => Self::RuntimeHttp,
+            proto::ListenerKind::RuntimeGrpc => Self::RuntimeGrpc,
+            proto::ListenerKind::Capture => Self::Capture,
+            proto::ListenerKind::Tunnel => Self::Tunnel,
+            proto::ListenerKind::LocalApi => Self::LocalApi,
+        })
+    }
+}
+
+/// Address family of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The one of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(crate) fn to_wire(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 6,
+        }
+    }
+
+    pub(crate) fn from_wire(family: u32) -> Option<Self> {
+        match family {
+            4 => Some(Self::V4),
+            6 => Some(Self::V6),
+            _ => None,
+        }
+    }
+}
+
+/// A listening socket as the agent gets it: non-blocking, bound and listening.
+///
+/// The node and perhaps another agent hold the same socket, so it is only ever closed, never shut
+/// down: `shutdown(2)` would end it for all.
+#[derive(Debug)]
+pub struct Listener {
+    /// What it is for.
+    pub kind: ListenerKind,
+    /// `127.0.0.1:3500`, `[::1]:3500`, or a path for [`ListenerKind::LocalApi`].
+    pub address: String,
+    /// The socket.
+    pub socket: OwnedFd,
+}
+
+impl Listener {
+    /// The address of a TCP listener; `None` for a unix socket.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        self.address.parse().ok()
+    }
+
+    /// As a TCP listener, ready for `tokio::net::TcpListener::from_std`.
+    pub fn into_tcp(self) -> io::Result<TcpListener> {
+        if self.kind == ListenerKind::LocalApi {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the local API is a unix socket",
+            ));
+        }
+        Ok(TcpListener::from(self.socket))
+    }
+
+    /// As a unix listener, ready for `tokio::net::UnixListener::from_std`.
+    pub fn into_unix(self) -> io::Result<UnixListener> {
+        if self.kind != ListenerKind::LocalApi {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "this is a TCP listener",
+            ));
+        }
+        Ok(UnixListener::from(self.socket))
+    }
+
+    /// Another handle of the same socket.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            kind: self.kind,
+            address: self.address.clone(),
+            socket: self.socket.try_clone()?,
+        })
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Joins listeners as listed with their descriptors, in order. Takes just what it needs.
+pub(crate) fn take_listeners(
+    listed: Vec<proto::Listener>,
+    fds: &mut impl Iterator<Item = OwnedFd>,
+) -> Result<Vec<Listener>, HandoffError> {
+    let mut listeners = Vec::with_capacity(listed.len().min(crate::wire::MAX_DESCRIPTORS));
+    for listener in listed {
+        let socket = fds
+            .next()
+            .ok_or_else(|| HandoffError::protocol("a listener came without its descriptor"))?;
+        // A kind that a newer node knows is closed and left out.
+        if let Some(kind) = ListenerKind::from_wire(listener.kind()) {
+            listeners.push(Listener {
+                kind,
+                address: listener.address,
+                socket,
+            });
+        }
+    }
+    Ok(listeners)
+}
+
+pub(crate) fn parse_addresses(addresses: Vec<String>) -> Result<Vec<IpAddr>, HandoffError> {
+    addresses
+        .into_iter()
+        .map(|a| {
+            a.parse()
+                .map_err(|_| HandoffError::protocol(format!("`{a}` is no address")))
+        })
+        .collect()
+}
