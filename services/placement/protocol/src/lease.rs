@@ -1,0 +1,17 @@
+//! The timing that server and nodes agree on.
+
+use std::time::Duration;
+
+/// How long a node's hosts stay owners after its last renewal.
+pub const LEASE: Duration = Duration::from_secs(10);
+
+/// How often a node renews.
+pub const RENEW: Duration = Duration::from_secs(2);
+
+/// How much earlier than the server a node takes its own lease to be over. Covers clocks that
+/// run at different speeds.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(1);
+
+/// When two looks at the clock are further apart, the server itself was stopped, and renewals may
+/// wait unread: every lease is prolonged by the gap. Prolonging is always safe, it only delays.
+pub const PAUSE: Duration = Duration::from_secs(2);
