@@ -1,1 +1,14 @@
-//! Logs, metrics and traces.
+//! Logs, metrics and traces, the same for every binary.
+//!
+//! Owns: the process's tracing subscriber ([`init`]), the metrics registry ([`Metrics`]), what is
+//! ready ([`Health`]) and the HTTP port that shows both ([`http::serve`]). Metric names are
+//! `weft_<service>_*`. With an OTLP endpoint, spans and log records are exported as well.
+
+mod health;
+pub mod http;
+mod logs;
+mod metrics;
+
+pub use health::Health;
+pub use logs::{Guard, LogFormat, TelemetryConfig, TelemetryError, init};
+pub use metrics::Metrics;

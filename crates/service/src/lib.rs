@@ -1,0 +1,271 @@
+//! The scaffold of every Weft process: flags, configuration, telemetry, drain and exit codes, the
+//! same for all.
+//!
+//! A binary's `main` is one call:
+//!
+//! ```no_run
+//! use serde::{Deserialize, Serialize};
+//! use weft_service::{Context, Info, Secrets};
+//!
+//! #[derive(Debug, Default, Serialize, Deserialize)]
+//! #[serde(default, deny_unknown_fields)]
+//! struct Config {
+//!     listen: String,
+//!     telemetry: weft_telemetry::TelemetryConfig,
+//! }
+//!
+//! #[derive(Debug, clap::Args, Serialize)]
+//! struct Flags {
+//!     /// Where to listen
+//!     #[arg(long, env = "WEFT_EXAMPLE_LISTEN")]
+//!     #[serde(skip_serializing_if = "Option::is_none")]
+//!     listen: Option<String>,
+//! }
+//!
+//! const INFO: Info = Info { binary: "weft-example", name: "example", about: "Shows the scaffold", metrics_port: 7399, secrets: &[] };
+//!
+//! fn main() -> std::process::ExitCode {
+//!     weft_service::main::<Config, Flags, std::io::Error, _, _>(
+//!         INFO,
+//!         |config| &config.telemetry,
+//!         |config: Config, mut context: Context| async move {
+//!             println!("would listen on {}", config.listen);
+//!             context.drain.draining().await;
+//!             Ok(())
+//!         },
+//!     )
+//! }
+//! ```
+//!
+//! Exit codes: 0 drained, 2 wrong flags or configuration, 1 everything else, each failure as one
+//! line on standard error.
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use weft_drain::{Outcome, Trigger, Watcher};
+use weft_telemetry::{Health, Metrics, TelemetryConfig};
+
+/// What is fixed about a binary.
+#[derive(Debug, Clone, Copy)]
+pub struct Info {
+    /// The binary's own name, `weft-policy`.
+    pub binary: &'static str,
+    /// `policy` for `weft-policy`: names the configuration file, the metrics and the log's service.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+    /// Port of `/metrics` and `/healthz` on loopback unless configured otherwise.
+    pub metrics_port: u16,
+    /// Top-level configuration fields that `--check-config` must not print.
+    pub secrets: Secrets,
+}
+
+/// Names of fields whose values are not shown.
+pub type Secrets = &'static [&'static str];
+
+/// What a process is handed beside its configuration.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// Starts draining at SIGINT or SIGTERM.
+    pub drain: Watcher,
+    /// Served on the metrics port.
+    pub metrics: Metrics,
+    /// Served on the metrics port.
+    pub health: Health,
+}
+
+/// Running calls get this long to finish after the first signal.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Parser)]
+#[command(max_term_width = 100)]
+struct Common<F: Args> {
+    /// Configuration file (YAML); flags and environment override it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration, print what is in force, and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Log level or filter, as `info` or `info,weft_rpc=debug`
+    #[arg(long, env = "WEFT_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    /// Form of log lines
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_parser = ["auto", "text", "json"])]
+    log_format: Option<String>,
+    /// Export traces and logs by OTLP/gRPC, as http://127.0.0.1:4317
+    #[arg(long, env = "WEFT_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Where /metrics and /healthz are served
+    #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    own: F,
+}
+
+/// Runs a process from its arguments to its exit code.
+///
+/// `telemetry` finds the common part inside the configuration; it is the field `telemetry` there.
+pub fn main<C, F, E, Fut, Run>(info: Info, telemetry: fn(&C) -> &TelemetryConfig, run: Run) -> ExitCode
+where
+    C: Serialize + DeserializeOwned + Default,
+    F: Args + Serialize,
+    E: Display,
+    Fut: Future<Output = Result<(), E>>,
+    Run: FnOnce(C, Context) -> Fut,
+{
+    let binary = info.binary;
+    let command = Common::<F>::command()
+        .name(binary)
+        .about(info.about)
+        .version(weft_model::VERSION);
+    // clap prints usage errors itself and exits with 2.
+    let flags = Common::<F>::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit());
+    let config: C = match weft_config::load(
+        flags.config.as_deref(),
+        &weft_config::default_file(info.name),
+        &layer(&flags),
+    ) {
+        Ok(config) => config,
+        Err(error) => return fail(binary, &error, 2),
+    };
+    if flags.check_config {
+        return match shown(&config, info.secrets) {
+            Ok(text) => {
+                println!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(binary, &error, 1),
+        };
+    }
+    weft_tls::install_provider();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(binary, &format!("cannot start threads: {error}"), 1),
+    };
+    let code = runtime.block_on(drive(&info, config, telemetry, run));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// The flags as a layer over the file: a process's own at the top, the common ones under `telemetry`.
+fn layer<F: Args + Serialize>(flags: &Common<F>) -> Value {
+    let mut own = serde_json::to_value(&flags.own).unwrap_or(Value::Null);
+    if !own.is_object() {
+        own = json!({});
+    }
+    let mut common = serde_json::Map::new();
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            common.insert(key.into(), value);
+        }
+    };
+    put("log", flags.log.clone().map(Value::from));
+    put("log_format", flags.log_format.clone().map(Value::from));
+    put("otlp_endpoint", flags.otlp_endpoint.clone().map(Value::from));
+    put(
+        "metrics_listen",
+        flags.metrics_listen.map(|a| a.to_string().into()),
+    );
+    if !common.is_empty() {
+        own["telemetry"] = common.into();
+    }
+    own
+}
+
+async fn drive<C, E, Fut, Run>(
+    info: &Info,
+    config: C,
+    telemetry: fn(&C) -> &TelemetryConfig,
+    run: Run,
+) -> ExitCode
+where
+    E: Display,
+    Fut: Future<Output = Result<(), E>>,
+    Run: FnOnce(C, Context) -> Fut,
+{
+    let binary = info.binary;
+    let settings = telemetry(&config).clone();
+    let guard = match weft_telemetry::init(binary, &settings) {
+        Ok(guard) => guard,
+        Err(error) => return fail(binary, &error, 2),
+    };
+    let (metrics, health) = (Metrics::new(info.name), Health::default());
+    let (trigger, drain) = weft_drain::channel();
+    let address = settings
+        .metrics_listen
+        .unwrap_or(([127, 0, 0, 1], info.metrics_port).into());
+    let listener = match weft_telemetry::http::bind(address).await {
+        Ok(listener) => listener,
+        Err(error) => return fail(binary, &error, 1),
+    };
+    tokio::spawn(weft_telemetry::http::serve(
+        listener,
+        metrics.clone(),
+        health.clone(),
+        drain.clone(),
+    ));
+    tracing::info!(version = weft_model::VERSION, metrics = %address, "{binary} starts");
+
+    let work = run(
+        config,
+        Context {
+            drain,
+            metrics,
+            health,
+        },
+    );
+    tokio::pin!(work);
+    let done = tokio::select! {
+        done = &mut work => done,
+        signal = weft_drain::shutdown_signal() => {
+            let signal = signal.unwrap_or("a signal");
+            tracing::info!(signal, "draining; a second signal stops at once");
+            tokio::select! {
+                ended = drained(trigger, work) => ended,
+                _ = weft_drain::shutdown_signal() => return ExitCode::from(1),
+            }
+        }
+    };
+    // Exporters block; they must not do so on the runtime's own threads.
+    let _ = tokio::task::spawn_blocking(move || guard.finish()).await;
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(binary, &error, 1),
+    }
+}
+
+async fn drained<E>(trigger: Trigger, work: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    let (done, outcome) = tokio::join!(
+        async {
+            // Work that ignores even the force signal is left behind a little after it.
+            tokio::time::timeout(DRAIN_DEADLINE + Duration::from_secs(2), work).await
+        },
+        trigger.drain(DRAIN_DEADLINE)
+    );
+    if outcome == Outcome::Forced {
+        tracing::warn!(
+            "not everything was finished within {} s",
+            DRAIN_DEADLINE.as_secs()
+        );
+    }
+    done.unwrap_or(Ok(()))
+}
+
+fn shown<C: Serialize>(config: &C, secrets: Secrets) -> Result<String, String> {
+    let mut value = serde_json::to_value(config).map_err(|e| e.to_string())?;
+    for secret in secrets {
+        if let Some(field) = value.get_mut(*secret).filter(|v| !v.is_null()) {
+            *field = "<not shown>".into();
+        }
+    }
+    serde_saphyr::to_string(&value)
+        .map(|t| t.trim_end().to_owned())
+        .map_err(|e| e.to_string())
+}
+
+fn fail(binary: &str, error: &impl Display, code: u8) -> ExitCode {
+    eprintln!("{binary}: {}", error.to_string().replace('\n', " "));
+    ExitCode::from(code)
+}
