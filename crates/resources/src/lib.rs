@@ -1,1 +1,254 @@
-//! Manifests with positions.
+//! Manifests as people write them: YAML or JSON files to typed resources, with positions.
+//!
+//! Owns: what a legal object of each known kind is, and how its mistakes are told. What crosses the
+//! border are [`Resource`]s and [`Problem`]s. A file is read whole or not at all: [`parse`] returns
+//! either every object of it, or every problem that could be found at once.
+//!
+//! Fields that the standard has and this version does not do are refused by name, as unknown fields are:
+//! an object never means less than its author wrote.
+
+mod dapr;
+mod fields;
+mod meta;
+mod policy;
+mod service;
+mod tree;
+
+pub use dapr::DaprObject;
+pub use meta::Meta;
+pub use policy::{
+    CidrRule, Entity, LabelKey, LabelSelector, NetworkPolicy, Operator, PeerRule, PolicyRule, PortRule,
+    Requirement,
+};
+pub use service::{Service, ServicePort, TargetPort};
+
+use fields::{Field, Problems};
+use std::{fmt, sync::Arc};
+
+/// A larger file is refused unread.
+pub const MAX_FILE_BYTES: usize = 1024 * 1024;
+/// A file with more documents is refused.
+pub const MAX_DOCUMENTS: usize = 1000;
+
+/// Something wrong in a file, said in one line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Problem {
+    /// The file, as it was named to [`parse`].
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+    /// The field, as `spec.ingress[0].toPorts`; empty when the file itself is meant.
+    pub path: String,
+    /// What is wrong and, where it helps, what to do.
+    pub text: String,
+}
+
+impl Problem {
+    pub(crate) fn new(file: &str, line: u32, path: &str, text: impl Into<String>) -> Self {
+        // One line for the log, whatever stood in the file.
+        let text: String = text
+            .into()
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(500)
+            .collect();
+        let path = path
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(500)
+            .collect();
+        Self {
+            file: file.to_owned(),
+            line,
+            path,
+            text,
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file, self.line)?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.text)
+    }
+}
+
+/// Where an object stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The file, as it was named to [`parse`].
+    pub file: Arc<str>,
+    /// The line on which the object begins.
+    pub line: u32,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// The kinds that are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// `v1` Service.
+    Service,
+    /// `dapr.io/v1alpha1` Component.
+    Component,
+    /// `dapr.io/v1alpha1` Configuration.
+    Configuration,
+    /// `cilium.io/v2` CiliumNetworkPolicy.
+    CiliumNetworkPolicy,
+}
+
+impl Kind {
+    const ALL: [Self; 4] = [
+        Self::Service,
+        Self::Component,
+        Self::Configuration,
+        Self::CiliumNetworkPolicy,
+    ];
+
+    /// As in `apiVersion`.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::Service => "v1",
+            Self::Component | Self::Configuration => "dapr.io/v1alpha1",
+            Self::CiliumNetworkPolicy => "cilium.io/v2",
+        }
+    }
+
+    /// As in `kind`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::Component => "Component",
+            Self::Configuration => "Configuration",
+            Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An object's content.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// `v1` Service.
+    Service(Service),
+    /// `dapr.io/v1alpha1` Component.
+    Component(DaprObject),
+    /// `dapr.io/v1alpha1` Configuration.
+    Configuration(DaprObject),
+    /// `cilium.io/v2` CiliumNetworkPolicy.
+    CiliumNetworkPolicy(NetworkPolicy),
+}
+
+/// An object of a known kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Name, namespace, labels and annotations.
+    pub meta: Meta,
+    /// Where it stands.
+    pub origin: Origin,
+    /// The rest.
+    pub body: Body,
+}
+
+impl Resource {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self.body {
+            Body::Service(_) => Kind::Service,
+            Body::Component(_) => Kind::Component,
+            Body::Configuration(_) => Kind::Configuration,
+            Body::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
+        }
+    }
+}
+
+/// Reads all objects of a file, or says everything that is wrong with it. `file` is what positions
+/// name; nothing is opened.
+pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Resource>, Vec<Problem>> {
+    let documents = tree::read(file, bytes).map_err(|p| vec![p])?;
+    let mut problems = Problems::new(file);
+    let shared: Arc<str> = file.into();
+    let mut resources: Vec<Resource> = Vec::with_capacity(documents.len());
+    for document in &documents {
+        let Some(resource) = object(&shared, document, &mut problems) else {
+            continue;
+        };
+        let same = |r: &&Resource| {
+            r.kind() == resource.kind()
+                && r.meta.namespace == resource.meta.namespace
+                && r.meta.name == resource.meta.name
+        };
+        if let Some(first) = resources.iter().find(same) {
+            let text = format!(
+                "{} {} is in this file twice; first on line {}",
+                resource.kind(),
+                resource.meta,
+                { first.origin.line }
+            );
+            problems.add(resource.origin.line, "metadata.name", text);
+        }
+        resources.push(resource);
+    }
+    let problems = problems.into_inner();
+    if problems.is_empty() {
+        Ok(resources)
+    } else {
+        Err(problems)
+    }
+}
+
+fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Option<Resource> {
+    let before = problems.count();
+    let mut object = Field::root(document).object(problems)?;
+    let api_version = object.need("apiVersion", problems);
+    let kind = object.need("kind", problems);
+    let (api_version, kind_field) = (api_version?, kind?);
+    let (api_version, kind) = (api_version.text(problems)?, kind_field.text(problems)?);
+    let known = Kind::ALL
+        .into_iter()
+        .find(|k| k.api_version() == api_version && k.name() == kind);
+    let Some(known) = known else {
+        let near = Kind::ALL.into_iter().find(|k| k.name() == kind);
+        let hint = near.map_or(String::new(), |k| {
+            format!("; {kind} is read as {}", k.api_version())
+        });
+        kind_field.fail(
+            problems,
+            format_args!("{kind} of {api_version} is not supported yet{hint}"),
+        );
+        return None;
+    };
+    let meta = object
+        .need("metadata", problems)
+        .and_then(|f| meta::read(&f, problems));
+    // What a cluster reports about an object is no wish of its author.
+    object.ignore(&["status"]);
+    let body = match known {
+        Kind::Service => service::read(&mut object, problems).map(Body::Service),
+        Kind::Component => dapr::component(&mut object, document, problems).map(Body::Component),
+        Kind::Configuration => dapr::configuration(&mut object, document, problems).map(Body::Configuration),
+        Kind::CiliumNetworkPolicy => policy::read(&mut object, problems).map(Body::CiliumNetworkPolicy),
+    };
+    object.finish(problems);
+    let (meta, body) = (meta?, body?);
+    (problems.count() == before).then(|| Resource {
+        meta,
+        origin: Origin {
+            file: file.clone(),
+            line: document.line,
+        },
+        body,
+    })
+}

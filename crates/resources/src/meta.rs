@@ -1,0 +1,63 @@
+//! `metadata`.
+
+use crate::fields::{Field, Problems};
+use std::{collections::BTreeMap, fmt};
+use weft_model::{check_dns_label, check_name};
+
+/// What names an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// `default` where the manifest names none.
+    pub namespace: String,
+    /// Unique per kind and namespace.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl fmt::Display for Meta {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+pub(crate) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Meta> {
+    let mut object = field.object(problems)?;
+    let name = object
+        .need("name", problems)
+        .and_then(|f| f.checked(problems, check_name));
+    let namespace = match object.take("namespace") {
+        Some(f) => f.checked(problems, check_dns_label),
+        None => Some("default".to_owned()),
+    };
+    let mut map = |name: &str, problems: &mut Problems| {
+        object
+            .take(name)
+            .and_then(|f| f.text_map(problems))
+            .unwrap_or_default()
+    };
+    let labels = map("labels", problems);
+    let annotations = map("annotations", problems);
+    // Written by clusters, present in what `kubectl get -o yaml` prints.
+    object.ignore(&[
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "managedFields",
+        "ownerReferences",
+        "finalizers",
+        "selfLink",
+    ]);
+    object.finish(problems);
+    Some(Meta {
+        namespace: namespace?,
+        name: name?,
+        labels,
+        annotations,
+    })
+}
