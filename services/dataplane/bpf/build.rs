@@ -7,19 +7,14 @@ use std::{env, fs};
 
 /// The release with which `prebuilt/weft.bpf.o` is made, tried first.
 const REFERENCE: &str = "clang-16";
+const SOURCE: &str = "src/weft.bpf.c";
 
 fn main() {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("weft.bpf.o");
     let prebuilt = root.join("prebuilt/weft.bpf.o");
-    let source = root.join("src/weft.bpf.c");
 
-    for file in [
-        "src/weft.bpf.c",
-        "src/maps.bpf.h",
-        "src/types.bpf.h",
-        "prebuilt/weft.bpf.o",
-    ] {
+    for file in [SOURCE, "src/maps.bpf.h", "src/types.bpf.h", "prebuilt/weft.bpf.o"] {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::rerun-if-env-changed=WEFT_BPF_PREBUILT");
@@ -30,8 +25,8 @@ fn main() {
     };
     match compiler {
         Some(clang) => {
-            if let Err(reason) = compile(&clang, &source, &out) {
-                println!("cargo::error=cannot compile {}: {reason}", source.display());
+            if let Err(reason) = compile(&clang, &root, &out) {
+                println!("cargo::error=cannot compile {SOURCE}: {reason}");
             }
             println!("cargo::rustc-env=WEFT_BPF_BUILT_BY={clang}");
         }
@@ -80,15 +75,16 @@ fn asm_headers() -> PathBuf {
     }
 }
 
-fn compile(clang: &str, source: &Path, out: &Path) -> Result<(), String> {
+fn compile(clang: &str, root: &Path, out: &Path) -> Result<(), String> {
     let output = Command::new(clang)
-        .args([
-            "-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3", "-c", "-o",
-        ])
+        .current_dir(root)
+        .args(["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-mcpu=v3"])
+        // BTF names its sources: relative, so that the object is the same wherever it is built.
+        .args(["-fdebug-compilation-dir=.", "-c", "-o"])
         .arg(out)
         .arg("-I")
         .arg(asm_headers())
-        .arg(source)
+        .arg(SOURCE)
         .output()
         .map_err(|error| error.to_string())?;
     if !output.status.success() {
