@@ -1,1 +1,14 @@
-//! See ARCHITECTURE.md.
+//! Dapr's HTTP API for every app of the node.
+//!
+//! Owns: what a path means, whose token is asked for, which headers are true, and service
+//! invocation in both directions. Who is there, who may call whom and how sockets are made comes
+//! through the traits in [`env`](crate::Directory); requests travel by `weft-l7` and `weft-tunnel`;
+//! every decision becomes a flow.
+
+mod context;
+mod env;
+
+pub use context::{AppChannel, AppContext, AppHealth, AppSpec, Token};
+pub use env::{
+    AppDialer, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question, Target, TunnelDialer,
+};

@@ -1,0 +1,91 @@
+//! Flows in their protobuf form: where ids and texts are made.
+
+use crate::{Party, Recorded, filter::wire_verdict};
+use weft_proto::weft::dataplane::v1 as pb;
+
+pub(crate) fn flow(node: &str, run: u64, recorded: &Recorded) -> pb::Flow {
+    let flow = &recorded.flow;
+    pb::Flow {
+        time: Some(flow.time.into()),
+        uuid: uuid(run, recorded.sequence),
+        node: node.into(),
+        verdict: wire_verdict(flow.verdict) as i32,
+        source: Some(peer(&flow.source, 0)),
+        destination: Some(peer(&flow.destination, flow.destination_port)),
+        direction: flow.direction.as_str().into(),
+        kind: flow.kind.as_str().into(),
+        drop_reason: flow.drop_reason.map(|r| r.as_str().into()).unwrap_or_default(),
+        rule: flow.rule.as_deref().unwrap_or_default().into(),
+        method: flow.method.as_str().into(),
+        path: flow.path.to_string(),
+        status: flow.status.into(),
+        latency_microseconds: u64::try_from(flow.latency.as_micros()).unwrap_or(u64::MAX),
+        via: flow.via.map(|v| v.as_str().into()).unwrap_or_default(),
+        caller_proof: flow.caller_proof.map(|p| p.as_str().into()).unwrap_or_default(),
+        trace_id: if flow.trace_id == [0; 16] {
+            String::new()
+        } else {
+            hex::encode(flow.trace_id)
+        },
+    }
+}
+
+/// The same flow has the same id whoever reads it: version 8 (RFC 9562), of the run and the number.
+fn uuid(run: u64, sequence: u64) -> String {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&run.to_be_bytes());
+    bytes[8..].copy_from_slice(&sequence.to_be_bytes());
+    uuid::Builder::from_custom_bytes(bytes).into_uuid().to_string()
+}
+
+fn peer(party: &Party, port: u16) -> pb::FlowPeer {
+    pb::FlowPeer {
+        namespace: party.namespace.to_string(),
+        workload: party.workload.to_string(),
+        app_id: party.app_id.to_string(),
+        identity: party.identity.0,
+        spiffe_id: party.spiffe_id.to_string(),
+        address: party.address.map(|a| a.to_string()).unwrap_or_default(),
+        port: port.into(),
+        node: party.node.to_string(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{DropReason, Flow, FlowLog, Verdict, filter::tests::flow_of};
+
+    #[test]
+    fn every_field_arrives() {
+        let log = FlowLog::new("n1");
+        log.record(Flow {
+            verdict: Verdict::Dropped,
+            drop_reason: Some(DropReason::PolicyDenied),
+            rule: Some("CiliumNetworkPolicy default/cart ingress[0]".into()),
+            trace_id: [0xab; 16],
+            status: 403,
+            ..flow_of("shop", "cart")
+        });
+        log.record(flow_of("shop", "cart"));
+        let past = log.past(0, None, &crate::Filter::default());
+        let wire = log.to_proto(&past[0]);
+        assert_eq!(wire.verdict(), pb::Verdict::Dropped);
+        assert_eq!(wire.drop_reason, "POLICY_DENIED");
+        assert_eq!(wire.rule, "CiliumNetworkPolicy default/cart ingress[0]");
+        assert_eq!(wire.trace_id, "ab".repeat(16));
+        assert_eq!(wire.destination.as_ref().unwrap().port, 50002);
+        assert_eq!(
+            (wire.method.as_str(), wire.path.as_str(), wire.status),
+            ("POST", "/checkout", 403)
+        );
+        assert_eq!(
+            (wire.via.as_str(), wire.caller_proof.as_str()),
+            ("same-node", "pod-listener")
+        );
+        assert_eq!(wire.latency_microseconds, 1234);
+        assert_ne!(wire.uuid, log.to_proto(&past[1]).uuid);
+        assert_eq!(wire.uuid, log.to_proto(&past[0]).uuid);
+    }
+}

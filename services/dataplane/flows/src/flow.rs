@@ -1,0 +1,233 @@
+//! One decision, in the form in which the request path makes it: shared texts are reference
+//! counted, nothing is formatted.
+
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use weft_model::NumericIdentity;
+
+/// Longer paths are cut in flows, so that a caller can not fill the log's memory.
+pub const MAX_PATH_BYTES: usize = 256;
+
+/// One side of a flow. Made once per workload and shared by all its flows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Party {
+    /// Namespace of the workload.
+    pub namespace: Arc<str>,
+    /// Name of the workload (pod or process).
+    pub workload: Arc<str>,
+    /// Dapr app-id; empty when it has none.
+    pub app_id: Arc<str>,
+    /// Numeric security identity.
+    pub identity: NumericIdentity,
+    /// SPIFFE ID; empty when it has none.
+    pub spiffe_id: Arc<str>,
+    /// Its own address, or its node's.
+    pub address: Option<IpAddr>,
+    /// The node it runs on; empty outside the cluster.
+    pub node: Arc<str>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Let through.
+    Forwarded,
+    /// Refused.
+    Dropped,
+    /// Let through, and failed on the way.
+    Error,
+}
+
+/// Whose policy was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The source's.
+    Egress,
+    /// The destination's.
+    Ingress,
+}
+
+impl Direction {
+    /// As the protobuf form has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Dapr service invocation.
+    Invoke,
+    /// A connection.
+    Connection,
+}
+
+impl Kind {
+    /// As the protobuf form has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Invoke => "invoke",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+/// Why something was not forwarded. Names follow Hubble's drop reasons where one fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// No rule allows it, or a rule denies it.
+    PolicyDenied,
+    /// The policy demands authentication that this connection does not have.
+    AuthRequired,
+    /// Nobody serves the destination.
+    NoEndpoint,
+    /// The destination could not be reached.
+    Unreachable,
+    /// The destination answered with something that is no HTTP, or broke off.
+    UpstreamFailed,
+    /// More requests than the bound are under way.
+    Overloaded,
+    /// Who called is not known.
+    UnknownCaller,
+    /// The other side's certificate does not fit what it asks for.
+    PeerMismatch,
+}
+
+impl DropReason {
+    /// As the protobuf form has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PolicyDenied => "POLICY_DENIED",
+            Self::AuthRequired => "AUTH_REQUIRED",
+            Self::NoEndpoint => "NO_ENDPOINT",
+            Self::Unreachable => "UNREACHABLE",
+            Self::UpstreamFailed => "UPSTREAM_FAILED",
+            Self::Overloaded => "OVERLOADED",
+            Self::UnknownCaller => "UNKNOWN_CALLER",
+            Self::PeerMismatch => "PEER_MISMATCH",
+        }
+    }
+}
+
+/// How it travelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// Both ends are on this node.
+    SameNode,
+    /// By an mTLS tunnel between nodes.
+    Tunnel,
+}
+
+impl Via {
+    /// As the protobuf form has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SameNode => "same-node",
+            Self::Tunnel => "tunnel",
+        }
+    }
+}
+
+/// How the caller was known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The listener inside its network namespace accepted.
+    PodListener,
+    /// The kernel recorded the cgroup that connected.
+    Cgroup,
+    /// Its SVID was verified by a tunnel's handshake.
+    TunnelSvid,
+    /// Its own port together with its token (without root).
+    PortToken,
+}
+
+impl Proof {
+    /// As the protobuf form has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::PodListener => "pod-listener",
+            Self::Cgroup => "cgroup",
+            Self::TunnelSvid => "tunnel-svid",
+            Self::PortToken => "port-token",
+        }
+    }
+}
+
+/// One decision.
+#[derive(Debug, Clone)]
+pub struct Flow {
+    /// When it was made.
+    pub time: SystemTime,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// Whose policy was asked.
+    pub direction: Direction,
+    /// What was asked for.
+    pub kind: Kind,
+    /// Who asked.
+    pub source: Arc<Party>,
+    /// Whom it is for.
+    pub destination: Arc<Party>,
+    /// The port that policy judged.
+    pub destination_port: u16,
+    /// Why it was not forwarded.
+    pub drop_reason: Option<DropReason>,
+    /// The rule that spoke.
+    pub rule: Option<Arc<str>>,
+    /// HTTP method; empty for connections.
+    pub method: MethodText,
+    /// Path without query, at most [`MAX_PATH_BYTES`].
+    pub path: Box<str>,
+    /// HTTP status of the answer; 0 when there is none.
+    pub status: u16,
+    /// Until the head of the answer.
+    pub latency: Duration,
+    /// How it travelled.
+    pub via: Option<Via>,
+    /// How the caller was known.
+    pub caller_proof: Option<Proof>,
+    /// W3C trace id; all zero when there is none.
+    pub trace_id: [u8; 16],
+}
+
+/// A method name kept in place: standard methods fit, longer ones are cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MethodText {
+    len: u8,
+    bytes: [u8; 15],
+}
+
+impl MethodText {
+    /// Keeps the first 15 bytes of a method token (ASCII by HTTP's grammar; else empty).
+    pub fn new(method: &str) -> Self {
+        if !method.is_ascii() {
+            return Self::default();
+        }
+        let mut text = Self::default();
+        let taken = method.len().min(text.bytes.len());
+        text.bytes[..taken].copy_from_slice(&method.as_bytes()[..taken]);
+        text.len = taken as u8;
+        text
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+    }
+}
+
+/// The part of a path that a flow keeps.
+pub fn bounded_path(path: &str) -> Box<str> {
+    let mut end = path.len().min(MAX_PATH_BYTES);
+    while !path.is_char_boundary(end) {
+        end -= 1;
+    }
+    path[..end].into()
+}

@@ -1,0 +1,374 @@
+//! The bounded log: a ring of the last flows, read by any number of followers.
+//!
+//! A writer takes the next number, locks that one slot for the time of a move, and wakes followers
+//! only if there are some. A follower keeps its own position; when the ring has overtaken it, it
+//! learns how many it lost. So a slow follower costs the writers nothing.
+
+use crate::{Filter, Flow};
+use parking_lot::Mutex;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
+use tokio::sync::Notify;
+use weft_proto::weft::dataplane::v1 as pb;
+
+/// How many flows are kept when nothing else is asked for.
+const DEFAULT_CAPACITY: usize = 4095;
+
+/// A flow with its place in the log.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// Rises by one with each flow of this agent's run.
+    pub sequence: u64,
+    /// The flow.
+    pub flow: Flow,
+}
+
+/// What a follower gets.
+#[derive(Debug, Clone)]
+pub enum Item {
+    /// A flow.
+    Flow(Box<Recorded>),
+    /// So many were overwritten before this follower read them.
+    Lost(u64),
+}
+
+/// How many flows there were, by verdict.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Let through.
+    pub forwarded: u64,
+    /// Refused.
+    pub dropped: u64,
+    /// Failed on the way.
+    pub error: u64,
+}
+
+struct Shared {
+    node: Arc<str>,
+    /// Distinguishes this run's flows from those of the run before.
+    run: u64,
+    slots: Box<[Mutex<Option<Recorded>>]>,
+    /// The number of the next flow.
+    next: AtomicU64,
+    followers: AtomicUsize,
+    arrived: Notify,
+    verdicts: [AtomicU64; 3],
+}
+
+/// The log of one agent. Clones share.
+#[derive(Clone)]
+pub struct FlowLog(Arc<Shared>);
+
+impl std::fmt::Debug for FlowLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FlowLog")
+            .field("node", &self.0.node)
+            .field("recorded", &self.recorded())
+            .finish()
+    }
+}
+
+impl FlowLog {
+    /// Keeps the last 4095 flows of `node`.
+    pub fn new(node: &str) -> Self {
+        Self::with_capacity(node, DEFAULT_CAPACITY)
+    }
+
+    /// Keeps the last `capacity` (at least one) flows of `node`.
+    pub fn with_capacity(node: &str, capacity: usize) -> Self {
+        let slots = (0..capacity.max(1)).map(|_| Mutex::new(None)).collect();
+        Self(Arc::new(Shared {
+            node: node.into(),
+            run: uuid::Uuid::new_v4().as_u64_pair().0,
+            slots,
+            next: AtomicU64::new(0),
+            followers: AtomicUsize::new(0),
+            arrived: Notify::new(),
+            verdicts: Default::default(),
+        }))
+    }
+
+    /// Adds a flow. Never waits for readers.
+    pub fn record(&self, flow: Flow) {
+        let log = &*self.0;
+        log.verdicts[flow.verdict as usize].fetch_add(1, Ordering::Relaxed);
+        let sequence = log.next.fetch_add(1, Ordering::AcqRel);
+        let old = {
+            let mut slot = log.slots[log.slot(sequence)].lock();
+            // A writer that was overtaken by a whole round must not put an old flow over a new one.
+            if slot.as_ref().is_some_and(|there| there.sequence > sequence) {
+                return;
+            }
+            slot.replace(Recorded { sequence, flow })
+        };
+        drop(old);
+        if log.followers.load(Ordering::Acquire) > 0 {
+            log.arrived.notify_waiters();
+        }
+    }
+
+    /// The node whose flows these are.
+    pub fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    /// How many flows were ever recorded.
+    pub fn recorded(&self) -> u64 {
+        self.0.next.load(Ordering::Acquire)
+    }
+
+    /// How many flows there were, by verdict.
+    pub fn counts(&self) -> Counts {
+        let [forwarded, dropped, error] = &self.0.verdicts;
+        Counts {
+            forwarded: forwarded.load(Ordering::Relaxed),
+            dropped: dropped.load(Ordering::Relaxed),
+            error: error.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Past flows that pass `filter`, oldest first: the last `last` (0 for all held), none from
+    /// before `since`.
+    pub fn past(&self, last: usize, since: Option<SystemTime>, filter: &Filter) -> Vec<Recorded> {
+        self.past_until(self.recorded(), last, since, filter)
+    }
+
+    fn past_until(&self, end: u64, last: usize, since: Option<SystemTime>, filter: &Filter) -> Vec<Recorded> {
+        let log = &*self.0;
+        let wanted = if last == 0 { usize::MAX } else { last };
+        let mut found = Vec::new();
+        for sequence in (end.saturating_sub(log.slots.len() as u64)..end).rev() {
+            if found.len() >= wanted {
+                break;
+            }
+            let Read::Flow(recorded) = log.read(sequence) else {
+                continue;
+            };
+            if since.is_none_or(|since| recorded.flow.time >= since) && filter.matches(&recorded.flow) {
+                found.push(*recorded);
+            }
+        }
+        found.reverse();
+        found
+    }
+
+    /// What an `Observe` call asks for: past flows, and a follower that goes on right after them
+    /// when the request follows. With `follow`, `last: 0` means no past flows unless `since` is set.
+    pub fn observe(&self, request: &pb::ObserveRequest) -> (Vec<Recorded>, Option<Follower>) {
+        let filter = Filter::from_proto(&request.filters);
+        let since = request.since.and_then(|t| SystemTime::try_from(t).ok());
+        let follower = request.follow.then(|| self.follow(filter.clone()));
+        let end = follower.as_ref().map_or_else(|| self.recorded(), |f| f.position);
+        let only_new = request.follow && request.last == 0 && since.is_none();
+        let past = if only_new {
+            Vec::new()
+        } else {
+            let last = usize::try_from(request.last).unwrap_or(usize::MAX);
+            self.past_until(end, last, since, &filter)
+        };
+        (past, follower)
+    }
+
+    /// Each flow from now on that passes `filter`.
+    pub fn follow(&self, filter: Filter) -> Follower {
+        self.0.followers.fetch_add(1, Ordering::AcqRel);
+        Follower {
+            log: self.clone(),
+            position: self.recorded(),
+            filter,
+        }
+    }
+
+    /// The protobuf form.
+    pub fn to_proto(&self, recorded: &Recorded) -> pb::Flow {
+        crate::convert::flow(&self.0.node, self.0.run, recorded)
+    }
+
+    /// The protobuf form of what a follower got.
+    pub fn to_response(&self, item: &Item) -> pb::ObserveResponse {
+        use pb::observe_response::Item as Wire;
+        let item = match item {
+            Item::Flow(recorded) => Wire::Flow(self.to_proto(recorded)),
+            Item::Lost(count) => Wire::Lost(*count),
+        };
+        pb::ObserveResponse { item: Some(item) }
+    }
+}
+
+enum Read {
+    Flow(Box<Recorded>),
+    /// Its writer has the number and has not finished yet.
+    NotYet,
+    Overwritten,
+}
+
+impl Shared {
+    fn slot(&self, sequence: u64) -> usize {
+        (sequence % self.slots.len() as u64) as usize
+    }
+
+    fn read(&self, sequence: u64) -> Read {
+        match &*self.slots[self.slot(sequence)].lock() {
+            Some(there) if there.sequence == sequence => Read::Flow(Box::new(there.clone())),
+            Some(there) if there.sequence > sequence => Read::Overwritten,
+            _ => Read::NotYet,
+        }
+    }
+}
+
+/// Reads flows as they come. Dropping it ends the following.
+#[derive(Debug)]
+pub struct Follower {
+    log: FlowLog,
+    position: u64,
+    filter: Filter,
+}
+
+impl Follower {
+    /// The next flow that passes the filter, or how many were lost. Cancellation-safe.
+    pub async fn next(&mut self) -> Item {
+        loop {
+            let log = self.log.0.clone();
+            // Registered before looking, so that a flow that comes in between wakes it.
+            let arrived = log.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            if let Some(item) = self.try_next() {
+                return item;
+            }
+            arrived.await;
+        }
+    }
+
+    /// As [`Follower::next`], without waiting.
+    pub fn try_next(&mut self) -> Option<Item> {
+        let log = self.log.0.clone();
+        loop {
+            let end = log.next.load(Ordering::Acquire);
+            let oldest = end.saturating_sub(log.slots.len() as u64);
+            if self.position < oldest {
+                let lost = oldest - self.position;
+                self.position = oldest;
+                return Some(Item::Lost(lost));
+            }
+            if self.position >= end {
+                return None;
+            }
+            match log.read(self.position) {
+                Read::Flow(recorded) => {
+                    self.position += 1;
+                    if self.filter.matches(&recorded.flow) {
+                        return Some(Item::Flow(recorded));
+                    }
+                }
+                // Its writer notifies when it is there.
+                Read::NotYet => return None,
+                Read::Overwritten => {
+                    self.position += 1;
+                    return Some(Item::Lost(1));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.log.0.followers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::filter::tests::flow_of;
+
+    fn statuses(past: &[Recorded]) -> Vec<u16> {
+        past.iter().map(|r| r.flow.status).collect()
+    }
+
+    fn numbered(n: u16) -> Flow {
+        Flow {
+            status: n,
+            ..flow_of("a", "b")
+        }
+    }
+
+    #[test]
+    fn the_ring_keeps_the_last_ones_in_order() {
+        let log = FlowLog::with_capacity("n1", 4);
+        (0..10).for_each(|n| log.record(numbered(n)));
+        assert_eq!(statuses(&log.past(0, None, &Filter::default())), [6, 7, 8, 9]);
+        assert_eq!(statuses(&log.past(2, None, &Filter::default())), [8, 9]);
+        assert_eq!(log.counts().forwarded, 10);
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_each_flow_once_and_learns_what_it_lost() {
+        let log = FlowLog::with_capacity("n1", 4);
+        log.record(numbered(0));
+        let mut follower = log.follow(Filter::default());
+        log.record(numbered(1));
+        assert!(matches!(follower.next().await, Item::Flow(r) if r.flow.status == 1));
+        (2..12).for_each(|n| log.record(numbered(n)));
+        // Ten came, four are held.
+        assert!(matches!(follower.next().await, Item::Lost(6)));
+        for want in 8..12 {
+            assert!(matches!(follower.next().await, Item::Flow(r) if r.flow.status == want));
+        }
+        assert!(follower.try_next().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_waiting_follower_is_woken() {
+        let log = FlowLog::new("n1");
+        let mut follower = log.follow(Filter::default());
+        let reader = tokio::spawn(async move { follower.next().await });
+        tokio::task::yield_now().await;
+        log.record(numbered(7));
+        assert!(matches!(reader.await.unwrap(), Item::Flow(r) if r.flow.status == 7));
+        assert_eq!(log.0.followers.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn writers_on_many_threads_lose_nothing_within_the_capacity() {
+        let log = FlowLog::with_capacity("n1", 4000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..1000).for_each(|n| log.record(numbered(n))));
+            }
+        });
+        let past = log.past(0, None, &Filter::default());
+        assert_eq!(past.len(), 4000);
+        assert!(past.windows(2).all(|w| w[0].sequence + 1 == w[1].sequence));
+    }
+
+    #[test]
+    fn observe_joins_past_and_new_without_gap_or_repeat() {
+        let log = FlowLog::new("n1");
+        (0..5).for_each(|n| log.record(numbered(n)));
+        let request = pb::ObserveRequest {
+            last: 3,
+            follow: true,
+            ..Default::default()
+        };
+        let (past, follower) = log.observe(&request);
+        assert_eq!(statuses(&past), [2, 3, 4]);
+        let mut follower = follower.unwrap();
+        log.record(numbered(5));
+        assert!(matches!(follower.try_next(), Some(Item::Flow(r)) if r.flow.status == 5));
+        let only_new = pb::ObserveRequest {
+            follow: true,
+            ..Default::default()
+        };
+        assert!(log.observe(&only_new).0.is_empty());
+        let all = log.observe(&pb::ObserveRequest::default());
+        assert_eq!((all.0.len(), all.1.is_none()), (6, true));
+    }
+}

@@ -1,0 +1,311 @@
+//! Keep-alive connections to one peer: an app of this node, or an app behind a tunnel.
+//!
+//! The last connection used is the first used again, so that what a quiet time does not need goes
+//! idle and is closed. A request is sent a second time only if nothing of it was sent the first.
+
+use crate::{Body, InFlight};
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// Bounds of one pool.
+#[derive(Debug, Clone)]
+pub struct PoolLimits {
+    /// Requests under way at once; more are refused.
+    pub max_in_use: usize,
+    /// Idle connections kept; more are closed.
+    pub max_idle: usize,
+    /// How long a connection may be idle.
+    pub idle_timeout: Duration,
+    /// How long making a connection may take.
+    pub connect_timeout: Duration,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        Self {
+            max_in_use: 1024,
+            max_idle: 128,
+            idle_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Makes connections for a pool.
+pub trait Connector: Send + Sync + 'static {
+    /// Connects and does HTTP's part by [`Connection::handshake`].
+    fn connect(&self) -> BoxFuture<'static, io::Result<Connection>>;
+}
+
+/// A connection that takes one request at a time.
+#[derive(Debug)]
+pub struct Connection {
+    sender: SendRequest<Body>,
+    /// Set by whoever knows that it must not be used for further requests.
+    retired: Option<Arc<AtomicBool>>,
+}
+
+impl Connection {
+    /// Speaks HTTP/1.1 over `io`, driven by a task that ends with the connection. Once `retired`
+    /// is set, no further request is sent on it.
+    pub async fn handshake<T>(io: T, retired: Option<Arc<AtomicBool>>) -> io::Result<Self>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut builder = http1::Builder::new();
+        builder.max_headers(100).max_buf_size(64 * 1024);
+        let (sender, driver) = builder
+            .handshake(TokioIo::new(io))
+            .await
+            .map_err(io::Error::other)?;
+        tokio::spawn(async move {
+            if let Err(e) = driver.await {
+                tracing::debug!(error = %e, "connection to a peer ended");
+            }
+        });
+        Ok(Self { sender, retired })
+    }
+
+    fn is_usable(&self) -> bool {
+        !self.sender.is_closed() && !self.retired.as_ref().is_some_and(|r| r.load(Ordering::Acquire))
+    }
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SendFailure {
+    /// No connection.
+    #[error("connecting failed: {0}")]
+    Connect(#[source] io::Error),
+    /// No connection in time.
+    #[error("no connection within {0:?}")]
+    ConnectTimeout(Duration),
+    /// Too many requests under way.
+    #[error("{0} requests are under way already, which is the bound")]
+    Overloaded(usize),
+    /// The connection ended before the answer's head.
+    #[error("no answer: {0}")]
+    Broken(#[source] hyper::Error),
+}
+
+/// A [`SendFailure`], with the request if nothing of it was sent: it may go elsewhere.
+#[derive(Debug, thiserror::Error)]
+#[error("{failure}")]
+pub struct SendError {
+    /// What happened.
+    #[source]
+    pub failure: SendFailure,
+    /// The untouched request.
+    pub request: Option<Request<Body>>,
+}
+
+impl SendError {
+    fn untouched(failure: SendFailure, request: Request<Body>) -> Box<Self> {
+        Box::new(Self {
+            failure,
+            request: Some(request),
+        })
+    }
+}
+
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// Connections to one peer.
+pub struct Pool {
+    connector: Box<dyn Connector>,
+    limits: PoolLimits,
+    idle: Mutex<Vec<Idle>>,
+    in_use: AtomicUsize,
+    made: AtomicUsize,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("in_use", &self.in_use.load(Ordering::Relaxed))
+            .field("idle", &self.idle.lock().len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Of connections that `connector` makes.
+    pub fn new(connector: impl Connector, limits: PoolLimits) -> Arc<Self> {
+        Arc::new(Self {
+            connector: Box::new(connector),
+            limits,
+            idle: Mutex::default(),
+            in_use: AtomicUsize::new(0),
+            made: AtomicUsize::new(0),
+        })
+    }
+
+    /// Sends one request. The answer's body gives the connection back at its end; `counted` goes
+    /// with it.
+    pub async fn send(
+        self: &Arc<Self>,
+        mut request: Request<Body>,
+        counted: Option<InFlight>,
+    ) -> Result<Response<Body>, Box<SendError>> {
+        let slot = match Slot::take(self) {
+            Ok(slot) => slot,
+            Err(failure) => return Err(SendError::untouched(failure, request)),
+        };
+        loop {
+            let (mut connection, fresh) = match self.take_idle() {
+                Some(connection) => (connection, false),
+                None => match self.connect().await {
+                    Ok(connection) => (connection, true),
+                    Err(failure) => return Err(SendError::untouched(failure, request)),
+                },
+            };
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => {
+                    let lease = Lease {
+                        connection: Some(connection),
+                        slot,
+                        _counted: counted,
+                    };
+                    return Ok(response.map(|incoming| Body::leased(incoming, lease)));
+                }
+                Err(mut e) => match e.take_message() {
+                    // It was closed in the same moment; nothing was sent.
+                    Some(unsent) if !fresh => request = unsent,
+                    unsent => {
+                        let failure = SendFailure::Broken(e.into_error());
+                        return Err(Box::new(SendError {
+                            failure,
+                            request: unsent,
+                        }));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Closes what was idle for too long. Call now and then.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut closed = Vec::new();
+        let mut idle = self.idle.lock();
+        let mut at = 0;
+        while at < idle.len() {
+            let there = &idle[at];
+            if there.connection.is_usable() && now.duration_since(there.since) < self.limits.idle_timeout {
+                at += 1;
+            } else {
+                closed.push(idle.remove(at));
+            }
+        }
+        drop(idle);
+        drop(closed);
+    }
+
+    /// Whether it holds no connection and no request.
+    pub fn is_unused(&self) -> bool {
+        self.in_use.load(Ordering::Acquire) == 0 && self.idle.lock().is_empty()
+    }
+
+    /// How many connections were ever made.
+    pub fn connections_made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock();
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            if !idle[at].connection.is_usable() {
+                idle.remove(at);
+            } else if idle[at].connection.sender.is_ready() {
+                let taken = idle.remove(at);
+                if taken.since.elapsed() < self.limits.idle_timeout {
+                    return Some(taken.connection);
+                }
+                // All below are older.
+                idle.truncate(at);
+                return None;
+            }
+            // Otherwise its last exchange is not quite over (a body still being sent): leave it.
+        }
+        None
+    }
+
+    async fn connect(&self) -> Result<Connection, SendFailure> {
+        let limit = self.limits.connect_timeout;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        match tokio::time::timeout(limit, self.connector.connect()).await {
+            Ok(connected) => connected.map_err(SendFailure::Connect),
+            Err(_) => Err(SendFailure::ConnectTimeout(limit)),
+        }
+    }
+
+    fn give_back(&self, connection: Connection) {
+        if !connection.is_usable() {
+            return;
+        }
+        let idle = Idle {
+            connection,
+            since: Instant::now(),
+        };
+        let mut all = self.idle.lock();
+        let surplus = (all.len() >= self.limits.max_idle).then(|| all.remove(0));
+        all.push(idle);
+        drop(all);
+        drop(surplus);
+    }
+}
+
+/// One of the requests that may be under way.
+#[derive(Debug)]
+struct Slot(Arc<Pool>);
+
+impl Slot {
+    fn take(pool: &Arc<Pool>) -> Result<Self, SendFailure> {
+        if pool.in_use.fetch_add(1, Ordering::AcqRel) >= pool.limits.max_in_use {
+            pool.in_use.fetch_sub(1, Ordering::AcqRel);
+            return Err(SendFailure::Overloaded(pool.limits.max_in_use));
+        }
+        Ok(Self(pool.clone()))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.in_use.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection in use by one answer's body.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    connection: Option<Connection>,
+    slot: Slot,
+    _counted: Option<InFlight>,
+}
+
+impl Lease {
+    /// The answer is complete: the connection may be used again. Dropping the lease without this
+    /// closes the connection.
+    pub fn finish(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.slot.0.give_back(connection);
+        }
+    }
+}

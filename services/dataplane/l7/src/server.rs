@@ -1,0 +1,268 @@
+//! Serving one accepted connection: bounds on heads, time and idleness, and refusal of ambiguous
+//! framing.
+//!
+//! Time is watched by one coarse tick per connection instead of a timer per request: the reading
+//! side notes the tick at which a head began, the tick looks how long ago that was.
+
+use crate::{Body, scan::HeadScan};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use std::{
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{MissedTickBehavior, interval},
+};
+use weft_drain::Watcher;
+
+/// What one connection may take.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Headers of one request.
+    pub max_headers: usize,
+    /// Bytes of one head.
+    pub max_head_bytes: usize,
+    /// Time from the first byte of a head to its last.
+    pub head_timeout: Duration,
+    /// Time without a request after which the connection is closed.
+    pub idle_timeout: Duration,
+    /// How often the two times above are looked at.
+    pub tick: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            max_headers: 100,
+            max_head_bytes: 64 * 1024,
+            head_timeout: Duration::from_secs(10),
+            // Longer than the clients' own, so that it is they who close.
+            idle_timeout: Duration::from_secs(300),
+            tick: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why a connection ended other than by its own end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The bytes were no HTTP, or the socket failed.
+    #[error("connection failed: {0}")]
+    Http(#[from] hyper::Error),
+    /// A head was begun and not ended in time.
+    #[error("no complete request head within {0:?}")]
+    HeadTimeout(Duration),
+    /// The drain's deadline passed.
+    #[error("closed by shutdown with a request under way")]
+    Forced,
+}
+
+const NEVER: u32 = u32::MAX;
+
+/// What the reading side, the service and the tick tell each other.
+#[derive(Debug)]
+struct Watch {
+    now: AtomicU32,
+    /// Tick at which the head being read began; [`NEVER`] when none is.
+    head_since: AtomicU32,
+    /// Tick at which the last response ended.
+    idle_since: AtomicU32,
+    busy: AtomicBool,
+    /// Bytes came while a request was under way: its body, or the head of the next.
+    read_while_busy: AtomicBool,
+    /// Only ever locked by this connection's own task.
+    scan: Mutex<HeadScan>,
+}
+
+impl Watch {
+    fn on_bytes(&self, bytes: &[u8]) {
+        if self.busy.load(Ordering::Relaxed) {
+            self.read_while_busy.store(true, Ordering::Relaxed);
+            return;
+        }
+        if self.head_since.load(Ordering::Relaxed) == NEVER {
+            self.head_since
+                .store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.scan.lock().feed(bytes);
+    }
+
+    /// A request's head is complete. `false` when its framing is ambiguous, or when nobody looked
+    /// at the head of a chunked request because it was pipelined behind another.
+    fn begin(&self, chunked: bool) -> bool {
+        let scan = std::mem::take(&mut *self.scan.lock());
+        self.busy.store(true, Ordering::Relaxed);
+        self.head_since.store(NEVER, Ordering::Relaxed);
+        // Bytes behind the head may have been read together with it.
+        self.read_while_busy.store(false, Ordering::Relaxed);
+        !scan.is_ambiguous() && (!chunked || scan.transfer_encoding)
+    }
+
+    fn end(&self) {
+        let now = self.now.load(Ordering::Relaxed);
+        self.idle_since.store(now, Ordering::Relaxed);
+        self.busy.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Marks the connection as busy until dropped with the response's body.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Watch>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// The connection, with the reading side watched.
+struct Watched<T> {
+    io: T,
+    watch: Arc<Watch>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.watch.on_bytes(&buf.filled()[before..]);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+}
+
+/// Serves HTTP/1.1 on `io` until it ends. At the drain the request under way is finished and the
+/// connection closed; at the force signal it is dropped.
+pub async fn serve_connection<T, H, F>(
+    io: T,
+    limits: &ServerLimits,
+    mut drain: Watcher,
+    handle: H,
+) -> Result<(), ServeError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Response<Body>>,
+{
+    let watch = Arc::new(Watch {
+        now: AtomicU32::new(0),
+        head_since: AtomicU32::new(NEVER),
+        idle_since: AtomicU32::new(0),
+        busy: AtomicBool::new(false),
+        read_while_busy: AtomicBool::new(false),
+        scan: Mutex::default(),
+    });
+    let service = service_fn(|request: Request<Incoming>| {
+        let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
+        let sound = watch.begin(chunked);
+        let busy = Busy(watch.clone());
+        // Only made when it is used.
+        let answer = sound.then(|| handle(request));
+        async move {
+            let mut response = match answer {
+                Some(answer) => answer.await,
+                None => ambiguous(),
+            };
+            response.body_mut().busy = Some(busy);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.half_close(false)
+        .header_read_timeout(None)
+        .max_headers(limits.max_headers)
+        .max_buf_size(limits.max_head_bytes.max(8192));
+    let watched = TokioIo::new(Watched {
+        io,
+        watch: watch.clone(),
+    });
+    let mut connection = pin!(http.serve_connection(watched, service));
+    let mut tick = interval(limits.tick);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let ticks = |time: Duration| {
+        let ticks = time.as_nanos().div_ceil(limits.tick.as_nanos().max(1));
+        u32::try_from(ticks).unwrap_or(NEVER - 1).max(1)
+    };
+    let (head_ticks, idle_ticks) = (ticks(limits.head_timeout), ticks(limits.idle_timeout));
+    let mut draining = false;
+    let mut force = drain.clone();
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Ok(ended?),
+            () = drain.draining(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = force.forced(), if draining => return Err(ServeError::Forced),
+            _ = tick.tick() => {
+                let now = watch.now.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                if watch.busy.load(Ordering::Relaxed) {
+                    continue;
+                }
+                let head_since = watch.head_since.load(Ordering::Relaxed);
+                if head_since != NEVER {
+                    if now.saturating_sub(head_since) > head_ticks {
+                        return Err(ServeError::HeadTimeout(limits.head_timeout));
+                    }
+                } else if watch.read_while_busy.swap(false, Ordering::Relaxed) {
+                    // Perhaps the start of a head: counts from now.
+                    watch.head_since.store(now, Ordering::Relaxed);
+                } else if now.saturating_sub(watch.idle_since.load(Ordering::Relaxed)) > idle_ticks {
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}
+
+fn ambiguous() -> Response<Body> {
+    let mut response = Response::new(Body::from("ambiguous message framing\n"));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}

@@ -1,0 +1,224 @@
+//! What the runtime needs of its surroundings, as small traits. The agent implements them over
+//! weft-node and the policy service; tests implement them in a few lines.
+//!
+//! [`Directory`] and [`Judge`] are asked on every request: they must answer from memory, without
+//! waiting. The dialers are asked only when a new connection is needed.
+
+use crate::{AppContext, context::CallerHeaders};
+use futures::future::BoxFuture;
+use http::HeaderValue;
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+    },
+};
+use tokio::net::TcpStream;
+use weft_flows::{Direction, DropReason, Party};
+use weft_tls::PeerIdentity;
+use weft_tunnel::TunnelStream;
+
+/// Policy judges an invocation as a connection to this TCP port of the callee (Dapr's internal
+/// gRPC port).
+pub const INVOKE_PORT: u16 = 50002;
+
+/// Where an endpoint runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// On this node; the app listens on this port of its own namespace.
+    Local {
+        /// The app's port.
+        app_port: u16,
+    },
+    /// On another node.
+    Remote {
+        /// Where its tunnel listens: the pod's address, or the node's for a process.
+        tunnel: SocketAddr,
+        /// Whether several identities share that address, so that one must be named in SNI.
+        shared: bool,
+    },
+}
+
+/// One running workload that serves an app-id. Make a new one when any of it changes.
+#[derive(Debug)]
+pub struct Endpoint {
+    workload: Arc<str>,
+    party: Arc<Party>,
+    place: Place,
+    callee: HeaderValue,
+    in_flight: AtomicU32,
+}
+
+impl Endpoint {
+    /// `workload` is the id that the registry knows it by.
+    pub fn new(workload: Arc<str>, party: Arc<Party>, place: Place) -> Arc<Self> {
+        let callee = CallerHeaders::of(&party).app_id;
+        Arc::new(Self {
+            workload,
+            party,
+            place,
+            callee,
+            in_flight: AtomicU32::new(0),
+        })
+    }
+
+    /// The workload's id.
+    pub fn workload(&self) -> &Arc<str> {
+        &self.workload
+    }
+
+    /// Who it is.
+    pub fn party(&self) -> &Arc<Party> {
+        &self.party
+    }
+
+    /// Where it runs.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(crate) fn callee_header(&self) -> HeaderValue {
+        self.callee.clone()
+    }
+
+    /// Requests that this node has under way to it.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self.clone())
+    }
+}
+
+/// Counts one request until dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Endpoint>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All ready endpoints of one app-id. The directory keeps one per app-id and replaces it when the
+/// set changes.
+#[derive(Debug)]
+pub struct Target {
+    endpoints: Box<[Arc<Endpoint>]>,
+    turn: AtomicUsize,
+}
+
+impl Target {
+    /// Of these endpoints.
+    pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Arc<Self> {
+        Arc::new(Self {
+            endpoints: endpoints.into(),
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    /// The endpoints.
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    /// The next endpoint: in turn, but of two neighbours the one with fewer requests under way.
+    pub fn pick(&self) -> Option<&Arc<Endpoint>> {
+        let n = self.endpoints.len();
+        if n < 2 {
+            return self.endpoints.first();
+        }
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let (one, other) = (
+            &self.endpoints[turn % n],
+            &self.endpoints[turn.wrapping_add(1) % n],
+        );
+        Some(if other.in_flight() < one.in_flight() {
+            other
+        } else {
+            one
+        })
+    }
+}
+
+/// Who is there.
+pub trait Directory: Send + Sync + 'static {
+    /// The endpoints of an app-id; `None` when nobody serves it.
+    fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>>;
+
+    /// A workload of this node, by its id.
+    fn local(&self, workload: &str) -> Option<Arc<Endpoint>>;
+
+    /// Whom a tunnel's certificate stands for. `claimed` is the workload id that the other agent
+    /// names: take it only if that workload is known to have this SPIFFE ID and to run on this
+    /// node. `None` refuses the call; a workload that is not known yet may be returned as a
+    /// [`Party`] with identity `CLUSTER_UNKNOWN`.
+    fn tunnel_peer(&self, peer: &PeerIdentity, claimed: Option<&str>) -> Option<Arc<Party>>;
+}
+
+/// What policy is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// Whose policy: egress of the caller, or ingress of the callee.
+    pub direction: Direction,
+    /// Id of the workload whose policy it is.
+    pub workload: &'a str,
+    /// Who calls.
+    pub source: &'a Party,
+    /// Who is called.
+    pub destination: &'a Party,
+    /// The TCP port that counts.
+    pub port: u16,
+    /// Whether both ends are proven: by the kernel on one node, by both SVIDs between nodes.
+    pub authenticated: bool,
+}
+
+/// What policy says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// `None` when allowed.
+    pub refused: Option<DropReason>,
+    /// The rule that spoke; `None` when none did (the default).
+    pub rule: Option<Arc<str>>,
+}
+
+impl Decision {
+    /// Allowed, by a rule or by default.
+    pub fn allow(rule: Option<Arc<str>>) -> Self {
+        Self { refused: None, rule }
+    }
+
+    /// Refused, by a rule or by default.
+    pub fn refuse(reason: DropReason, rule: Option<Arc<str>>) -> Self {
+        Self {
+            refused: Some(reason),
+            rule,
+        }
+    }
+}
+
+/// Who may call whom.
+pub trait Judge: Send + Sync + 'static {
+    /// Judges one direction of one call.
+    fn judge(&self, question: &Question<'_>) -> Decision;
+}
+
+/// Connections to apps of this node, made in the app's own network namespace.
+pub trait AppDialer: Send + Sync + 'static {
+    /// Connects to the app's port on its loopback.
+    fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>>;
+}
+
+/// Streams to endpoints on other nodes. [`crate::Tunnels`] implements it over `weft-tunnel`.
+pub trait TunnelDialer: Send + Sync + 'static {
+    /// Opens a stream as `caller` that is answered by `endpoint` and nobody else.
+    fn connect(
+        &self,
+        caller: Arc<AppContext>,
+        endpoint: Arc<Endpoint>,
+    ) -> BoxFuture<'static, io::Result<TunnelStream>>;
+}

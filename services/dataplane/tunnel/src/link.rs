@@ -1,0 +1,242 @@
+//! One connection of the opening side: its task drives HTTP/2, asks the peer for signs of life, and
+//! ends the connection when its certificate does.
+
+use crate::Limits;
+use bytes::Bytes;
+use h2::{Ping, PingPong, client};
+use parking_lot::Mutex;
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use weft_tls::{Clock, Trust};
+
+/// Probes that may wait for the same PING.
+const MAX_WAITING: usize = 64;
+
+/// What callers of [`crate::Client::open`] see of a connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    pub sender: client::SendRequest<Bytes>,
+    pub retired: Arc<AtomicBool>,
+    streams: AtomicUsize,
+    closed: AtomicBool,
+    heard: Mutex<Instant>,
+    probes: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+/// Counts one stream on a connection until dropped.
+#[derive(Debug)]
+pub(crate) struct StreamCount(Arc<Link>);
+
+impl Drop for StreamCount {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Link {
+    /// Whether another stream may be put on it.
+    pub fn has_room(&self, limits: &Limits) -> bool {
+        self.is_open() && self.streams.load(Ordering::Acquire) < limits.streams_per_connection
+    }
+
+    /// Neither ended nor to be ended.
+    pub fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Acquire) && !self.retired.load(Ordering::Acquire)
+    }
+
+    pub fn count_stream(self: &Arc<Self>) -> StreamCount {
+        self.streams.fetch_add(1, Ordering::AcqRel);
+        StreamCount(self.clone())
+    }
+
+    /// No further streams; those that are may be finished.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+    }
+
+    pub fn note_heard(&self) {
+        *self.heard.lock() = Instant::now();
+    }
+
+    /// Whether the peer lives: heard from within [`Limits::fresh`], or answers a PING now. One
+    /// that does not answer is closed.
+    pub async fn is_alive(&self, limits: &Limits) -> bool {
+        if !self.is_open() {
+            return false;
+        }
+        if self.heard.lock().elapsed() < limits.fresh {
+            return true;
+        }
+        let (answer, answered) = oneshot::channel();
+        let asked = async {
+            self.probes.send(answer).await.ok()?;
+            answered.await.ok()
+        };
+        // The task gives up by itself after `ping_timeout`; the rest is for a tick that is late.
+        matches!(
+            tokio::time::timeout(limits.ping_timeout + limits.tick * 2, asked).await,
+            Ok(Some(()))
+        )
+    }
+}
+
+/// What a connection's life depends on.
+pub(crate) struct Terms {
+    /// Seconds since the Unix epoch: the first of both certificates to end.
+    pub expires: u64,
+    pub clock: Clock,
+    pub svid_changed: watch::Receiver<u64>,
+    pub bundle_changed: watch::Receiver<u64>,
+}
+
+impl Terms {
+    pub fn new(expires: u64, trust: &Trust, svid_changed: watch::Receiver<u64>) -> Self {
+        Self {
+            expires,
+            clock: trust.clock(),
+            svid_changed,
+            bundle_changed: trust.subscribe(),
+        }
+    }
+}
+
+/// The handle of a connection and the task that drives it, which is to be spawned.
+pub(crate) fn new<T>(
+    sender: client::SendRequest<Bytes>,
+    connection: client::Connection<T, Bytes>,
+    terms: Terms,
+    limits: Limits,
+) -> (Arc<Link>, impl Future<Output = ()> + Send)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (probes, asked) = mpsc::channel(MAX_WAITING);
+    let link = Arc::new(Link {
+        sender,
+        retired: Arc::default(),
+        streams: AtomicUsize::new(0),
+        closed: AtomicBool::new(false),
+        heard: Mutex::new(Instant::now()),
+        probes,
+    });
+    let end = EndGuard(link.clone());
+    let task = async move {
+        let ended = drive(&end.0, connection, terms, limits, asked).await;
+        tracing::debug!(reason = ended, "tunnel ended");
+    };
+    (link, task)
+}
+
+/// Marks the connection as over, also when its task is dropped.
+struct EndGuard(Arc<Link>);
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        self.0.retire();
+        self.0.closed.store(true, Ordering::Release);
+    }
+}
+
+async fn drive<T>(
+    link: &Link,
+    mut connection: client::Connection<T, Bytes>,
+    mut terms: Terms,
+    limits: Limits,
+    mut asked: mpsc::Receiver<oneshot::Sender<()>>,
+) -> &'static str
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(mut pings) = connection.ping_pong() else {
+        return "no PING handle";
+    };
+    let mut watchdog = Watchdog::default();
+    let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
+    let mut retired_at: Option<Instant> = None;
+    let mut idle_since = Instant::now();
+    let mut tick = interval(limits.tick);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            ended = &mut connection => return if ended.is_ok() { "closed" } else { "failed" },
+            Ok(()) = poll_fn(|cx| pings.poll_pong(cx).map_ok(|_| ())) => {
+                watchdog.answered();
+                link.note_heard();
+                for answer in waiting.drain(..) {
+                    // Whoever asked may have gone away.
+                    let _ = answer.send(());
+                }
+            }
+            Some(answer) = asked.recv(), if waiting.len() < MAX_WAITING => {
+                waiting.push(answer);
+                watchdog.ask(&mut pings);
+            }
+            // The SVID shown, or the roots it was checked with, are no longer the present ones.
+            Ok(()) = terms.svid_changed.changed() => link.retire(),
+            Ok(()) = terms.bundle_changed.changed() => link.retire(),
+            _ = tick.tick() => {
+                let now = Instant::now();
+                if watchdog.waited_longer_than(limits.ping_timeout) {
+                    return "the peer does not answer";
+                }
+                if link.heard.lock().elapsed() >= limits.ping_interval {
+                    watchdog.ask(&mut pings);
+                }
+                let left = terms.expires.saturating_sub(terms.clock.unix_seconds());
+                if left == 0 {
+                    return "a certificate expired";
+                }
+                if left <= limits.retire_grace.as_secs() {
+                    link.retire();
+                }
+                let streams = link.streams.load(Ordering::Acquire);
+                if streams > 0 {
+                    idle_since = now;
+                } else if now - idle_since >= limits.idle {
+                    link.retire();
+                }
+                if link.retired.load(Ordering::Acquire) {
+                    let since = *retired_at.get_or_insert(now);
+                    if streams == 0 || now - since >= limits.retire_grace {
+                        return "retired";
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The PING under way, if one is.
+#[derive(Debug, Default)]
+pub(crate) struct Watchdog {
+    sent: Option<Instant>,
+}
+
+impl Watchdog {
+    /// Sends a PING unless one is under way.
+    pub fn ask(&mut self, pings: &mut PingPong) {
+        if self.sent.is_none() && pings.send_ping(Ping::opaque()).is_ok() {
+            self.sent = Some(Instant::now());
+        }
+    }
+
+    pub fn answered(&mut self) {
+        self.sent = None;
+    }
+
+    pub fn waited_longer_than(&self, limit: Duration) -> bool {
+        self.sent.is_some_and(|sent| sent.elapsed() >= limit)
+    }
+}

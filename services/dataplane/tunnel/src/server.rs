@@ -1,0 +1,336 @@
+//! The accepting side: who connects is verified by its certificate, what it asks for is handed to
+//! a [`Handler`].
+
+use crate::{ALPN, Limits, Local, TunnelStream, link::Watchdog};
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use std::{
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use weft_drain::Watcher;
+use weft_model::SpiffeId;
+use weft_tls::{ClientAuth, PeerIdentity, TlsError, Trust, peer_identity, server_config};
+
+/// Takes the streams that come out of tunnels.
+pub trait Handler: Send + Sync + 'static {
+    /// Deals with one stream to its end. Dropped when its tunnel ends.
+    fn handle(self: Arc<Self>, incoming: Incoming) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// A CONNECT that waits for an answer.
+pub struct Incoming {
+    /// The verified certificate of the other side; names a node.
+    pub peer: Arc<PeerIdentity>,
+    /// The identity that this side answered with.
+    pub local: SpiffeId,
+    /// Where the connection comes from.
+    pub remote: SocketAddr,
+    /// What is asked for, `<app-id>.<namespace>:<port>`.
+    pub authority: http::uri::Authority,
+    /// The headers of the CONNECT.
+    pub headers: HeaderMap,
+    respond: SendResponse<Bytes>,
+    recv: RecvStream,
+    retired: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming")
+            .field("peer", &self.peer.id)
+            .field("authority", &self.authority)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Incoming {
+    /// Takes the stream.
+    pub fn accept(mut self) -> io::Result<TunnelStream> {
+        let send = self
+            .respond
+            .send_response(Response::new(()), false)
+            .map_err(crate::stream::io_error)?;
+        Ok(TunnelStream::new(send, self.recv, self.retired, None))
+    }
+
+    /// Refuses it.
+    pub fn refuse(mut self, status: StatusCode) {
+        refuse(&mut self.respond, status);
+    }
+}
+
+fn refuse(respond: &mut SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // It fails only if the other side is gone.
+    let _ = respond.send_response(response, true);
+}
+
+/// Accepts tunnels on `listener` until the drain starts, then lets those that are finish.
+pub async fn serve<H: Handler>(
+    listener: TcpListener,
+    local: Local,
+    trust: Trust,
+    limits: Limits,
+    handler: Arc<H>,
+    drain: Watcher,
+) -> Result<(), TlsError> {
+    let tls = server_config(Arc::new(local.clone()), &trust, ClientAuth::Required, ALPN)?;
+    let shared = Arc::new(Shared {
+        acceptor: TlsAcceptor::from(Arc::new(tls)),
+        local,
+        trust,
+        limits,
+        handler,
+    });
+    let places = Arc::new(Semaphore::new(shared.limits.max_accepted));
+    let mut connections = JoinSet::new();
+    let mut draining = drain.clone();
+    loop {
+        // Beyond the bound, new connections wait in the listener's backlog.
+        let accepted = async {
+            let place = places.clone().acquire_owned().await;
+            (listener.accept().await, place)
+        };
+        tokio::select! {
+            () = draining.draining() => break,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            (accepted, place) = accepted => match accepted {
+                Ok((tcp, remote)) => {
+                    let (shared, drain) = (shared.clone(), drain.clone());
+                    connections.spawn(async move {
+                        let _place = place;
+                        if let Err(e) = connection(&shared, tcp, remote, drain).await {
+                            tracing::debug!(%remote, error = %e, "tunnel refused or ended");
+                        }
+                    });
+                }
+                Err(e) => {
+                    // Out of descriptors, or a connection that was gone again: go on, not at full speed.
+                    tracing::warn!(error = %e, "tunnel listener can not accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+struct Shared<H> {
+    acceptor: TlsAcceptor,
+    local: Local,
+    trust: Trust,
+    limits: Limits,
+    handler: Arc<H>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ConnectionError {
+    #[error("no complete handshake within {0:?}")]
+    Slow(Duration),
+    #[error("handshake: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("handshake: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("{0} showed a certificate that is not for tunnels: it names no node")]
+    NoNode(SpiffeId),
+    #[error("no certificate was shown or chosen")]
+    NoCertificate,
+}
+
+async fn connection<H: Handler>(
+    shared: &Shared<H>,
+    tcp: TcpStream,
+    remote: SocketAddr,
+    drain: Watcher,
+) -> Result<(), ConnectionError> {
+    let limits = &shared.limits;
+    let bundle_changed = shared.trust.subscribe();
+    let handshake = async {
+        tcp.set_nodelay(true)?;
+        let tls = shared.acceptor.accept(tcp).await?;
+        let (peer, local, expires) = identities(shared, &tls)?;
+        let http2 = h2::server::Builder::new()
+            .initial_window_size(limits.stream_window)
+            .initial_connection_window_size(limits.connection_window)
+            .max_frame_size(limits.max_frame)
+            .max_send_buffer_size(limits.send_buffer)
+            .max_header_list_size(16 * 1024)
+            .max_concurrent_streams(limits.max_streams)
+            .handshake::<_, Bytes>(tls)
+            .await?;
+        Ok::<_, ConnectionError>((http2, peer, local, expires))
+    };
+    let (http2, peer, local, expires) = match timeout(limits.handshake_timeout, handshake).await {
+        Ok(done) => done?,
+        Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
+    };
+    let served = Served {
+        shared,
+        peer: Arc::new(peer),
+        local,
+        remote,
+        expires,
+        retired: Arc::default(),
+    };
+    served.run(http2, bundle_changed, drain).await;
+    Ok(())
+}
+
+/// Who is at the other end, who answered here, and when the first of both certificates ends.
+fn identities<H>(
+    shared: &Shared<H>,
+    tls: &TlsStream<TcpStream>,
+) -> Result<(PeerIdentity, SpiffeId, u64), ConnectionError> {
+    let state = tls.get_ref().1;
+    let peer = peer_identity(state)?.ok_or(ConnectionError::NoCertificate)?;
+    if peer.node.is_none() {
+        return Err(ConnectionError::NoNode(peer.id));
+    }
+    let cell = shared
+        .local
+        .cell(state.server_name())
+        .ok_or(ConnectionError::NoCertificate)?;
+    let svid = cell.get().ok_or(ConnectionError::NoCertificate)?;
+    let expires = peer.not_after.min(svid.identity().not_after);
+    Ok((peer, svid.id().clone(), expires))
+}
+
+/// A connection whose other side is known.
+struct Served<'a, H> {
+    shared: &'a Shared<H>,
+    peer: Arc<PeerIdentity>,
+    local: SpiffeId,
+    remote: SocketAddr,
+    expires: u64,
+    retired: Arc<AtomicBool>,
+}
+
+impl<H: Handler> Served<'_, H> {
+    async fn run(
+        &self,
+        mut http2: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+        mut bundle_changed: tokio::sync::watch::Receiver<u64>,
+        mut drain: Watcher,
+    ) {
+        let limits = &self.shared.limits;
+        let clock = self.shared.trust.clock();
+        let Some(mut pings) = http2.ping_pong() else {
+            return;
+        };
+        let mut watchdog = Watchdog::default();
+        let mut heard = Instant::now();
+        let mut retired_at: Option<Instant> = None;
+        let mut force = drain.clone();
+        // Dropped, and so aborted, with the connection.
+        let mut streams = JoinSet::new();
+        let most = limits.max_streams as usize;
+        let mut tick = interval(limits.tick);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let retiring = self.retired.load(Ordering::Acquire);
+            tokio::select! {
+                biased;
+                // Also drives everything else on the connection, so it is polled at all times.
+                accepted = http2.accept() => match accepted {
+                    Some(Ok((request, mut respond))) => {
+                        // Streams reset at once still have tasks: those are bounded here.
+                        if streams.len() >= most.saturating_mul(2) {
+                            respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        } else if let Some(work) = self.stream(request, respond) {
+                            streams.spawn(work);
+                        }
+                    }
+                    Some(Err(e)) => {
+                        tracing::debug!(peer = %self.peer.id, error = %e, "tunnel failed");
+                        return;
+                    }
+                    None => return,
+                },
+                Some(_) = streams.join_next(), if !streams.is_empty() => {}
+                Ok(()) = poll_fn(|cx| pings.poll_pong(cx).map_ok(|_| ())) => {
+                    watchdog.answered();
+                    heard = Instant::now();
+                }
+                () = force.forced(), if retiring => return,
+                () = drain.draining(), if !retiring => self.retire(&mut http2, &mut retired_at),
+                Ok(()) = bundle_changed.changed(), if !retiring => self.retire(&mut http2, &mut retired_at),
+                _ = tick.tick() => {
+                    if watchdog.waited_longer_than(limits.ping_timeout) {
+                        return;
+                    }
+                    if heard.elapsed() >= limits.ping_interval {
+                        watchdog.ask(&mut pings);
+                    }
+                    let left = self.expires.saturating_sub(clock.unix_seconds());
+                    if left == 0 {
+                        return;
+                    }
+                    if left <= limits.retire_grace.as_secs() && !retiring {
+                        self.retire(&mut http2, &mut retired_at);
+                    }
+                    // A drain has its own deadline and ends by force.
+                    if retired_at.is_some_and(|at| at.elapsed() >= limits.retire_grace) && !drain.is_draining() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn retire(
+        &self,
+        http2: &mut h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+        retired_at: &mut Option<Instant>,
+    ) {
+        self.retired.store(true, Ordering::Release);
+        retired_at.get_or_insert_with(Instant::now);
+        http2.graceful_shutdown();
+    }
+
+    fn stream(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let (head, recv) = request.into_parts();
+        if head.method != Method::CONNECT {
+            refuse(&mut respond, StatusCode::METHOD_NOT_ALLOWED);
+            return None;
+        }
+        let Some(authority) = head.uri.authority().cloned() else {
+            refuse(&mut respond, StatusCode::BAD_REQUEST);
+            return None;
+        };
+        let incoming = Incoming {
+            peer: self.peer.clone(),
+            local: self.local.clone(),
+            remote: self.remote,
+            authority,
+            headers: head.headers,
+            respond,
+            recv,
+            retired: self.retired.clone(),
+        };
+        Some(self.shared.handler.clone().handle(incoming))
+    }
+}

@@ -1,0 +1,183 @@
+//! One CONNECT stream as a byte stream: back-pressure both ways, each direction ends by itself.
+
+use bytes::{Buf, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use std::{
+    any::Any,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// One write takes at most this much, so that one writer can not claim a whole send buffer of
+/// fresh memory at once.
+const MAX_WRITE: usize = 256 * 1024;
+
+/// A byte stream to a workload on another node.
+pub struct TunnelStream {
+    send: SendStream<Bytes>,
+    recv: RecvStream,
+    /// Received, not yet read. Its flow-control credit is given back as it is read.
+    unread: Bytes,
+    finished: bool,
+    retired: Arc<AtomicBool>,
+    /// Released with the stream (counts it on its connection).
+    _held: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl std::fmt::Debug for TunnelStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TunnelStream")
+            .field("id", &self.send.stream_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl TunnelStream {
+    pub(crate) fn new(
+        send: SendStream<Bytes>,
+        recv: RecvStream,
+        retired: Arc<AtomicBool>,
+        held: Option<Box<dyn Any + Send + Sync>>,
+    ) -> Self {
+        Self {
+            send,
+            recv,
+            unread: Bytes::new(),
+            finished: false,
+            retired,
+            _held: held,
+        }
+    }
+
+    /// Set once the stream's connection must not carry anything new: its certificate or bundle was
+    /// replaced, or the peer is going away. What is under way may be finished.
+    pub fn retired(&self) -> Arc<AtomicBool> {
+        self.retired.clone()
+    }
+
+    /// Waits for room to write and says how much there is, at most `wanted`.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        if self.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let wanted = wanted.min(MAX_WRITE);
+        self.send.reserve_capacity(wanted);
+        loop {
+            let room = self.send.capacity();
+            if room > 0 {
+                return Poll::Ready(Ok(room.min(wanted)));
+            }
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(e)) => return Poll::Ready(Err(io_error(e))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+    }
+
+    fn put(&mut self, data: Bytes) -> io::Result<()> {
+        self.send.send_data(data, false).map_err(io_error)
+    }
+}
+
+impl AsyncRead for TunnelStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let this = &mut *self;
+        while this.unread.is_empty() {
+            match ready!(this.recv.poll_data(cx)) {
+                Some(Ok(data)) => this.unread = data,
+                Some(Err(e)) => {
+                    // The other side is done with the stream and wants no more: an end.
+                    return match e.reason() {
+                        Some(Reason::NO_ERROR) => Poll::Ready(Ok(())),
+                        _ => Poll::Ready(Err(io_error(e))),
+                    };
+                }
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let taken = this.unread.len().min(buf.remaining());
+        buf.put_slice(&this.unread[..taken]);
+        this.unread.advance(taken);
+        // Only now may the peer send as much again.
+        this.recv
+            .flow_control()
+            .release_capacity(taken)
+            .map_err(io_error)?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for TunnelStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        let taken = ready!(self.poll_room(cx, buf.len()))?;
+        self.put(Bytes::copy_from_slice(&buf[..taken]))?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wanted: usize = bufs.iter().map(|b| b.len()).sum();
+        if wanted == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        // One frame for all pieces: head and body of a small message travel together.
+        let taken = ready!(self.poll_room(cx, wanted))?;
+        let mut frame = BytesMut::with_capacity(taken);
+        for piece in bufs {
+            let left = taken - frame.len();
+            frame.extend_from_slice(&piece[..piece.len().min(left)]);
+        }
+        self.put(frame.freeze())?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The connection's task writes what was handed over.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.finished {
+            self.finished = true;
+            self.send.send_data(Bytes::new(), true).map_err(io_error)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+pub(crate) fn io_error(e: h2::Error) -> io::Error {
+    if e.is_io() {
+        return e
+            .into_io()
+            .unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into());
+    }
+    let kind = match e.reason() {
+        Some(Reason::CANCEL | Reason::REFUSED_STREAM | Reason::STREAM_CLOSED) => {
+            io::ErrorKind::ConnectionReset
+        }
+        Some(Reason::NO_ERROR) => io::ErrorKind::BrokenPipe,
+        _ => io::ErrorKind::ConnectionAborted,
+    };
+    io::Error::new(kind, e)
+}
