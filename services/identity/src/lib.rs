@@ -1,1 +1,29 @@
-//! See ARCHITECTURE.md.
+//! The certificate authority of the mesh: who may be called what, and for how long.
+//!
+//! Owns: the root and the issuer under it, join tokens, members and what nodes may host, the
+//! audit record, all in one database. What crosses the border is `weft.identity.v1` over mTLS
+//! (port 7301) and, for operators on the same machine, over the local socket. Who runs where is
+//! not decided here: that is read from the policy service's registry.
+
+mod api;
+mod audit;
+mod authority;
+mod config;
+mod core;
+mod csr;
+mod db;
+mod error;
+mod follow;
+mod keyfile;
+mod pattern;
+mod registry;
+mod roles;
+mod serve;
+
+pub use crate::core::Kind;
+pub use config::{CaConfig, Config, ConfigError};
+pub use error::{Refused, StartError};
+pub use pattern::HostPattern;
+pub use registry::{Registry, RegistryError};
+pub use roles::ROLES;
+pub use serve::{Handle, serve, start, start_with};

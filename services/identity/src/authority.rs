@@ -1,0 +1,408 @@
+//! The certificate authority itself: a root, an issuer under it, and the leaves they sign.
+//! Decides nothing: whoever calls has checked that the leaf may be given out.
+
+use crate::db::StoredAuthority;
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use std::time::Duration;
+use time::OffsetDateTime;
+use weft_model::{SpiffeId, TrustDomain};
+use weft_tls::NODE_EXTENSION_OID;
+use zeroize::Zeroizing;
+
+const DAY: u64 = 24 * 3600;
+/// How long a root is good for.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
+/// How long an issuer is good for.
+pub const ISSUER_LIFETIME: Duration = Duration::from_secs(365 * DAY);
+/// A certificate begins this long before it is made, for verifiers whose clock is behind.
+const MAX_SKEW: Duration = Duration::from_secs(300);
+
+/// Why no certificate could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// rcgen or the key refused.
+    #[error("certificate could not be signed: {0}")]
+    Sign(#[from] rcgen::Error),
+    /// A stored certificate or key that can not be read.
+    #[error("a certificate or key of the authority is damaged: {0}; restore the database from a backup")]
+    Stored(String),
+    /// Before the beginning of a certificate of the authority.
+    #[error(
+        "the clock says {now}, but the {what} certificate of the authority is valid from {not_before}: set \
+         the machine's clock"
+    )]
+    ClockBehind {
+        /// Which certificate.
+        what: &'static str,
+        /// The clock.
+        now: OffsetDateTime,
+        /// The certificate's beginning.
+        not_before: OffsetDateTime,
+    },
+    /// After the end of a certificate of the authority.
+    #[error(
+        "the clock says {now}, but the {what} certificate of the authority was valid until {not_after}: \
+         set the machine's clock, or start a new authority with an empty state folder"
+    )]
+    Expired {
+        /// Which certificate.
+        what: &'static str,
+        /// The clock.
+        now: OffsetDateTime,
+        /// The certificate's end.
+        not_after: OffsetDateTime,
+    },
+    /// A time that X.509 can not express.
+    #[error("the clock says {0} seconds since 1970, which no certificate can express")]
+    Time(u64),
+}
+
+/// A certificate and the key it speaks for.
+struct CertKey {
+    cert: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    not_before: u64,
+    not_after: u64,
+}
+
+/// What a leaf is made for.
+#[derive(Debug)]
+pub struct Order<'a, K> {
+    /// The single URI name.
+    pub id: &'a SpiffeId,
+    /// The node that holds the certificate: tunnel certificates only.
+    pub node: Option<&'a str>,
+    /// Counted from now.
+    pub lifetime: Duration,
+    /// Whose private half the holder has.
+    pub key: &'a K,
+}
+
+/// A signed leaf with its chain.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// Whom it names.
+    pub id: SpiffeId,
+    /// Leaf, issuer. The root is what verifiers hold.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Seconds since the Unix epoch.
+    pub not_before: u64,
+    /// Seconds since the Unix epoch.
+    pub not_after: u64,
+    /// Lower-case hexadecimal.
+    pub serial: String,
+}
+
+/// A certificate of the authority and its key in PKCS#8, as they are stored.
+pub struct Made {
+    /// DER.
+    pub cert: CertificateDer<'static>,
+    /// PKCS#8.
+    pub key: Zeroizing<Vec<u8>>,
+}
+
+/// A root with the issuer in use under it.
+pub struct Authority {
+    root: CertificateDer<'static>,
+    issuer: CertKey,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("issuer_until", &self.issuer.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes a self-signed root.
+pub fn make_root(trust_domain: &TrustDomain, now: u64) -> Result<Made, AuthorityError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = ca_params(trust_domain, "root", now, ROOT_LIFETIME)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    let cert = params.self_signed(&key)?.der().clone();
+    Ok(Made {
+        cert,
+        key: Zeroizing::new(key.serialize_der()),
+    })
+}
+
+/// Makes an issuer under `root`.
+pub fn make_issuer(
+    trust_domain: &TrustDomain,
+    root: &CertificateDer<'static>,
+    root_key: &[u8],
+    now: u64,
+) -> Result<Made, AuthorityError> {
+    let root = CertKey::read("root", root, root_key, now)?;
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = ca_params(trust_domain, "issuer", now, ISSUER_LIFETIME)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.use_authority_key_identifier_extension = true;
+    params.not_after = params.not_after.min(date(root.not_after)?);
+    let cert = params.signed_by(&key, &root.issuer)?.der().clone();
+    Ok(Made {
+        cert,
+        key: Zeroizing::new(key.serialize_der()),
+    })
+}
+
+impl Authority {
+    /// Puts together what was stored. Refused when the clock is outside of a certificate.
+    pub fn new(
+        root: &StoredAuthority,
+        issuer: &StoredAuthority,
+        issuer_key: &[u8],
+        now: u64,
+    ) -> Result<Self, AuthorityError> {
+        validity("root", &root.cert, now)?;
+        let issuer = CertKey::read("issuer", &issuer.cert, issuer_key, now)?;
+        Ok(Self {
+            root: root.cert.clone(),
+            issuer,
+        })
+    }
+
+    /// The root, DER.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// Whether half of the issuer's life is over.
+    pub fn issuer_is_due(&self, now: u64) -> bool {
+        now >= self.issuer.not_before + (self.issuer.not_after - self.issuer.not_before) / 2
+    }
+
+    /// Signs a leaf. It never outlives the issuer.
+    pub fn issue<K: PublicKeyData>(&self, order: &Order<'_, K>, now: u64) -> Result<Issued, AuthorityError> {
+        check_clock("issuer", now, self.issuer.not_before, self.issuer.not_after)?;
+        let not_before = (now - skew(order.lifetime)).max(self.issuer.not_before);
+        let not_after = (now + order.lifetime.as_secs()).min(self.issuer.not_after);
+        let (serial, serial_hex) = serial()?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, "Weft");
+        params.subject_alt_names = vec![uri(order.id.as_str())?];
+        params.not_before = date(not_before)?;
+        params.not_after = date(not_after)?;
+        params.serial_number = Some(serial);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        if let Some(node) = order.node {
+            params.custom_extensions.push(node_extension(node)?);
+        }
+        let leaf = params.signed_by(order.key, &self.issuer.issuer)?.der().clone();
+        Ok(Issued {
+            id: order.id.clone(),
+            chain: vec![leaf, self.issuer.cert.clone()],
+            not_before,
+            not_after,
+            serial: serial_hex,
+        })
+    }
+}
+
+impl CertKey {
+    fn read(
+        what: &'static str,
+        cert: &CertificateDer<'static>,
+        key: &[u8],
+        now: u64,
+    ) -> Result<Self, AuthorityError> {
+        let (not_before, not_after) = validity(what, cert, now)?;
+        let der = PrivatePkcs8KeyDer::from(key);
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
+            .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
+        let issuer = Issuer::from_ca_cert_der(cert, key)
+            .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
+        Ok(Self {
+            cert: cert.clone(),
+            issuer,
+            not_before,
+            not_after,
+        })
+    }
+}
+
+fn validity(what: &'static str, cert: &CertificateDer<'_>, now: u64) -> Result<(u64, u64), AuthorityError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(cert)
+        .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
+    let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
+    let not_before = seconds(parsed.validity().not_before.timestamp());
+    let not_after = seconds(parsed.validity().not_after.timestamp());
+    check_clock(what, now, not_before, not_after)?;
+    Ok((not_before, not_after))
+}
+
+fn check_clock(what: &'static str, now: u64, not_before: u64, not_after: u64) -> Result<(), AuthorityError> {
+    if now < not_before {
+        return Err(AuthorityError::ClockBehind {
+            what,
+            now: date(now)?,
+            not_before: date(not_before)?,
+        });
+    }
+    if now > not_after {
+        return Err(AuthorityError::Expired {
+            what,
+            now: date(now)?,
+            not_after: date(not_after)?,
+        });
+    }
+    Ok(())
+}
+
+/// A tenth of the lifetime, so that a short one still has most of its life before it.
+fn skew(lifetime: Duration) -> u64 {
+    MAX_SKEW.min(lifetime / 10).as_secs()
+}
+
+fn ca_params(
+    trust_domain: &TrustDomain,
+    what: &str,
+    now: u64,
+    lifetime: Duration,
+) -> Result<CertificateParams, AuthorityError> {
+    let (serial, serial_hex) = serial()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Weft");
+    // The serial makes the name of each authority its own, so that verifiers never mix two up.
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("{what} {}", &serial_hex[..8]));
+    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = date(now.saturating_sub(skew(lifetime)))?;
+    params.not_after = date(now + lifetime.as_secs())?;
+    params.serial_number = Some(serial);
+    Ok(params)
+}
+
+/// Sixteen random bytes, positive and without leading zeros, and how they are written down.
+fn serial() -> Result<(SerialNumber, String), AuthorityError> {
+    let mut bytes = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
+    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    Ok((SerialNumber::from_slice(&bytes), hex::encode(bytes)))
+}
+
+fn uri(text: &str) -> Result<SanType, AuthorityError> {
+    Ok(SanType::URI(text.to_owned().try_into()?))
+}
+
+fn date(unix_seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
+    i64::try_from(unix_seconds)
+        .ok()
+        .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
+        .ok_or(AuthorityError::Time(unix_seconds))
+}
+
+/// The node's name as a DER UTF8String with a one-byte length, as `weft_tls` reads it.
+fn node_extension(node: &str) -> Result<CustomExtension, AuthorityError> {
+    let length = u8::try_from(node.len()).ok().filter(|l| *l < 0x80);
+    let length =
+        length.ok_or_else(|| AuthorityError::Stored(format!("node name of {} bytes", node.len())))?;
+    let mut der = vec![0x0c, length];
+    der.extend_from_slice(node.as_bytes());
+    Ok(CustomExtension::from_oid_content(NODE_EXTENSION_OID, der))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use weft_tls::PeerIdentity;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn authority(now: u64) -> Result<Authority, AuthorityError> {
+        let td = TrustDomain::default();
+        let root = make_root(&td, NOW)?;
+        let issuer = make_issuer(&td, &root.cert, &root.key, NOW)?;
+        let stored = |made: &Made| StoredAuthority {
+            cert: made.cert.clone(),
+            sealed_key: Vec::new(),
+        };
+        Authority::new(&stored(&root), &stored(&issuer), &issuer.key, now)
+    }
+
+    fn issue(lifetime: u64, now: u64, node: Option<&str>) -> Result<Issued, AuthorityError> {
+        let id = TrustDomain::default().workload("default", "cart").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let order = Order {
+            id: &id,
+            node,
+            lifetime: Duration::from_secs(lifetime),
+            key: &key,
+        };
+        authority(NOW)?.issue(&order, now)
+    }
+
+    #[test]
+    fn a_leaf_says_what_was_ordered() {
+        let issued = issue(3600, NOW, Some("n1")).unwrap();
+        let peer = PeerIdentity::from_leaf(&issued.chain[0]).unwrap();
+        assert_eq!(peer.id.as_str(), "spiffe://cluster.local/ns/default/cart");
+        assert_eq!(peer.node.as_deref(), Some("n1"));
+        assert_eq!((peer.not_before, peer.not_after), (NOW - 300, NOW + 3600));
+        assert_eq!(
+            (peer.serial.as_str(), peer.serial.len()),
+            (issued.serial.as_str(), 32)
+        );
+        let plain = issue(3600, NOW, None).unwrap();
+        assert_eq!(PeerIdentity::from_leaf(&plain.chain[0]).unwrap().node, None);
+        assert_ne!(plain.serial, issued.serial);
+    }
+
+    #[test]
+    fn a_short_life_is_mostly_ahead() {
+        let issued = issue(120, NOW, None).unwrap();
+        assert_eq!((issued.not_before, issued.not_after), (NOW - 12, NOW + 120));
+    }
+
+    #[test]
+    fn a_leaf_never_outlives_its_issuer() {
+        let end = NOW + ISSUER_LIFETIME.as_secs();
+        assert_eq!(issue(3600, end - 60, None).unwrap().not_after, end);
+        let error = issue(3600, end + 1, None).unwrap_err();
+        assert!(
+            matches!(error, AuthorityError::Expired { what: "issuer", .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_told() {
+        let error = authority(NOW - 3600).unwrap_err();
+        assert!(
+            matches!(error, AuthorityError::ClockBehind { what: "root", .. }),
+            "{error}"
+        );
+        assert!(!error.to_string().contains('\n'));
+        assert!(authority(NOW - 200).is_ok());
+    }
+
+    #[test]
+    fn the_issuer_is_due_at_half_its_life() {
+        let authority = authority(NOW).unwrap();
+        let half = ISSUER_LIFETIME.as_secs() / 2;
+        assert!(!authority.issuer_is_due(NOW + half - 1000));
+        assert!(authority.issuer_is_due(NOW + half));
+    }
+
+    #[test]
+    fn a_node_name_that_does_not_fit_is_refused() {
+        assert!(issue(60, NOW, Some(&"n".repeat(128))).is_err());
+        assert!(issue(60, NOW, Some(&"n".repeat(127))).is_ok());
+    }
+}

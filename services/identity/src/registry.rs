@@ -1,0 +1,153 @@
+//! The authority's copy of the policy service's workload registry: who runs where.
+//!
+//! Whoever feeds it (the watch of the policy service, a test) calls [`Registry::apply`]; the last
+//! good copy stays when the feed is cut.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use weft_proto::weft::policy::v1::{WatchResponse, Workload};
+
+/// A workload may be asked for right after it was registered, before this copy knows it.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Far above any cluster; a registry that is larger is not taken over.
+const MAX_WORKLOADS: usize = 1_000_000;
+
+type Workloads = HashMap<String, Arc<Workload>>;
+
+/// The copy. Clones share.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    // `None` until the first snapshot.
+    state: Arc<watch::Sender<Option<Workloads>>>,
+}
+
+/// What the copy knows of a workload.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Lookup {
+    /// It is registered.
+    Found(Arc<Workload>),
+    /// The copy is there and has no such workload.
+    Unknown,
+    /// There is no copy yet.
+    NotReady,
+}
+
+/// Why a change is not taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// A change before the first snapshot.
+    #[error("the first message of the registry's watch is no snapshot")]
+    NoSnapshot,
+    /// More than [`MAX_WORKLOADS`].
+    #[error("the registry has more than {MAX_WORKLOADS} workloads")]
+    TooMany,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            state: Arc::new(watch::Sender::new(None)),
+        }
+    }
+}
+
+impl Registry {
+    /// Takes over a message of the registry's watch.
+    pub fn apply(&self, change: WatchResponse) -> Result<(), RegistryError> {
+        let mut verdict = Ok(());
+        self.state.send_if_modified(|state| {
+            let held = state.as_ref().map_or(0, HashMap::len);
+            if !change.snapshot && state.is_none() {
+                verdict = Err(RegistryError::NoSnapshot);
+                return false;
+            }
+            let before = if change.snapshot { 0 } else { held };
+            if before.saturating_add(change.upserts.len()) > MAX_WORKLOADS {
+                verdict = Err(RegistryError::TooMany);
+                return false;
+            }
+            if change.snapshot {
+                *state = None;
+            }
+            let workloads = state.get_or_insert_default();
+            for workload in change.upserts {
+                workloads.insert(workload.id.clone(), Arc::new(workload));
+            }
+            for id in &change.removed_ids {
+                workloads.remove(id);
+            }
+            true
+        });
+        verdict
+    }
+
+    /// Whether there is a copy, and of how many workloads.
+    pub fn size(&self) -> Option<usize> {
+        self.state.borrow().as_ref().map(HashMap::len)
+    }
+
+    /// Looks a workload up; one that is not there yet is waited for a little.
+    pub async fn find(&self, id: &str) -> Lookup {
+        let mut watch = self.state.subscribe();
+        let there = watch.wait_for(|state| state.as_ref().is_some_and(|w| w.contains_key(id)));
+        // Only the state after the wait counts.
+        let _ = tokio::time::timeout(PATIENCE, there).await;
+        match self.state.borrow().as_ref() {
+            None => Lookup::NotReady,
+            Some(workloads) => workloads.get(id).cloned().map_or(Lookup::Unknown, Lookup::Found),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn workload(id: &str) -> Workload {
+        Workload {
+            id: id.into(),
+            ..Default::default()
+        }
+    }
+
+    fn change(snapshot: bool, upserts: &[&str], removed: &[&str]) -> WatchResponse {
+        WatchResponse {
+            snapshot,
+            upserts: upserts.iter().map(|id| workload(id)).collect(),
+            removed_ids: removed.iter().map(|id| (*id).into()).collect(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn snapshot_then_changes() {
+        let registry = Registry::default();
+        assert_eq!(registry.find("a").await, Lookup::NotReady);
+        assert_eq!(
+            registry.apply(change(false, &["a"], &[])),
+            Err(RegistryError::NoSnapshot)
+        );
+        registry.apply(change(true, &["a", "b"], &[])).unwrap();
+        assert!(matches!(registry.find("a").await, Lookup::Found(_)));
+        registry.apply(change(false, &["c"], &["a"])).unwrap();
+        assert_eq!(registry.find("a").await, Lookup::Unknown);
+        assert!(matches!(registry.find("c").await, Lookup::Found(_)));
+        // A new snapshot replaces everything.
+        registry.apply(change(true, &["d"], &[])).unwrap();
+        assert_eq!(registry.find("b").await, Lookup::Unknown);
+        assert_eq!(registry.size(), Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workload_on_its_way_is_waited_for() {
+        let registry = Registry::default();
+        registry.apply(change(true, &[], &[])).unwrap();
+        let feed = registry.clone();
+        let late = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            feed.apply(change(false, &["late"], &[]))
+        });
+        assert!(matches!(registry.find("late").await, Lookup::Found(_)));
+        late.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,45 @@
+//! Who may call what. A method that is missing here is closed, and a test fails.
+
+use weft_rpc::{Admit, MethodRoles};
+
+/// Methods of `weft.identity.v1` and whom each admits.
+pub const ROLES: MethodRoles = MethodRoles(&[
+    // The token is the proof. A workload's certificate is refused in the handler.
+    ("/weft.identity.v1.Bootstrap/Join", &[Admit::Anonymous]),
+    (
+        "/weft.identity.v1.Certificates/Renew",
+        &[Admit::AnyService, Admit::Node, Admit::Admin],
+    ),
+    ("/weft.identity.v1.Certificates/SignWorkload", &[Admit::Node]),
+    (
+        "/weft.identity.v1.Trust/WatchBundle",
+        &[Admit::AnyService, Admit::Node, Admit::Admin, Admit::Local],
+    ),
+    (
+        "/weft.identity.v1.Admin/CreateJoinToken",
+        &[Admit::Admin, Admit::Local],
+    ),
+    ("/weft.identity.v1.Admin/SignAdmin", &[Admit::Admin, Admit::Local]),
+    ("/weft.identity.v1.Admin/ListAudit", &[Admit::Admin, Admit::Local]),
+]);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_roles() {
+        let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
+        assert_eq!(methods.len(), 7);
+        for method in &methods {
+            assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
+        }
+        for (method, _) in ROLES.0 {
+            assert!(
+                methods.iter().any(|m| m == method),
+                "{method} is in the table and not in the protocol"
+            );
+        }
+    }
+}

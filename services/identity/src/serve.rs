@@ -1,0 +1,226 @@
+//! The running service: listeners, its own certificate, and the tasks beside them.
+
+use crate::{
+    api::Api,
+    config::Config,
+    core::{Core, Kind},
+    error::{Refused, StartError},
+    follow::follow,
+    pattern::HostPattern,
+    registry::Registry,
+    roles::ROLES,
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, task::JoinSet};
+use weft_drain::Watcher;
+use weft_enroll::JoinToken;
+use weft_model::TrustDomain;
+use weft_proto::weft::identity::v1::{
+    admin_server::AdminServer, bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
+    trust_server::TrustServer,
+};
+use weft_rpc::{Caller, GrpcServer};
+use weft_tls::{ClientAuth, Clock, SvidCell, SystemClock, Trust, server_config};
+
+/// No request is larger than a token, a name and a certificate request.
+const MAX_REQUEST: usize = 64 * 1024;
+/// How often the clock is looked at for renewals. Short against any lifetime (a minute or more).
+const LOOK: Duration = Duration::from_secs(1);
+/// How long until a failed renewal is tried again, in looks.
+const RETRY_LOOKS: u32 = 15;
+/// How often the audit record is trimmed.
+const TRIM: Duration = Duration::from_secs(600);
+
+/// The running service, for a process that holds it.
+#[derive(Debug)]
+pub struct Handle {
+    core: Arc<Core>,
+    address: SocketAddr,
+    svid: SvidCell,
+    trust: Trust,
+    tasks: JoinSet<Result<(), StartError>>,
+}
+
+impl Handle {
+    /// Where gRPC is served.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// SHA-256 of the root: what join tokens pin.
+    pub fn root_sha256(&self) -> [u8; 32] {
+        self.core.root_sha256()
+    }
+
+    /// Whose members are named.
+    pub fn trust_domain(&self) -> TrustDomain {
+        self.core.trust_domain().clone()
+    }
+
+    /// The copy of the workload registry: to be fed where no policy service is followed.
+    pub fn registry(&self) -> Registry {
+        self.core.registry().clone()
+    }
+
+    /// The service's own certificate and trust.
+    pub fn credentials(&self) -> (SvidCell, Trust) {
+        (self.svid.clone(), self.trust.clone())
+    }
+
+    /// Makes a join token for a process that is started by this one.
+    pub async fn create_join_token(
+        &self,
+        kind: Kind,
+        name: &str,
+        may_host: Vec<HostPattern>,
+        ttl: Duration,
+    ) -> Result<JoinToken, Refused> {
+        let caller = Caller::Local { uid: own_uid() };
+        let ttl = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(1);
+        let (token, _) = self
+            .core
+            .create_join_token(&caller, kind.as_str(), name, may_host, ttl)
+            .await?;
+        Ok(token)
+    }
+
+    /// Follows the registry of the policy service at `address` (`host:port`), for when that is
+    /// known only after this service has started. To be called once, and not if the configuration
+    /// names one.
+    pub fn follow_policy(&mut self, address: String, drain: Watcher) {
+        let (svid, trust, registry) = (self.svid.clone(), self.trust.clone(), self.registry());
+        self.tasks.spawn(async move {
+            follow(address, svid, trust, registry, drain).await;
+            Ok(())
+        });
+    }
+
+    /// Waits for the end: of the drain, or of a part that failed.
+    pub async fn wait(self) -> Result<(), StartError> {
+        let Self { core, mut tasks, .. } = self;
+        while let Some(ended) = tasks.join_next().await {
+            ended.map_err(|e| StartError::Task(e.to_string()))??;
+        }
+        if let Some(core) = Arc::into_inner(core) {
+            core.close().await;
+        }
+        Ok(())
+    }
+}
+
+fn own_uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+/// Runs the service until the drain.
+pub async fn serve(config: Config, drain: Watcher) -> Result<(), StartError> {
+    start(config, drain).await?.wait().await
+}
+
+/// Starts the service; when this returns, it accepts connections.
+pub async fn start(config: Config, drain: Watcher) -> Result<Handle, StartError> {
+    start_with(config, SystemClock::shared(), drain).await
+}
+
+/// [`start`] with a clock.
+pub async fn start_with(config: Config, clock: Clock, drain: Watcher) -> Result<Handle, StartError> {
+    let core = Arc::new(Core::open(&config, clock.clone()).await?);
+    core.renew_issuer_if_due().await?;
+    let trust = Trust::new(core.trust_domain().clone(), clock);
+    let bundle = core.bundle().borrow().clone();
+    trust.set(bundle)?;
+    let svid = SvidCell::new();
+    svid.set(core.own_svid().await?);
+
+    let listen_error = |source| {
+        StartError::Rpc(weft_rpc::RpcError::Bind {
+            address: config.listen.to_string(),
+            source,
+        })
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+    let address = listener.local_addr().map_err(listen_error)?;
+    let local = config
+        .run_dir
+        .as_ref()
+        .map(|dir| weft_rpc::bind_local(&dir.join("identity.sock")))
+        .transpose()?;
+    let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Optional, &[b"h2"])?;
+
+    let api = Api {
+        core: core.clone(),
+        drain: drain.clone(),
+    };
+    let server = GrpcServer::new("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
+        .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(AdminServer::new(api).max_decoding_message_size(MAX_REQUEST))
+        .build();
+
+    let mut tasks = JoinSet::new();
+    {
+        let (server, drain) = (server.clone(), drain.clone());
+        tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
+    }
+    if let Some(local) = local {
+        let drain = drain.clone();
+        tasks.spawn(async move { Ok(server.serve_local(local, drain).await?) });
+    }
+    {
+        let (core, svid, drain) = (core.clone(), svid.clone(), drain.clone());
+        tasks.spawn(async move {
+            drain.until_draining(stay_valid(&core, &svid)).await;
+            Ok(())
+        });
+    }
+    tracing::info!(%address, trust_domain = %core.trust_domain(), "identity service ready");
+    let mut handle = Handle {
+        core,
+        address,
+        svid,
+        trust,
+        tasks,
+    };
+    if let Some(policy) = config.policy_addr {
+        handle.follow_policy(policy, drain);
+    }
+    Ok(handle)
+}
+
+/// Renews the issuer and the service's own certificate at half of their lives, and trims the
+/// audit record.
+async fn stay_valid(core: &Core, svid: &SvidCell) {
+    let mut wait = 0;
+    let mut trimmed = tokio::time::Instant::now();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        if trimmed.elapsed() >= TRIM {
+            trimmed = tokio::time::Instant::now();
+            if let Err(error) = core.trim_audit().await {
+                tracing::warn!(%error, "audit record could not be trimmed");
+            }
+        }
+        if wait > 0 {
+            wait -= 1;
+            continue;
+        }
+        if let Err(error) = renew(core, svid).await {
+            tracing::error!(%error, "own certificate could not be renewed, trying again");
+            wait = RETRY_LOOKS;
+        }
+    }
+}
+
+async fn renew(core: &Core, svid: &SvidCell) -> Result<(), StartError> {
+    let new_issuer = core.renew_issuer_if_due().await?;
+    let due = svid
+        .get()
+        .is_none_or(|s| core.clock().unix_seconds() >= s.renew_at());
+    if new_issuer || due {
+        let fresh = core.own_svid().await?;
+        tracing::info!(serial = fresh.identity().serial, "own certificate renewed");
+        svid.set(fresh);
+    }
+    Ok(())
+}
