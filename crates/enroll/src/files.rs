@@ -1,0 +1,245 @@
+//! The folder of a member: `svid.pem` (key, then chain) and `bundle.pem`, both 0600 in a 0700
+//! folder, each replaced as a whole, so that a crash leaves the old one or the new one.
+
+use crate::EnrollError;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+use weft_model::TrustDomain;
+use weft_tls::{Bundle, Svid};
+use zeroize::Zeroizing;
+
+const CERTIFICATE: &str = "CERTIFICATE";
+const PRIVATE_KEY: &str = "PRIVATE KEY";
+const VERSION_HEADER: &str = "Bundle-Version";
+/// A key, three certificates; a bundle of some roots.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// The folder, locked for this process.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// What a member holds between starts.
+pub(crate) struct Held {
+    pub svid: Svid,
+    pub bundle: Bundle,
+}
+
+fn file_error(path: &Path) -> impl Fn(io::Error) -> EnrollError {
+    move |source| EnrollError::File {
+        path: path.to_path_buf(),
+        source,
+    }
+}
+
+fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> EnrollError {
+    EnrollError::Damaged {
+        path: path.to_path_buf(),
+        reason: reason.to_string(),
+    }
+}
+
+impl Folder {
+    /// Makes the folder if it is not there, and takes it for this process.
+    pub fn open(path: &Path) -> Result<Self, EnrollError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(file_error(path))?;
+        let lock_path = path.join("lock");
+        let lock = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(file_error(&lock_path))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path: path.to_path_buf(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(EnrollError::InUse(path.to_path_buf())),
+            Err(TryLockError::Error(e)) => Err(file_error(&lock_path)(e)),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn svid_path(&self) -> PathBuf {
+        self.path.join("svid.pem")
+    }
+
+    fn bundle_path(&self) -> PathBuf {
+        self.path.join("bundle.pem")
+    }
+
+    /// What was stored; `None` on first start.
+    pub fn load(&self, trust_domain: &TrustDomain) -> Result<Option<Held>, EnrollError> {
+        let (svid_path, bundle_path) = (self.svid_path(), self.bundle_path());
+        let Some(text) = read(&svid_path)? else {
+            return Ok(None);
+        };
+        let svid = parse_svid(&text).map_err(|e| damaged(&svid_path, &e))?;
+        // Written before the certificate: if that is there, this is.
+        let text = read(&bundle_path)?.ok_or_else(|| damaged(&bundle_path, &"it is missing"))?;
+        let bundle = parse_bundle(&text, trust_domain).map_err(|e| damaged(&bundle_path, &e))?;
+        Ok(Some(Held { svid, bundle }))
+    }
+
+    /// Stores key and chain.
+    pub fn store_svid(
+        &self,
+        key: &PrivateKeyDer<'_>,
+        chain: &[CertificateDer<'_>],
+    ) -> Result<(), EnrollError> {
+        let mut text = Zeroizing::new(String::new());
+        // The key's PEM block is wiped with the text it is appended to.
+        text.push_str(&Zeroizing::new(encode(PRIVATE_KEY, key.secret_der())));
+        for certificate in chain {
+            text.push_str(&encode(CERTIFICATE, certificate));
+        }
+        let path = self.svid_path();
+        replace(&path, text.as_bytes()).map_err(file_error(&path))
+    }
+
+    /// Stores the roots.
+    pub fn store_bundle(&self, bundle: &Bundle) -> Result<(), EnrollError> {
+        let mut text = format!("{VERSION_HEADER}: {}\n", bundle.version);
+        for root in &bundle.roots {
+            text.push_str(&encode(CERTIFICATE, root));
+        }
+        let path = self.bundle_path();
+        replace(&path, text.as_bytes()).map_err(file_error(&path))
+    }
+}
+
+fn encode(tag: &str, der: &[u8]) -> String {
+    let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new(tag, der), config)
+}
+
+fn read(path: &Path) -> Result<Option<Zeroizing<String>>, EnrollError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(file_error(path)(e)),
+    };
+    let mut text = Zeroizing::new(String::new());
+    file.take(MAX_FILE)
+        .read_to_string(&mut text)
+        .map_err(file_error(path))?;
+    Ok(Some(text))
+}
+
+/// Writes beside, syncs, renames: readers see the old file or the new one.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension("new");
+    // One left by a crash may have other permissions.
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&aside)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn parse_svid(text: &str) -> Result<Svid, String> {
+    let (mut key, mut chain) = (None, Vec::new());
+    for block in pem::parse_many(text).map_err(|e| e.to_string())? {
+        match block.tag() {
+            PRIVATE_KEY => key = Some(PrivatePkcs8KeyDer::from(block.into_contents())),
+            CERTIFICATE => chain.push(CertificateDer::from(block.into_contents())),
+            other => return Err(format!("a PEM block {other:?}")),
+        }
+    }
+    let key = key.ok_or("no private key")?;
+    Svid::new(chain, &key.into()).map_err(|e| e.to_string())
+}
+
+fn parse_bundle(text: &str, trust_domain: &TrustDomain) -> Result<Bundle, String> {
+    let version = text
+        .lines()
+        .next()
+        .and_then(|line| {
+            line.strip_prefix(VERSION_HEADER)?
+                .strip_prefix(": ")?
+                .parse()
+                .ok()
+        })
+        .ok_or("no version")?;
+    let blocks = pem::parse_many(text).map_err(|e| e.to_string())?;
+    let roots = blocks
+        .into_iter()
+        .filter(|b| b.tag() == CERTIFICATE)
+        .map(|b| b.into_contents().into());
+    Ok(Bundle {
+        trust_domain: trust_domain.clone(),
+        version,
+        roots: roots.collect(),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn bundles_are_read_back_and_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(&dir.path().join("a/b")).unwrap();
+        let td = TrustDomain::default();
+        let bundle = Bundle {
+            trust_domain: td.clone(),
+            version: 7,
+            roots: vec![vec![1, 2, 3].into(), vec![4; 500].into()],
+        };
+        folder.store_bundle(&bundle).unwrap();
+        let text = read(&folder.bundle_path()).unwrap().unwrap();
+        assert_eq!(parse_bundle(&text, &td).unwrap(), bundle);
+        let mode = |p: &Path| fs::metadata(p).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(folder.path()), mode(&folder.bundle_path())), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_folder_is_for_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Folder::open(dir.path()).unwrap();
+        assert!(matches!(Folder::open(dir.path()), Err(EnrollError::InUse(_))));
+        drop(first);
+        Folder::open(dir.path()).unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn any_file_is_read_without_panic(text in "\\PC{0,200}", tail in "[A-Za-z0-9+/=\n-]{0,200}") {
+            for text in [text, format!("Bundle-Version: 1\n-----BEGIN CERTIFICATE-----\n{tail}"), tail] {
+                prop_assert!(parse_svid(&text).is_err());
+                let _ = parse_bundle(&text, &TrustDomain::default());
+            }
+        }
+    }
+}

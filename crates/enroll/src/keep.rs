@@ -1,0 +1,175 @@
+//! Staying a member: renewal at half of the certificate's life, and the trust bundle's stream.
+
+use crate::{
+    Member,
+    files::Folder,
+    join::{explain, read_bundle, read_chain},
+};
+use std::time::Duration;
+use tonic::transport::Channel;
+use weft_drain::Watcher;
+use weft_proto::weft::identity::v1::{
+    RenewRequest, WatchBundleRequest, certificates_client::CertificatesClient, trust_client::TrustClient,
+};
+use weft_tls::{Clock, Expect, Svid, new_key_and_csr};
+
+/// A renewal that takes longer has failed.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Renewals are spread over this part of a lifetime around its half, so that members that joined
+/// together do not come back together.
+const SPREAD: f64 = 0.1;
+
+/// The task behind a [`Member`].
+pub(crate) struct Keeper {
+    pub member: Member,
+    pub folder: Folder,
+    pub address: String,
+    pub clock: Clock,
+    pub look_every: Duration,
+}
+
+impl Keeper {
+    /// Runs until the drain. Whatever fails is tried again: the last good certificate and bundle
+    /// stay in use.
+    pub async fn run(self, drain: Watcher) {
+        let expect = match self.member.trust.trust_domain().service("identity") {
+            Ok(id) => Expect::Id(id),
+            Err(error) => return tracing::error!(%error, "identity service can not be named"),
+        };
+        // Connects when used, with the certificate that is present then.
+        let channel =
+            match weft_rpc::channel(&self.address, Some(&self.member.svid), &self.member.trust, expect) {
+                Ok(channel) => channel,
+                Err(error) => return tracing::error!(%error, "identity service can not be called"),
+            };
+        let both = async {
+            tokio::join!(self.renew_always(&channel), self.follow_bundle(&channel));
+        };
+        drain.until_draining(both).await;
+    }
+
+    async fn renew_always(&self, channel: &Channel) {
+        let mut due = self.due();
+        let mut pause = FIRST_PAUSE;
+        loop {
+            tokio::time::sleep(self.look_every).await;
+            if self.clock.unix_seconds() < due {
+                continue;
+            }
+            match self.renew(channel).await {
+                Ok(()) => {
+                    due = self.due();
+                    pause = FIRST_PAUSE;
+                }
+                Err(reason) => {
+                    let left = self.seconds_left();
+                    tracing::warn!(id = %self.member.id, reason, seconds_left = left, "renewal failed, trying again");
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    fn due(&self) -> u64 {
+        self.member
+            .svid
+            .get()
+            .map_or(0, |svid| renewal_time(&svid, rand::random_range(-0.5..0.5)))
+    }
+
+    fn seconds_left(&self) -> u64 {
+        let until = self.member.svid.get().map_or(0, |svid| svid.identity().not_after);
+        until.saturating_sub(self.clock.unix_seconds())
+    }
+
+    async fn renew(&self, channel: &Channel) -> Result<(), String> {
+        // A new key each time: the old one is of no use to whoever copied it.
+        let made = new_key_and_csr().map_err(|e| e.to_string())?;
+        let mut client = CertificatesClient::new(channel.clone());
+        let call = client.renew(RenewRequest {
+            csr_der: made.csr_der,
+        });
+        let reply = tokio::time::timeout(CALL_TIMEOUT, call)
+            .await
+            .map_err(|_| format!("{} did not answer", self.address))?
+            .map_err(|status| explain(&status))?;
+        let chain = read_chain(reply.into_inner().svid)?;
+        let svid = Svid::new(chain.clone(), &made.key).map_err(|e| e.to_string())?;
+        if *svid.id() != self.member.id {
+            return Err(format!(
+                "the identity service answered with a certificate of {}",
+                svid.id()
+            ));
+        }
+        if let Err(error) = self.folder.store_svid(&made.key, &chain) {
+            // Valid all the same until this process ends; the next renewal may be stored again.
+            tracing::error!(%error, "the renewed certificate could not be stored");
+        }
+        tracing::info!(id = %self.member.id, serial = svid.identity().serial, "certificate renewed");
+        self.member.svid.set(svid);
+        Ok(())
+    }
+
+    async fn follow_bundle(&self, channel: &Channel) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.follow_once(channel).await {
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(reason) => tracing::warn!(reason, "trust bundle can not be followed, trying again"),
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn follow_once(&self, channel: &Channel) -> Result<(), String> {
+        let mut client = TrustClient::new(channel.clone());
+        let request = WatchBundleRequest {
+            held_version: self.member.trust.version(),
+        };
+        let mut stream = client
+            .watch_bundle(request)
+            .await
+            .map_err(|s| explain(&s))?
+            .into_inner();
+        while let Some(change) = stream.message().await.map_err(|s| explain(&s))? {
+            let bundle = read_bundle(change.bundle, &self.member.trust.trust_domain())?;
+            // A restored database may be behind; going back would drop roots that are in use.
+            if bundle.version <= self.member.trust.version() {
+                continue;
+            }
+            self.member.trust.set(bundle.clone()).map_err(|e| e.to_string())?;
+            self.folder.store_bundle(&bundle).map_err(|e| e.to_string())?;
+            tracing::info!(
+                version = bundle.version,
+                roots = bundle.roots.len(),
+                "trust bundle changed"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Half of the life, moved by `jitter` (−0.5 to 0.5) of the [`SPREAD`].
+fn renewal_time(svid: &Svid, jitter: f64) -> u64 {
+    let identity = svid.identity();
+    let life = identity.not_after.saturating_sub(identity.not_before);
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
+    let shift = (life as f64 * SPREAD * (jitter + 0.5)) as u64;
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
+    let earliest = svid
+        .renew_at()
+        .saturating_sub((life as f64 * SPREAD / 2.0) as u64);
+    earliest + shift
+}
