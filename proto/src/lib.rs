@@ -14,6 +14,8 @@
 /// Encoded `google.protobuf.FileDescriptorSet` of all of Weft's own packages, with imports.
 pub const WEFT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weft.bin"));
 
+pub mod compat;
+
 /// Weft's own packages.
 #[cfg(feature = "weft")]
 pub mod weft {
