@@ -1,0 +1,297 @@
+//! From rules, a workload's labels and the known identities to a [`PolicySet`].
+
+use crate::{
+    CidrPeer, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
+    index::WITH_PORTS,
+    selector::{selects_peer, selects_subject},
+};
+use std::{collections::BTreeMap, sync::Arc};
+use weft_model::{Labels, NumericIdentity};
+use weft_resources::{Entity, PeerRule, PolicyRule, PortRule};
+
+/// The numbers below 256 that label selectors can match, by their label `reserved:<name>`.
+const RESERVED: [(NumericIdentity, &str); 10] = [
+    (NumericIdentity::HOST, "reserved:host"),
+    (NumericIdentity::WORLD, "reserved:world"),
+    (NumericIdentity::UNMANAGED, "reserved:unmanaged"),
+    (NumericIdentity::HEALTH, "reserved:health"),
+    (NumericIdentity::INIT, "reserved:init"),
+    (NumericIdentity::REMOTE_NODE, "reserved:remote-node"),
+    (NumericIdentity::KUBE_APISERVER, "reserved:kube-apiserver"),
+    (NumericIdentity::INGRESS, "reserved:ingress"),
+    (NumericIdentity(9), "reserved:world-ipv4"),
+    (NumericIdentity(10), "reserved:world-ipv6"),
+];
+
+/// What `world` means: outside the cluster, by either address family.
+const WORLD: [NumericIdentity; 3] = [NumericIdentity::WORLD, NumericIdentity(9), NumericIdentity(10)];
+
+/// What `cluster` means besides workloads.
+const CLUSTER: [NumericIdentity; 8] = [
+    NumericIdentity::HOST,
+    NumericIdentity::UNMANAGED,
+    NumericIdentity::HEALTH,
+    NumericIdentity::INIT,
+    NumericIdentity::REMOTE_NODE,
+    NumericIdentity::KUBE_APISERVER,
+    NumericIdentity::INGRESS,
+    NumericIdentity::CLUSTER_UNKNOWN,
+];
+
+/// A policy object, as far as the engine reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyObject {
+    /// `CiliumNetworkPolicy`.
+    pub kind: String,
+    /// Its namespace: of the workloads it is about and, unless it says otherwise, of their peers.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its rules.
+    pub rules: Vec<PolicyRule>,
+}
+
+impl PolicyObject {
+    /// Whether it is about a workload with these labels.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        self.rules
+            .iter()
+            .any(|r| selects_subject(&r.endpoint_selector, &self.namespace, labels))
+    }
+
+    /// Whether a workload with these labels is among the peers it names: if not, that workload's coming
+    /// and going does not change what the object compiles to.
+    pub fn names_peer(&self, labels: &Labels) -> bool {
+        let sections = |r: &PolicyRule| {
+            let all = [&r.ingress, &r.ingress_deny, &r.egress, &r.egress_deny];
+            all.into_iter().flatten().any(|peer| {
+                let by_label = peer
+                    .endpoints
+                    .iter()
+                    .flatten()
+                    .any(|s| selects_peer(s, &self.namespace, labels));
+                by_label || peer.entities.iter().flatten().any(|e| *e == Entity::Cluster)
+            })
+        };
+        self.rules.iter().any(sections)
+    }
+}
+
+/// Identities and their labels, the reserved ones included.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identities {
+    allocated: BTreeMap<NumericIdentity, Labels>,
+    reserved: Vec<(NumericIdentity, Labels)>,
+}
+
+impl Default for Identities {
+    fn default() -> Self {
+        let reserved = RESERVED
+            .iter()
+            .map(|(id, label)| (*id, Labels::from_iter([((*label).to_owned(), String::new())])))
+            .collect();
+        Self {
+            allocated: BTreeMap::new(),
+            reserved,
+        }
+    }
+}
+
+impl Identities {
+    /// Adds or replaces one.
+    pub fn insert(&mut self, id: NumericIdentity, labels: Labels) {
+        self.allocated.insert(id, labels);
+    }
+
+    /// Removes one.
+    pub fn remove(&mut self, id: NumericIdentity) {
+        self.allocated.remove(&id);
+    }
+
+    /// The labels of an allocated one.
+    pub fn get(&self, id: NumericIdentity) -> Option<&Labels> {
+        self.allocated.get(&id)
+    }
+
+    /// The allocated ones, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
+        self.allocated.iter().map(|(id, labels)| (*id, labels))
+    }
+}
+
+impl FromIterator<(NumericIdentity, Labels)> for Identities {
+    fn from_iter<T: IntoIterator<Item = (NumericIdentity, Labels)>>(iter: T) -> Self {
+        Self {
+            allocated: iter.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Compiles what all `objects` together say about a workload with the labels `subject`. Equal results
+/// have equal ids, whatever the order of the objects.
+pub fn compile<'a>(
+    objects: impl IntoIterator<Item = &'a PolicyObject>,
+    subject: &Labels,
+    identities: &Identities,
+) -> PolicySet {
+    let (mut ingress, mut egress) = (DirectionPolicy::default(), DirectionPolicy::default());
+    for object in objects {
+        for rule in &object.rules {
+            if !selects_subject(&rule.endpoint_selector, &object.namespace, subject) {
+                continue;
+            }
+            let side = |into: &mut DirectionPolicy, allow: &[PeerRule], deny: &[PeerRule], default| {
+                into.default_deny |= Option::unwrap_or(default, !allow.is_empty() || !deny.is_empty());
+                for (peers, deny) in [(allow, false), (deny, true)] {
+                    for peer in peers {
+                        add(into, object, peer, deny, identities);
+                    }
+                }
+            };
+            side(
+                &mut ingress,
+                &rule.ingress,
+                &rule.ingress_deny,
+                rule.default_deny_ingress,
+            );
+            side(
+                &mut egress,
+                &rule.egress,
+                &rule.egress_deny,
+                rule.default_deny_egress,
+            );
+        }
+    }
+    PolicySet::new(ingress, egress)
+}
+
+fn add(
+    into: &mut DirectionPolicy,
+    object: &PolicyObject,
+    rule: &PeerRule,
+    deny: bool,
+    identities: &Identities,
+) {
+    let Some(peers) = peers(rule, &object.namespace, identities) else {
+        return;
+    };
+    let named = |path: String| {
+        let (kind, namespace, name) = (object.kind.clone(), object.namespace.clone(), object.name.clone());
+        Arc::new(RuleRef {
+            kind,
+            namespace,
+            name,
+            path,
+        })
+    };
+    let Some(ports) = &rule.ports else {
+        let rule = named(rule.path.clone());
+        into.entries.push(Entry {
+            deny,
+            rule,
+            protocol: None,
+            ports: Ports::Any,
+            peers,
+        });
+        return;
+    };
+    for port in ports {
+        let reference = named(format!("{}.{}", rule.path, port.path));
+        for (protocol, ports) in shapes(port) {
+            into.entries.push(Entry {
+                deny,
+                rule: reference.clone(),
+                protocol,
+                ports,
+                peers: peers.clone(),
+            });
+        }
+    }
+}
+
+/// A port without a protocol stands for each protocol that has ports.
+fn shapes(port: &PortRule) -> Vec<(Option<u8>, Ports)> {
+    match (port.protocol, port.first) {
+        (protocol, 0) => vec![(protocol, Ports::Any)],
+        (Some(protocol), first) => vec![(Some(protocol), Ports::Range(first, port.last))],
+        (None, first) => WITH_PORTS
+            .iter()
+            .map(|p| (Some(*p), Ports::Range(first, port.last)))
+            .collect(),
+    }
+}
+
+/// Whom a rule means; nothing when it means nobody.
+fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Peers> {
+    // A list that is there and empty selects nobody, whatever stands beside it.
+    let empty = rule.endpoints.as_ref().is_some_and(Vec::is_empty)
+        || rule.entities.as_ref().is_some_and(Vec::is_empty)
+        || rule.cidrs.as_ref().is_some_and(Vec::is_empty);
+    if empty {
+        return None;
+    }
+    if rule.endpoints.is_none() && rule.entities.is_none() && rule.cidrs.is_none() {
+        // Ports of anybody; a rule that names neither peers nor ports only turns on default deny.
+        return rule.ports.is_some().then(Peers::any);
+    }
+    let mut peers = Peers::default();
+    if let Some(selectors) = &rule.endpoints {
+        let known = identities
+            .iter()
+            .chain(identities.reserved.iter().map(|(id, labels)| (*id, labels)));
+        let meant = known.filter(|(_, labels)| selectors.iter().any(|s| selects_peer(s, namespace, labels)));
+        peers.identities.extend(meant.map(|(id, _)| id));
+    }
+    for entity in rule.entities.iter().flatten() {
+        add_entity(&mut peers, *entity, identities);
+    }
+    for cidr in rule.cidrs.iter().flatten() {
+        peers.cidrs.push(CidrPeer {
+            cidr: cidr.cidr,
+            except: cidr.except.clone(),
+        });
+    }
+    (!peers.is_empty()).then_some(peers)
+}
+
+fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {
+    let one = match entity {
+        Entity::All => {
+            peers.any = true;
+            return;
+        }
+        Entity::None => return,
+        Entity::World => {
+            peers.identities.extend(WORLD);
+            return;
+        }
+        Entity::Cluster => {
+            peers.identities.extend(CLUSTER);
+            peers.identities.extend(identities.iter().map(|(id, _)| id));
+            return;
+        }
+        // Peers outside the cluster are told apart by their address here.
+        Entity::WorldIpv4 | Entity::WorldIpv6 => {
+            let v6 = entity == Entity::WorldIpv6;
+            let cidr = if v6 {
+                ipnet::Ipv6Net::default().into()
+            } else {
+                ipnet::Ipv4Net::default().into()
+            };
+            peers.cidrs.push(CidrPeer {
+                cidr,
+                except: Vec::new(),
+            });
+            NumericIdentity(if v6 { 10 } else { 9 })
+        }
+        Entity::Host => NumericIdentity::HOST,
+        Entity::RemoteNode => NumericIdentity::REMOTE_NODE,
+        Entity::Init => NumericIdentity::INIT,
+        Entity::Ingress => NumericIdentity::INGRESS,
+        Entity::Unmanaged => NumericIdentity::UNMANAGED,
+        Entity::Health => NumericIdentity::HEALTH,
+        Entity::KubeApiserver => NumericIdentity::KUBE_APISERVER,
+    };
+    peers.identities.push(one);
+}

@@ -1,0 +1,59 @@
+//! Matching label selectors as Cilium does.
+
+use weft_model::{Labels, NAMESPACE_LABEL};
+use weft_resources::{LabelKey, LabelSelector, Operator, Requirement};
+
+const NAMESPACE_KEY: &str = "io.kubernetes.pod.namespace";
+const NAMESPACE_LABELS_PREFIX: &str = "io.cilium.k8s.namespace.labels";
+
+/// Values of the labels that a key means; one at most unless the key is of any source.
+fn values<'l>(labels: &'l Labels, key: &'l LabelKey) -> Box<dyn Iterator<Item = &'l str> + 'l> {
+    match &key.source {
+        Some(source) => Box::new(labels.get(&format!("{source}:{}", key.name)).into_iter()),
+        None => Box::new(labels.iter().filter_map(|(full, value)| {
+            let name = full.split_once(':').map_or(full, |(_, name)| name);
+            (name == key.name).then_some(value)
+        })),
+    }
+}
+
+fn holds(requirement: &Requirement, labels: &Labels) -> bool {
+    let mut found = values(labels, &requirement.key);
+    let listed = |value: &str| requirement.values.iter().any(|v| v == value);
+    match requirement.operator {
+        Operator::In => found.any(listed),
+        Operator::NotIn => !found.any(listed),
+        Operator::Exists => found.next().is_some(),
+        Operator::DoesNotExist => found.next().is_none(),
+    }
+}
+
+fn is_namespace_key(key: &LabelKey) -> bool {
+    key.name == NAMESPACE_KEY && matches!(key.source.as_deref(), None | Some("k8s"))
+}
+
+/// Whether `labels` are a workload that a policy of `namespace` is about. The policy's own namespace
+/// always holds: a namespace among the selector's labels can not reach into another one.
+pub(crate) fn selects_subject(selector: &LabelSelector, namespace: &str, labels: &Labels) -> bool {
+    let overridden =
+        |r: &Requirement| r.operator == Operator::In && r.values.len() == 1 && is_namespace_key(&r.key);
+    labels.get(NAMESPACE_LABEL) == Some(namespace)
+        && selector
+            .requirements
+            .iter()
+            .filter(|r| !overridden(r))
+            .all(|r| holds(r, labels))
+}
+
+/// Whether `labels` are a peer that a policy of `namespace` means. Peers are of the policy's own namespace
+/// unless the selector says something about namespaces, or about reserved peers, which have none.
+pub(crate) fn selects_peer(selector: &LabelSelector, namespace: &str, labels: &Labels) -> bool {
+    let elsewhere = |r: &Requirement| {
+        is_namespace_key(&r.key)
+            || r.key.name.starts_with(NAMESPACE_LABELS_PREFIX)
+            || r.key.source.as_deref() == Some("reserved")
+    };
+    let widened = selector.requirements.iter().any(elsewhere);
+    (widened || labels.get(NAMESPACE_LABEL) == Some(namespace))
+        && selector.requirements.iter().all(|r| holds(r, labels))
+}
