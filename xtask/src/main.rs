@@ -1,18 +1,27 @@
-//! Everything a developer runs, as `cargo xtask <command>`. Depends on no other crate of the
-//! workspace, so it builds in seconds on a clean clone.
+//! Everything a developer runs, as `cargo xtask <command>`.
+//!
+//! Owns the order of things: what a machine needs, how tests fall into layers, what counts as a
+//! run. It builds in seconds because it depends on nothing of the workspace; what it starts are
+//! cargo, the tests and the demo, as processes.
 
-mod cargo;
 mod layers;
-mod place;
+mod run;
 mod setup;
+mod workspace;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use std::process::ExitCode;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use run::Tally;
+use setup::Purpose;
+use std::{os::unix::process::CommandExt, process::ExitCode};
+use workspace::Workspace;
 
-/// Build, test and show Weft.
 #[derive(Debug, Parser)]
-#[command(name = "cargo xtask", max_term_width = 100)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Builds, tests and shows Weft"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -20,58 +29,76 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what tests and the demo need; says what and why first
+    /// Install what tests and the demo need: Debian packages, a Python environment, grpcurl
     Setup {
-        /// Only say what is missing; exit 1 if anything is
+        /// Only say what is missing; exit 1 when something is
         #[arg(long)]
         check: bool,
     },
-    /// Format the code
+    /// Format all sources
     Fmt,
-    /// Formatting and clippy, warnings denied
+    /// Check formatting and clippy, warnings denied
     Lint,
-    /// Run the tests: all layers, or the ones named
-    Test {
-        /// Layers to run [default: all]
-        #[arg(value_enum)]
-        layers: Vec<layers::Layer>,
-        /// Only tests whose name contains this
-        #[arg(long, value_name = "TEXT")]
-        filter: Option<String>,
-    },
-    /// Two nodes, two apps, every claim checked
+    /// Run the tests, layer by layer
+    Test(TestArgs),
+    /// Two nodes, two apps: every claim shown and checked
     Demo {
-        /// Leave everything running at the end, with a cheat-sheet
+        /// Leave everything running and print how to use it
         #[arg(long)]
         keep: bool,
+        /// More arguments for the demo itself
+        #[arg(last = true)]
+        rest: Vec<String>,
     },
-    /// Measure an area against its peers; writes target/bench/<area>.json
-    Bench {
-        /// The area
-        #[arg(value_parser = ["baseline"])]
-        area: String,
-    },
-    /// The published form of the gRPC packages
+    /// The published gRPC descriptors
     #[command(subcommand)]
     Proto(Proto),
-    /// What continuous integration runs: all layers, nothing left out
+    /// What CI runs: all tests, nothing may be left out
     Ci,
-    /// Remove what builds and setup made
+    /// Remove everything that was built or downloaded into the target folder
     Clean,
+}
+
+#[derive(Debug, Args)]
+struct TestArgs {
+    /// Which layer
+    #[arg(value_enum, default_value_t = Layer::All)]
+    layer: Layer,
+    /// Only tests whose name contains this (lint and demo are left out then)
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// The layers a developer can ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Layer {
+    /// Formatting, clippy and every layer below
+    All,
+    /// Unit, integration and documentation tests; no privileges needed
+    Unit,
+    /// Network namespaces, cgroups and eBPF; needs root
+    Net,
+    /// Unmodified clients from the public registries
+    Clients,
+    /// The demo
+    Demo,
 }
 
 #[derive(Debug, Subcommand)]
 enum Proto {
-    /// Fail if a change would break a peer one version apart
+    /// Fail when something published was removed, renumbered, renamed or retyped
     Check,
-    /// Make the present packages the published ones
-    Publish,
+    /// Publish the current descriptors
+    Publish {
+        /// Also when peers of the published version would break
+        #[arg(long)]
+        breaking: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("xtask: {error:#}");
             ExitCode::FAILURE
@@ -79,31 +106,84 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<bool> {
+fn dispatch(command: Command) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
     match command {
-        Command::Setup { check: true } => setup::check(),
-        Command::Setup { check: false } => setup::install(setup::Need::ALL).map(|()| true),
-        Command::Fmt => cargo::run(&["fmt", "--all"]),
-        Command::Lint => layers::lint(),
-        Command::Test { layers, filter } => layers::test(&layers, filter.as_deref(), place::in_ci()),
-        Command::Demo { keep } => layers::demo(keep).map(|counts| counts.failed == 0),
-        Command::Bench { area } => {
-            setup::install(setup::Need::BENCH)?;
-            Ok(cargo::run(&["build", "--release", "--workspace", "--bins"])?
-                && cargo::run(&["run", "--release", "--package", "weft-bench", "--", &area])?)
-        }
-        Command::Proto(Proto::Check) => cargo::run(&["test", "--package", "weft-proto"]),
-        Command::Proto(Proto::Publish) => {
-            cargo::run(&["run", "--package", "weft-proto", "--example", "publish"])
-        }
-        Command::Ci => layers::test(&[], None, true),
-        Command::Clean => {
-            for path in [place::tools(), place::venv()] {
-                if path.exists() {
-                    std::fs::remove_dir_all(&path)?;
-                }
+        Command::Setup { check: true } => {
+            let missing = setup::missing(&workspace, Purpose::Everything);
+            for need in &missing {
+                println!("missing: {need}");
             }
-            cargo::run(&["clean"])
+            if missing.is_empty() {
+                println!("nothing is missing");
+            }
+            Ok(if missing.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
         }
+        Command::Setup { check: false } => {
+            setup::install(&workspace, Purpose::Everything)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Fmt => run::succeed(workspace.cargo(&["fmt", "--all"])),
+        Command::Lint => {
+            run::succeed(workspace.cargo(layers::FMT))?;
+            run::succeed(workspace.cargo(layers::CLIPPY))
+        }
+        Command::Test(args) => test(&workspace, args.layer, args.filter, in_ci()),
+        Command::Ci => test(&workspace, Layer::All, None, true),
+        Command::Demo { keep, rest } => demo(&workspace, keep, &rest),
+        Command::Proto(Proto::Check) => {
+            run::succeed(workspace.cargo(&["test", "--package", "weft-proto", "--test", "published"]))
+        }
+        Command::Proto(Proto::Publish { breaking }) => {
+            let mut publish = workspace.cargo(&[
+                "run",
+                "--quiet",
+                "--package",
+                "weft-proto",
+                "--example",
+                "publish",
+                "--",
+            ]);
+            if breaking {
+                publish.arg("--breaking");
+            }
+            run::succeed(publish)
+        }
+        Command::Clean => run::succeed(workspace.cargo(&["clean"])),
     }
+}
+
+fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0")
+}
+
+/// Runs the layers in order, stops at the first that fails, and ends with the sums.
+fn test(workspace: &Workspace, layer: Layer, filter: Option<String>, strict: bool) -> Result<ExitCode> {
+    let mut tally = Tally::new(strict);
+    let plan = layers::plan(workspace, layer, filter.as_deref(), strict);
+    tally.run(plan);
+    Ok(if tally.close() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn demo(workspace: &Workspace, keep: bool, rest: &[String]) -> Result<ExitCode> {
+    if let Err(error) = setup::install(workspace, Purpose::Demo) {
+        // The demo plays what works and says itself what it had to leave out.
+        eprintln!("setup is not complete: {error:#}");
+    }
+    run::succeed(workspace.cargo(&["build", "--workspace", "--bins"])).context("the demo was not built")?;
+    let mut demo = layers::demo_command(workspace);
+    if keep {
+        demo.arg("--keep");
+    }
+    // Signals must reach the demo itself, so that it tidies up.
+    let error = demo.args(rest).exec();
+    bail!("cannot start {}: {error}", demo.get_program().to_string_lossy())
 }

