@@ -1,3 +1,74 @@
-//! See README.md.
+//! The `weft` command: runs apps in the mesh, shows what happens, and hands out credentials.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; `weft run` returns its app's own code.
 
-fn main() {}
+mod commands;
+mod connect;
+mod output;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Building blocks and service mesh from one agent per node.
+///
+/// Start with `weft dev` in one terminal and `weft run --app-id hello -- <command>` in another.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an app in the mesh
+    Run(commands::run::Run),
+    /// Show the agent of this node: what it enforces, its workloads, its connections
+    Status(commands::status::Status),
+    /// Show flows: who called whom, what was decided, and by which rule
+    Observe(commands::observe::Observe),
+    /// Ask the certificate authority of this machine
+    #[command(subcommand)]
+    Identity(commands::identity::Identity),
+    /// Operators' own credentials
+    #[command(subcommand)]
+    Admin(commands::admin::Admin),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    weft_tls::install_provider();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("weft: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(async {
+        match cli.command {
+            Command::Run(c) => c.run().await,
+            Command::Status(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Admin(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+        }
+    });
+    // Nothing of a finished command is worth waiting for (a stuck name lookup, say).
+    runtime.shutdown_background();
+    done.unwrap_or_else(|error| {
+        // One line: the causes, outermost first, without those that repeat the one before.
+        let mut line = String::new();
+        for cause in error.chain().map(ToString::to_string) {
+            if !line.contains(&cause) {
+                line = if line.is_empty() {
+                    cause
+                } else {
+                    format!("{line}: {cause}")
+                };
+            }
+        }
+        eprintln!("weft: {}", line.replace('\n', " "));
+        ExitCode::FAILURE
+    })
+}

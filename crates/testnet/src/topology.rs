@@ -297,6 +297,16 @@ impl Link {
     }
 }
 
+impl Namespace {
+    /// Its loopback, to record what processes inside say to each other.
+    pub fn loopback(&self) -> Link {
+        Link {
+            namespace: self.clone(),
+            name: "lo".into(),
+        }
+    }
+}
+
 fn namespace(home: &Home, name: &str) -> Result<Namespace, Error> {
     Namespace::create(name, home.dir.join("ns").join(name), default_cgroup(home))
 }

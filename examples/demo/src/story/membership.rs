@@ -1,0 +1,111 @@
+//! Everybody comes up from a single-use token, and gets no more than it says.
+
+use crate::{
+    command::output,
+    report::Report,
+    stage::{App, Stage},
+};
+use anyhow::Result;
+
+pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
+    report.chapter("The control plane and two nodes join by single-use tokens");
+    stage.start_service("identity").await?;
+    report.check(
+        "the certificate authority made its root and serves",
+        true,
+        stage.address(7301),
+    );
+    for name in ["policy", "placement"] {
+        stage.start_service(name).await?;
+        report.check(
+            &format!("{name} joined with a token and serves over mTLS"),
+            true,
+            "listening",
+        );
+    }
+    stage.start_node("n1", &["default/*"]).await?;
+    stage
+        .start_node("n2", &["default/billing", "default/reports"])
+        .await?;
+    report.check(
+        "two nodes joined; their agents are connected to all three services",
+        true,
+        "n1, n2",
+    );
+
+    // A token opens the door once.
+    let used = stage.dir().join("service-policy.token");
+    let again = second_use(stage, &used).await;
+    report.check(
+        "a used token is refused",
+        again.as_ref().is_err_and(|e| format!("{e:#}").contains("token")),
+        again.map_or_else(|e| shorten(&format!("{e:#}")), |_| "it was taken again".into()),
+    );
+
+    // n2 may host billing and reports; asking for another app's identity is refused and recorded.
+    let refused = stage.start_pod("n2", "vault", App::Rust).await;
+    let why = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();
+    report.check(
+        "node n2 gets no identity that it may not host",
+        why.contains("may not host") || why.contains("host"),
+        shorten(&why),
+    );
+    let allowed = stage.start_pod("n1", "vault", App::Rust).await;
+    report.check(
+        "its twin: the same app on node n1, whose token allows it",
+        allowed.is_ok(),
+        match &allowed {
+            Ok(()) => "running".to_owned(),
+            Err(e) => shorten(&format!("{e:#}")),
+        },
+    );
+    let mut audit = stage.weft(&stage.identity_run_dir());
+    audit.args(["identity", "audit", "--last", "200", "-o", "json"]);
+    let audit = output(audit).await.unwrap_or_default();
+    let entries: Vec<serde_json::Value> = serde_json::from_str(&audit).unwrap_or_default();
+    let refusals: Vec<_> = entries.iter().filter(|e| e["outcome"] == "refuse").collect();
+    let both = refusals.iter().any(|e| e["action"] == "join")
+        && refusals.iter().any(|e| e["action"] == "sign-workload");
+    report.check(
+        "both refusals are in the audit record",
+        both,
+        format!("{} of {} entries are refusals", refusals.len(), entries.len()),
+    );
+    Ok(())
+}
+
+/// A service with an empty folder and a token that was used before.
+async fn second_use(stage: &Stage, token: &std::path::Path) -> Result<String> {
+    let mut command = std::process::Command::new(stage.dir().join("bin/weft-policy"));
+    command
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--metrics-listen",
+            "127.0.0.1:0",
+            "--identity-addr",
+            &stage.address(7301),
+        ])
+        .arg("--state-dir")
+        .arg(stage.dir().join("second-use"))
+        .arg("--resources")
+        .arg(stage.resources())
+        .arg("--join-token-file")
+        .arg(token);
+    let namespace = stage.control.namespace().clone();
+    tokio::task::spawn_blocking(move || {
+        let output = namespace.run(|| command.output())??;
+        anyhow::ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::new())
+    })
+    .await?
+}
+
+fn shorten(text: &str) -> String {
+    let line = text.lines().next_back().unwrap_or_default();
+    line.chars().take(160).collect()
+}
