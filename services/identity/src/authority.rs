@@ -151,6 +151,16 @@ pub fn make_issuer(
     })
 }
 
+/// Whether the clock is inside a root's life.
+pub fn check_root(cert: &CertificateDer<'_>, now: u64) -> Result<(), AuthorityError> {
+    validity("root", cert, now).map(|_| ())
+}
+
+/// Whether the clock is inside an issuer's life.
+pub fn is_valid(cert: &CertificateDer<'_>, now: u64) -> bool {
+    validity("issuer", cert, now).is_ok()
+}
+
 impl Authority {
     /// Puts together what was stored. Refused when the clock is outside of a certificate.
     pub fn new(

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_model::TrustDomain;
+use weft_telemetry::TelemetryConfig;
 
 const DAY: u64 = 24 * 3600;
 const MIN_TTL: u64 = 60;
@@ -10,7 +11,8 @@ const MAX_TTL: u64 = 30 * DAY;
 
 /// Configuration of the identity service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+// The derived functions are wrapped below, so that what is read is also checked.
+#[serde(default, deny_unknown_fields, remote = "Self")]
 pub struct Config {
     /// Where gRPC is served.
     pub listen: SocketAddr,
@@ -24,11 +26,13 @@ pub struct Config {
     pub policy_addr: Option<String>,
     /// The authority.
     pub ca: CaConfig,
+    /// Logs, metrics, traces.
+    pub telemetry: TelemetryConfig,
 }
 
 /// Configuration of the authority.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields)]
 pub struct CaConfig {
     /// File with the key that seals the authority's keys; `<state_dir>/key-encryption-key` when
     /// not set. Made on first start.
@@ -43,15 +47,30 @@ pub struct CaConfig {
     pub audit_entries: u64,
 }
 
+impl Serialize for Config {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let config = Self::deserialize(deserializer)?;
+        config.check().map_err(serde::de::Error::custom)?;
+        Ok(config)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7301)),
-            state_dir: "/var/lib/weft/identity".into(),
-            run_dir: Some("/run/weft".into()),
+            state_dir: weft_config::state_dir("identity"),
+            run_dir: Some(weft_config::run_dir()),
             trust_domain: TrustDomain::default().as_str().to_owned(),
             policy_addr: None,
             ca: CaConfig::default(),
+            telemetry: TelemetryConfig::default(),
         }
     }
 }
@@ -81,9 +100,9 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         self.parsed_trust_domain()?;
         let ttls = [
-            ("ca.service-ttl-seconds", self.ca.service_ttl_seconds),
-            ("ca.node-ttl-seconds", self.ca.node_ttl_seconds),
-            ("ca.workload-ttl-seconds", self.ca.workload_ttl_seconds),
+            ("ca.service_ttl_seconds", self.ca.service_ttl_seconds),
+            ("ca.node_ttl_seconds", self.ca.node_ttl_seconds),
+            ("ca.workload_ttl_seconds", self.ca.workload_ttl_seconds),
         ];
         for (field, seconds) in ttls {
             if !(MIN_TTL..=MAX_TTL).contains(&seconds) {
@@ -154,13 +173,15 @@ mod tests {
                 .check()
                 .unwrap_err()
                 .to_string()
-                .starts_with("ca.node-ttl-seconds: 10")
+                .starts_with("ca.node_ttl_seconds: 10")
         );
         let address = Config {
             policy_addr: Some("policy".into()),
             ..Config::default()
         };
         assert!(address.check().is_err());
+        let read = serde_json::from_str::<Config>(r#"{"ca": {"node_ttl_seconds": 10}}"#);
+        assert!(read.unwrap_err().to_string().contains("ca.node_ttl_seconds"));
         let domain = Config {
             trust_domain: "UPPER".into(),
             ..Config::default()

@@ -26,8 +26,8 @@ pub struct StoredTrust {
     pub bundle_version: u64,
     /// The newest root.
     pub root: StoredAuthority,
-    /// The newest issuer.
-    pub issuer: StoredAuthority,
+    /// The newest issuers, newest first.
+    pub issuers: Vec<StoredAuthority>,
 }
 
 /// A join token's record.
@@ -144,23 +144,32 @@ impl Db {
         Ok(Some(StoredTrust {
             trust_domain: row.try_get("trust_domain")?,
             bundle_version: unsigned(row.try_get("bundle_version")?),
-            root: self.newest("root").await?,
-            issuer: self.newest("issuer").await?,
+            root: self
+                .newest("root")
+                .await?
+                .into_iter()
+                .next()
+                .ok_or(sqlx::Error::RowNotFound)?,
+            issuers: self.newest("issuer").await?,
         }))
     }
 
-    async fn newest(&self, kind: &str) -> sqlx::Result<StoredAuthority> {
-        let row = sqlx::query(
-            "SELECT cert_der, sealed_key FROM authorities WHERE kind = ? ORDER BY id DESC LIMIT 1",
-        )
-        .bind(kind)
-        .fetch_one(self.store.pool())
-        .await?;
-        let cert: Vec<u8> = row.try_get("cert_der")?;
-        Ok(StoredAuthority {
-            cert: cert.into(),
-            sealed_key: row.try_get("sealed_key")?,
-        })
+    async fn newest(&self, kind: &str) -> sqlx::Result<Vec<StoredAuthority>> {
+        const KEPT: i64 = 8;
+        sqlx::query("SELECT cert_der, sealed_key FROM authorities WHERE kind = ? ORDER BY id DESC LIMIT ?")
+            .bind(kind)
+            .bind(KEPT)
+            .fetch_all(self.store.pool())
+            .await?
+            .iter()
+            .map(|row| {
+                let cert: Vec<u8> = row.try_get("cert_der")?;
+                Ok(StoredAuthority {
+                    cert: cert.into(),
+                    sealed_key: row.try_get("sealed_key")?,
+                })
+            })
+            .collect()
     }
 
     /// Writes a new authority, whole.
@@ -173,7 +182,10 @@ impl Db {
                 .execute(&mut *tx)
                 .await?;
             insert_authority(&mut tx, "root", &trust.root, now).await?;
-            insert_authority(&mut tx, "issuer", &trust.issuer, now).await
+            for issuer in &trust.issuers {
+                insert_authority(&mut tx, "issuer", issuer, now).await?;
+            }
+            Ok(())
         }
         .await;
         written.map_err(|e| self.error(&e))?;

@@ -3,12 +3,14 @@
 use crate::{
     api::Api,
     config::Config,
-    core::{Core, Kind},
+    core::Core,
+    counts::Counts,
     error::{Refused, StartError},
     follow::follow,
     pattern::HostPattern,
     registry::Registry,
     roles::ROLES,
+    tokens::Kind,
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -20,6 +22,7 @@ use weft_proto::weft::identity::v1::{
     trust_server::TrustServer,
 };
 use weft_rpc::{Caller, GrpcServer};
+use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, Clock, SvidCell, SystemClock, Trust, server_config};
 
 /// No request is larger than a token, a name and a certificate request.
@@ -28,6 +31,8 @@ const MAX_REQUEST: usize = 64 * 1024;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long until a failed renewal is tried again, in looks.
 const RETRY_LOOKS: u32 = 15;
+/// The part of the process's health.
+const CERTIFICATE: &str = "certificate";
 /// How often the audit record is trimmed.
 const TRIM: Duration = Duration::from_secs(600);
 
@@ -112,25 +117,78 @@ fn own_uid() -> u32 {
     nix::unistd::getuid().as_raw()
 }
 
+/// What a process brings along for the service.
+#[derive(Debug)]
+pub struct Env {
+    drain: Watcher,
+    clock: Clock,
+    counts: Counts,
+    health: Health,
+}
+
+impl Env {
+    /// With the machine's clock; nothing is exported.
+    pub fn new(drain: Watcher) -> Self {
+        Self {
+            drain,
+            clock: SystemClock::shared(),
+            counts: Counts::default(),
+            health: Health::default(),
+        }
+    }
+
+    /// Another clock.
+    pub fn clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Metrics are served there.
+    pub fn metrics(self, metrics: &Metrics) -> Self {
+        Self {
+            counts: Counts::register(metrics),
+            ..self
+        }
+    }
+
+    /// Readiness is told there.
+    pub fn health(self, health: Health) -> Self {
+        Self { health, ..self }
+    }
+}
+
 /// Runs the service until the drain.
 pub async fn serve(config: Config, drain: Watcher) -> Result<(), StartError> {
-    start(config, drain).await?.wait().await
+    serve_with(config, Env::new(drain)).await
+}
+
+/// [`serve`] with more than a drain.
+pub async fn serve_with(config: Config, env: Env) -> Result<(), StartError> {
+    start_with(config, env).await?.wait().await
 }
 
 /// Starts the service; when this returns, it accepts connections.
 pub async fn start(config: Config, drain: Watcher) -> Result<Handle, StartError> {
-    start_with(config, SystemClock::shared(), drain).await
+    start_with(config, Env::new(drain)).await
 }
 
-/// [`start`] with a clock.
-pub async fn start_with(config: Config, clock: Clock, drain: Watcher) -> Result<Handle, StartError> {
-    let core = Arc::new(Core::open(&config, clock.clone()).await?);
+/// [`start`] with more than a drain.
+pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> {
+    let Env {
+        drain,
+        clock,
+        counts,
+        health,
+    } = env;
+    config.check()?;
+    health.waiting(CERTIFICATE, "starting");
+    let core = Arc::new(Core::open(&config, clock.clone(), counts).await?);
     core.renew_issuer_if_due().await?;
     let trust = Trust::new(core.trust_domain().clone(), clock);
     let bundle = core.bundle().borrow().clone();
     trust.set(bundle)?;
     let svid = SvidCell::new();
     svid.set(core.own_svid().await?);
+    health.ready(CERTIFICATE);
 
     let listen_error = |source| {
         StartError::Rpc(weft_rpc::RpcError::Bind {
@@ -170,7 +228,7 @@ pub async fn start_with(config: Config, clock: Clock, drain: Watcher) -> Result<
     {
         let (core, svid, drain) = (core.clone(), svid.clone(), drain.clone());
         tasks.spawn(async move {
-            drain.until_draining(stay_valid(&core, &svid)).await;
+            drain.until_draining(stay_valid(&core, &svid, &health)).await;
             Ok(())
         });
     }
@@ -190,7 +248,7 @@ pub async fn start_with(config: Config, clock: Clock, drain: Watcher) -> Result<
 
 /// Renews the issuer and the service's own certificate at half of their lives, and trims the
 /// audit record.
-async fn stay_valid(core: &Core, svid: &SvidCell) {
+async fn stay_valid(core: &Core, svid: &SvidCell, health: &Health) {
     let mut wait = 0;
     let mut trimmed = tokio::time::Instant::now();
     loop {
@@ -205,9 +263,14 @@ async fn stay_valid(core: &Core, svid: &SvidCell) {
             wait -= 1;
             continue;
         }
-        if let Err(error) = renew(core, svid).await {
-            tracing::error!(%error, "own certificate could not be renewed, trying again");
-            wait = RETRY_LOOKS;
+        core.counts.workloads(core.registry().size().unwrap_or(0));
+        match renew(core, svid).await {
+            Ok(()) => health.ready(CERTIFICATE),
+            Err(error) => {
+                tracing::error!(%error, "own certificate could not be renewed, trying again");
+                health.waiting(CERTIFICATE, error.to_string());
+                wait = RETRY_LOOKS;
+            }
         }
     }
 }

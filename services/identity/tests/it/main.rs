@@ -1,6 +1,9 @@
 //! The identity service on real sockets, with real clients.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod authority;
+mod binary;
 mod enrolling;
-#[allow(dead_code)]
+mod methods;
 mod rig;
+mod workloads;

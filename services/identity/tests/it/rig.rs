@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 use weft_drain::Trigger;
 use weft_enroll::{Enrollment, JoinToken, Member, TokenSource};
-use weft_identity::{Config, Handle, HostPattern, Kind};
+use weft_identity::{Config, Env, Handle, HostPattern, Kind};
 use weft_model::{SpiffeId, TrustDomain};
 use weft_proto::weft::identity::v1::{
     AuditEntry, ListAuditRequest, SignAdminRequest, admin_client::AdminClient,
@@ -51,7 +51,7 @@ impl Rig {
 
     pub async fn with(dir: TempDir, clock: ManualClock) -> Self {
         let (trigger, watcher) = weft_drain::channel();
-        let handle = weft_identity::start_with(config(&dir), clock.shared(), watcher)
+        let handle = weft_identity::start_with(config(&dir), Env::new(watcher).clock(clock.shared()))
             .await
             .unwrap();
         Self {

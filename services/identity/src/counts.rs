@@ -1,0 +1,71 @@
+//! The service's metrics, `weft_identity_*`.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+use weft_telemetry::Metrics;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Decision {
+    action: &'static str,
+    outcome: &'static str,
+}
+
+/// Counters and gauges. Clones share.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    decisions: Family<Decision, Counter>,
+    own_certificate: Gauge,
+    workloads: Gauge,
+}
+
+impl Counts {
+    /// Registers them to be served.
+    pub fn register(metrics: &Metrics) -> Self {
+        let counts = Self::default();
+        metrics.register(
+            "decisions",
+            "Certificates and tokens given out or refused, by method",
+            counts.decisions.clone(),
+        );
+        metrics.register(
+            "own_certificate_expiry_timestamp_seconds",
+            "When the service's own certificate ends, in Unix time",
+            counts.own_certificate.clone(),
+        );
+        metrics.register(
+            "registry_workloads",
+            "Workloads in the copy of the policy service's registry",
+            counts.workloads.clone(),
+        );
+        counts
+    }
+
+    pub(crate) fn issued(&self, action: &'static str) {
+        self.decisions
+            .get_or_create(&Decision {
+                action,
+                outcome: "issue",
+            })
+            .inc();
+    }
+
+    pub(crate) fn refused(&self, action: &'static str) {
+        self.decisions
+            .get_or_create(&Decision {
+                action,
+                outcome: "refuse",
+            })
+            .inc();
+    }
+
+    pub(crate) fn own_certificate(&self, not_after: u64) {
+        self.own_certificate
+            .set(i64::try_from(not_after).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn workloads(&self, count: usize) {
+        self.workloads.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+}

@@ -1,0 +1,187 @@
+//! Certificates for callers that hold one: renewals, workloads of a node, operators.
+
+use crate::{
+    authority::Issued,
+    core::{Core, Decision, ttl},
+    csr,
+    db::Audit,
+    error::Refused,
+    registry::Lookup,
+    tokens::Kind,
+};
+use rcgen::SubjectPublicKeyInfo;
+use std::time::Duration;
+use weft_model::{Principal, SpiffeId, check_name};
+use weft_proto::weft::{identity::v1::SvidUse, policy::v1::Workload};
+use weft_rpc::Caller;
+use weft_tls::Bundle;
+
+const DEFAULT_ADMIN_TTL: u32 = 3600;
+
+impl Core {
+    /// A new certificate for the caller's own ID.
+    pub async fn renew(&self, caller: &Caller, csr: &[u8]) -> Decision<Issued> {
+        let own = caller.spiffe_id().map(ToString::to_string).unwrap_or_default();
+        let asked = self.asked("renew", caller, &own);
+        let checked = self.check_renewal(caller, csr).await;
+        let (id, lifetime, key) = self.or_record(&asked, checked).await?;
+        let issued = self.sign(&id, None, lifetime, &key)?;
+        self.record_issue("renew", &asked.caller, &issued).await?;
+        Ok(issued)
+    }
+
+    async fn check_renewal(
+        &self,
+        caller: &Caller,
+        csr: &[u8],
+    ) -> Decision<(SpiffeId, Duration, SubjectPublicKeyInfo)> {
+        let id = caller
+            .spiffe_id()
+            .ok_or_else(|| Refused::denied("only a certificate can be renewed".into()))?;
+        let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let (kind, name) = match id.principal() {
+            Principal::Service(name) => (Kind::Service, name),
+            Principal::Node(name) => (Kind::Node, name),
+            Principal::Admin(_) => {
+                return Ok((id.clone(), Duration::from_secs(DEFAULT_ADMIN_TTL.into()), key));
+            }
+            _ => return Err(Refused::denied(format!("{id} is not renewed by its holder"))),
+        };
+        if self.db.member(kind.as_str(), &name).await?.is_none() {
+            return Err(Refused::denied(format!(
+                "{id} is no member: it has to join with a token"
+            )));
+        }
+        Ok((id.clone(), self.member_ttl(kind), key))
+    }
+
+    /// A certificate for a workload of the calling node.
+    pub async fn sign_workload(
+        &self,
+        caller: &Caller,
+        workload_id: &str,
+        csr: &[u8],
+        purpose: SvidUse,
+    ) -> Decision<Issued> {
+        // Names the workload until its SPIFFE ID is known.
+        let mut asked = self.asked(
+            "sign-workload",
+            caller,
+            &workload_id.chars().take(512).collect::<String>(),
+        );
+        let checked = self
+            .check_workload(caller, &mut asked, workload_id, csr, purpose)
+            .await;
+        let (id, node, key) = self.or_record(&asked, checked).await?;
+        let node = (purpose == SvidUse::Tunnel).then_some(node.as_str());
+        let issued = self.sign(&id, node, self.settings.workload_ttl(), &key)?;
+        self.record_issue("sign-workload", &asked.caller, &issued).await?;
+        Ok(issued)
+    }
+
+    async fn check_workload(
+        &self,
+        caller: &Caller,
+        asked: &mut Audit,
+        workload_id: &str,
+        csr: &[u8],
+        purpose: SvidUse,
+    ) -> Decision<(SpiffeId, String, SubjectPublicKeyInfo)> {
+        let node = caller
+            .node()
+            .ok_or_else(|| Refused::denied("only nodes ask for workloads".into()))?;
+        if purpose == SvidUse::Unspecified {
+            return Err(Refused::invalid(
+                "use must be SVID_USE_TUNNEL or SVID_USE_WORKLOAD".into(),
+            ));
+        }
+        let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let workload = match self.registry.find(workload_id).await {
+            Lookup::Found(workload) => workload,
+            Lookup::Unknown => {
+                return Err(Refused::missing(format!(
+                    "workload {workload_id:?} is not registered"
+                )));
+            }
+            Lookup::NotReady => {
+                return Err(Refused::unavailable(
+                    "the policy service has not been reached yet, so it is not known which workloads run \
+                     where; see policy_addr and the identity service's log"
+                        .into(),
+                ));
+            }
+        };
+        if workload.node != node {
+            let reason = format!(
+                "workload {workload_id:?} runs on node {:?}, not on {node:?}",
+                workload.node
+            );
+            return Err(Refused::denied(reason));
+        }
+        let (id, name) = self.workload_id(&workload)?;
+        asked.spiffe_id = id.to_string();
+        let may_host = self.db.member(Kind::Node.as_str(), &node).await?;
+        let may_host = may_host.ok_or_else(|| Refused::denied(format!("node {node:?} is no member")))?;
+        if !may_host.iter().any(|p| p.matches(&workload.namespace, &name)) {
+            return Err(Refused::denied(format!(
+                "node {node:?} may not host {}/{name}: none of its {} host patterns matches; join it with a \
+                 token that permits it (weft identity join-token create --kind node --name {node} --may-host \
+                 {}/{name})",
+                workload.namespace,
+                may_host.len(),
+                workload.namespace,
+            )));
+        }
+        Ok((id, node, key))
+    }
+
+    /// The ID follows from namespace and name. What the registry derived must agree with it, so
+    /// that a mistake there can not name something else.
+    fn workload_id(&self, workload: &Workload) -> Decision<(SpiffeId, String)> {
+        let name = if workload.app_id.is_empty() {
+            &workload.service_account
+        } else {
+            &workload.app_id
+        };
+        let id = self
+            .trust_domain
+            .workload(&workload.namespace, name)
+            .map_err(|e| Refused::denied(e.to_string()))?;
+        if !matches!(id.principal(), Principal::Workload { .. }) {
+            let reason = format!("{}/{name} can not be named in a SPIFFE ID", workload.namespace);
+            return Err(Refused::denied(reason));
+        }
+        if !workload.spiffe_id.is_empty() && workload.spiffe_id != id.as_str() {
+            let reason = format!(
+                "the registry names {:?}, its namespace and name make {id}",
+                workload.spiffe_id
+            );
+            return Err(Refused::denied(reason));
+        }
+        Ok((id, name.clone()))
+    }
+
+    /// An operator's certificate.
+    pub async fn sign_admin(
+        &self,
+        caller: &Caller,
+        name: &str,
+        csr: &[u8],
+        ttl_seconds: u32,
+    ) -> Decision<(Issued, Bundle)> {
+        let asked = self.asked("sign-admin", caller, &format!("/weft/admin/{name}"));
+        let checked = || -> Decision<(SpiffeId, u64, SubjectPublicKeyInfo)> {
+            check_name(name).map_err(|e| Refused::invalid(e.to_string()))?;
+            let id = self
+                .trust_domain
+                .admin(name)
+                .map_err(|e| Refused::invalid(e.to_string()))?;
+            let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+            Ok((id, ttl(ttl_seconds, DEFAULT_ADMIN_TTL)?, key))
+        };
+        let (id, ttl, key) = self.or_record(&asked, checked()).await?;
+        let issued = self.sign(&id, None, Duration::from_secs(ttl), &key)?;
+        self.record_issue("sign-admin", &asked.caller, &issued).await?;
+        Ok((issued, self.bundle.borrow().clone()))
+    }
+}

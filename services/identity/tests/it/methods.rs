@@ -1,0 +1,256 @@
+//! Every method, called by every role.
+
+use crate::rig::{Rig, cell, pattern, td};
+use tonic::{Code, Status, transport::Channel};
+use weft_identity::{Kind, ROLES};
+use weft_proto::weft::{
+    identity::v1::{
+        CreateJoinTokenRequest, JoinRequest, ListAuditRequest, RenewRequest, SignAdminRequest,
+        SignWorkloadRequest, SvidUse, WatchBundleRequest, admin_client::AdminClient,
+        bootstrap_client::BootstrapClient, certificates_client::CertificatesClient,
+        trust_client::TrustClient,
+    },
+    policy::v1::{WatchResponse, Workload},
+};
+use weft_tls::{SvidCell, new_key_and_csr};
+
+/// Calls a method with a request that has nothing wrong with it but, maybe, its sender.
+async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
+    let csr_der = new_key_and_csr().unwrap().csr_der;
+    let done = |_| ();
+    match method.rsplit('/').next().unwrap() {
+        "Join" => {
+            let token = rig.token(Kind::Node, "joiner", &[]).await.reveal().to_string();
+            BootstrapClient::new(channel)
+                .join(JoinRequest { token, csr_der })
+                .await
+                .map(|_| ())
+        }
+        "Renew" => CertificatesClient::new(channel)
+            .renew(RenewRequest { csr_der })
+            .await
+            .map(|_| ()),
+        "SignWorkload" => {
+            let request = SignWorkloadRequest {
+                workload_id: "n1/shop/cart/1".into(),
+                csr_der,
+                r#use: SvidUse::Workload.into(),
+            };
+            CertificatesClient::new(channel)
+                .sign_workload(request)
+                .await
+                .map(|_| ())
+        }
+        "WatchBundle" => {
+            let mut stream = TrustClient::new(channel)
+                .watch_bundle(WatchBundleRequest { held_version: 0 })
+                .await?
+                .into_inner();
+            let first = stream.message().await?.unwrap();
+            assert_eq!(first.bundle.unwrap().version, 1);
+            Ok(())
+        }
+        "CreateJoinToken" => {
+            let request = CreateJoinTokenRequest {
+                kind: "node".into(),
+                name: "n9".into(),
+                ..Default::default()
+            };
+            AdminClient::new(channel)
+                .create_join_token(request)
+                .await
+                .map(|_| ())
+        }
+        "SignAdmin" => {
+            let request = SignAdminRequest {
+                name: "ops".into(),
+                csr_der,
+                ttl_seconds: 60,
+            };
+            AdminClient::new(channel).sign_admin(request).await.map(|_| ())
+        }
+        "ListAudit" => AdminClient::new(channel)
+            .list_audit(ListAuditRequest::default())
+            .await
+            .map(|_| ()),
+        other => panic!("{other} is not called here: add it"),
+    }
+    .map(done)
+}
+
+/// A workload's certificate as its node is given it.
+async fn workload(rig: &Rig, node: &SvidCell) -> SvidCell {
+    let made = new_key_and_csr().unwrap();
+    let request = SignWorkloadRequest {
+        workload_id: "n1/shop/cart/1".into(),
+        csr_der: made.csr_der,
+        r#use: SvidUse::Workload.into(),
+    };
+    let reply = CertificatesClient::new(rig.channel(Some(node)))
+        .sign_workload(request)
+        .await
+        .unwrap();
+    cell(reply.into_inner().svid.unwrap().chain_der, &made.key)
+}
+
+#[tokio::test]
+async fn each_role_may_call_its_methods_and_no_others() {
+    let rig = Rig::new().await;
+    let known = Workload {
+        id: "n1/shop/cart/1".into(),
+        node: "n1".into(),
+        namespace: "shop".into(),
+        app_id: "cart".into(),
+        ..Default::default()
+    };
+    let snapshot = WatchResponse {
+        snapshot: true,
+        upserts: vec![known],
+        removed_ids: vec![],
+    };
+    rig.handle.registry().apply(snapshot).unwrap();
+    let (node, _node_drain) = rig.join(Kind::Node, "n1", &[pattern("shop", "*")]).await;
+    let (service, _service_drain) = rig.join(Kind::Service, "policy", &[]).await;
+    let admin = rig.admin("ops").await;
+    let workload = workload(&rig, &node.svid).await;
+
+    let roles: [(&str, Channel); 6] = [
+        ("service", rig.channel(Some(&service.svid))),
+        ("node", rig.channel(Some(&node.svid))),
+        ("admin", rig.channel(Some(&admin))),
+        ("workload", rig.channel(Some(&workload))),
+        ("none", rig.channel(None)),
+        ("local", rig.local()),
+    ];
+    let admitted: &[(&str, &[&str])] = &[
+        (
+            "/weft.identity.v1.Bootstrap/Join",
+            &["service", "node", "admin", "none", "local"],
+        ),
+        (
+            "/weft.identity.v1.Certificates/Renew",
+            &["service", "node", "admin"],
+        ),
+        ("/weft.identity.v1.Certificates/SignWorkload", &["node"]),
+        (
+            "/weft.identity.v1.Trust/WatchBundle",
+            &["service", "node", "admin", "local"],
+        ),
+        ("/weft.identity.v1.Admin/CreateJoinToken", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/SignAdmin", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/ListAudit", &["admin", "local"]),
+    ];
+    let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
+    assert_eq!(methods.len(), ROLES.0.len());
+    for method in &methods {
+        let (_, wanted) = admitted.iter().find(|(m, _)| m == method).unwrap();
+        for (role, channel) in &roles {
+            let outcome = call(&rig, channel.clone(), method).await;
+            let refused = outcome
+                .as_ref()
+                .is_err_and(|s| matches!(s.code(), Code::PermissionDenied | Code::Unauthenticated));
+            if wanted.contains(role) {
+                assert!(outcome.is_ok(), "{method} by {role}: {outcome:?}");
+            } else {
+                assert!(refused, "{method} by {role}: {outcome:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_trusted_does_not_get_in() {
+    let (rig, other) = (Rig::new().await, Rig::new().await);
+    // An operator of another mesh with the same names.
+    let stranger = other.admin("ops").await;
+    let outcome = call(
+        &rig,
+        rig.channel(Some(&stranger)),
+        "/weft.identity.v1.Admin/ListAudit",
+    )
+    .await;
+    assert!(outcome.is_err());
+    assert!(
+        call(
+            &other,
+            other.channel(Some(&stranger)),
+            "/weft.identity.v1.Admin/ListAudit"
+        )
+        .await
+        .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn bad_requests_are_refused_with_their_reason() {
+    let rig = Rig::new().await;
+    let mut admin = AdminClient::new(rig.local());
+    for (kind, name, pattern, reason) in [
+        ("admin", "x", None, "kind"),
+        ("node", "Bad_Name", None, "name"),
+        ("service", "identity", None, "identity service joins nobody"),
+        ("service", "policy", Some(("a", "b")), "hosts no workloads"),
+        ("node", "n1", Some(("a/b", "c")), "host pattern"),
+    ] {
+        let may_host = pattern
+            .map(
+                |(namespace, app_id): (&str, &str)| weft_proto::weft::identity::v1::HostPattern {
+                    namespace: namespace.into(),
+                    app_id: app_id.into(),
+                },
+            )
+            .into_iter()
+            .collect();
+        let request = CreateJoinTokenRequest {
+            kind: kind.into(),
+            name: name.into(),
+            may_host,
+            ttl_seconds: 0,
+        };
+        let status = admin.create_join_token(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{kind} {name}");
+        assert!(
+            status.message().contains(reason),
+            "{kind} {name}: {}",
+            status.message()
+        );
+    }
+    let long = CreateJoinTokenRequest {
+        kind: "node".into(),
+        name: "n1".into(),
+        ttl_seconds: 86_401,
+        ..Default::default()
+    };
+    assert!(
+        admin
+            .create_join_token(long)
+            .await
+            .unwrap_err()
+            .message()
+            .contains("86400")
+    );
+    let garbage = SignAdminRequest {
+        name: "ops".into(),
+        csr_der: vec![0x30; 100],
+        ttl_seconds: 0,
+    };
+    assert_eq!(
+        admin.sign_admin(garbage).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let refusals = rig
+        .audit()
+        .await
+        .into_iter()
+        .filter(|e| e.outcome == "refuse")
+        .count();
+    assert_eq!(refusals, 7);
+}
+
+#[tokio::test]
+async fn operators_certificates_are_short() {
+    let rig = Rig::new().await;
+    let admin = rig.admin("ops").await.get().unwrap();
+    assert_eq!(*admin.id(), td().admin("ops").unwrap());
+    assert_eq!(admin.identity().not_after, crate::rig::NOW + 3600);
+}
