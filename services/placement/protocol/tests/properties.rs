@@ -101,7 +101,7 @@ fn least_moves(before: &Snapshot, after: &Snapshot, downs: &BTreeSet<String>) ->
         };
         rounded_up -= exact / total;
         stay += held.min(exact / total);
-        one_more += u64::from(exact % total != 0 && held > exact / total);
+        one_more += u64::from(!exact.is_multiple_of(total) && held > exact / total);
     }
     usize::try_from(slots - stay - one_more.min(rounded_up)).unwrap()
 }

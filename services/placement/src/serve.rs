@@ -1,0 +1,198 @@
+//! Puts the service together: in its own process, or inside another.
+
+use crate::{
+    Clock, Config, ConfigError, ROLES, StateError,
+    api::Api,
+    core::{self, Keeper},
+    metrics::CoreMetrics,
+    store::State,
+};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use tokio::{net::TcpListener, task::JoinHandle};
+use weft_drain::Watcher;
+use weft_placement_protocol::{Limits, Placement, SlotCount};
+use weft_proto::weft::placement::v1::placement_server::PlacementServer;
+use weft_rpc::{GrpcServer, RpcError};
+use weft_telemetry::{Health, Metrics};
+use weft_tls::{ClientAuth, SvidCell, Trust};
+
+/// A hello with many hosts fits.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Why the service can not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Sockets and TLS.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// The database.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// TLS configuration.
+    #[error(transparent)]
+    Tls(#[from] weft_tls::TlsError),
+    /// A setting.
+    #[error("configuration: {0}")]
+    Config(#[from] ConfigError),
+    /// The way into the mesh.
+    #[error(transparent)]
+    Enroll(#[from] weft_enroll::EnrollError),
+    /// A part of the service ended by itself.
+    #[error("placement stopped: {0}")]
+    Stopped(String),
+}
+
+/// What the service needs from its surroundings.
+#[derive(Debug)]
+pub struct Options {
+    /// Where to listen; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The database file.
+    pub database: PathBuf,
+    /// The service's certificate, `/weft/service/placement`.
+    pub svid: SvidCell,
+    /// Whom it trusts.
+    pub trust: Trust,
+    /// Slots of actor types that are new.
+    pub slots: SlotCount,
+    /// What leases are counted by.
+    pub clock: Clock,
+    /// Where its metrics go.
+    pub metrics: Metrics,
+    /// Where it says whether it is ready.
+    pub health: Health,
+}
+
+impl Options {
+    /// With defaults for all that has any.
+    pub fn new(listen: SocketAddr, database: PathBuf, svid: SvidCell, trust: Trust) -> Self {
+        Self {
+            listen,
+            database,
+            svid,
+            trust,
+            slots: SlotCount::default(),
+            clock: Clock::monotonic(),
+            metrics: Metrics::new("placement"),
+            health: Health::default(),
+        }
+    }
+}
+
+/// A running service.
+#[derive(Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    core: JoinHandle<()>,
+    server: JoinHandle<Result<(), RpcError>>,
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the service has ended: after its drain, or by a failure.
+    pub async fn ended(self) -> Result<(), ServeError> {
+        let stopped = |e: tokio::task::JoinError| ServeError::Stopped(e.to_string());
+        self.server.await.map_err(stopped)??;
+        self.core.await.map_err(stopped)
+    }
+}
+
+/// Starts the service inside this process. It listens when this returns.
+pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeError> {
+    let Options {
+        listen,
+        database,
+        svid,
+        trust,
+        slots,
+        clock,
+        metrics,
+        health,
+    } = options;
+    let (state, loaded) = State::open(&database).await?;
+    tracing::info!(
+        database = %database.display(),
+        hosts = loaded.saved.hosts.len(),
+        types = loaded.saved.tables.len(),
+        "state read"
+    );
+    let bind = |source| RpcError::Bind {
+        address: listen.to_string(),
+        source,
+    };
+    let listener = TcpListener::bind(listen).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?;
+    let placement = Placement::restore(
+        Limits::default(),
+        slots,
+        loaded.epoch_base,
+        clock.now(),
+        loaded.saved,
+    );
+    let keeper = Keeper {
+        placement,
+        state,
+        epoch: loaded.epoch,
+        clock,
+        health,
+        metrics: CoreMetrics::register(&metrics),
+    };
+    let (core, core_task) = core::start(keeper, drain.clone());
+    let tls = weft_tls::server_config(Arc::new(svid), &trust, ClientAuth::Required, &[b"h2"])?;
+    let api = PlacementServer::new(Api {
+        core,
+        drain: drain.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE);
+    let server = GrpcServer::new("weft.placement.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
+        .add_service(api)
+        .build();
+    let server = tokio::spawn(server.serve_tls(listener, Arc::new(tls), drain));
+    tracing::info!(%address, "placement serves");
+    Ok(Handle {
+        address,
+        core: core_task,
+        server,
+    })
+}
+
+/// Runs the service as a process of its own: enrolls, then serves until the drain is done.
+pub async fn serve(
+    config: Config,
+    drain: Watcher,
+    metrics: Metrics,
+    health: Health,
+) -> Result<(), ServeError> {
+    let checked = config.checked()?;
+    health.waiting("identity", "waiting for a certificate from the identity service");
+    let id = checked
+        .trust_domain
+        .service("placement")
+        .map_err(weft_tls::TlsError::from)?;
+    let mut enrollment =
+        weft_enroll::Enrollment::new(id, config.state_dir.join("identity"), config.identity_addr);
+    if let Some(token) = checked.token {
+        enrollment = enrollment.token(token);
+    }
+    let Some(member) = drain
+        .clone()
+        .until_draining(enrollment.enroll(drain.clone()))
+        .await
+    else {
+        return Ok(());
+    };
+    let member = member?;
+    health.ready("identity");
+    let database = config.state_dir.join("placement.db");
+    let options = Options {
+        slots: checked.slots,
+        metrics,
+        health,
+        ..Options::new(config.listen, database, member.svid, member.trust)
+    };
+    start(options, drain).await?.ended().await
+}
