@@ -20,6 +20,9 @@ mod fs;
 mod kernel;
 mod layout;
 mod links;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod object_tests;
 mod origin;
 mod probe;
 mod sys;

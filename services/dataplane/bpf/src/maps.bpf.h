@@ -64,9 +64,13 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-static __always_inline void count(__u32 what)
+/* Puts the enumeration into the object's BTF, where the names are compared with user space's. */
+const volatile enum weft_counter last_counter = WEFT_COUNTERS;
+
+static __always_inline void count(enum weft_counter what)
 {
-	__u64 *value = bpf_map_lookup_elem(&counters, &what);
+	__u32 index = what;
+	__u64 *value = bpf_map_lookup_elem(&counters, &index);
 
 	if (value)
 		*value += 1;

@@ -1,0 +1,13 @@
+//! The programs on this machine's kernel, with real sockets and processes. Needs root.
+#![allow(clippy::unwrap_used)]
+
+#[path = "net_kernel/actor.rs"]
+mod actor;
+#[path = "net_kernel/callers.rs"]
+mod callers;
+#[path = "net_kernel/lifecycle.rs"]
+mod lifecycle;
+#[path = "net_kernel/limits.rs"]
+mod limits;
+#[path = "net_kernel/rig.rs"]
+mod rig;
