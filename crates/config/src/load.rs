@@ -41,15 +41,29 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
-    /// A field that is unknown or has a wrong value.
-    #[error("configuration field {field}: {reason} (from {origin})")]
+    /// A field of the file that is unknown or has a wrong value.
+    #[error("{}:{line}:{column}: field {field}: {reason}", .path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// Dotted path; `.` is the whole file.
+        field: String,
+        /// What is wrong and, for unknown fields, what is possible.
+        reason: String,
+    },
+    /// A field with a wrong value that no line of a file is to blame for.
+    #[error("configuration field {field}: {reason} (set by {origin})")]
     Field {
         /// Dotted path.
         field: String,
         /// What is wrong.
         reason: String,
-        /// Which layers the value may come from.
-        origin: String,
+        /// Which layer the value comes from.
+        origin: &'static str,
     },
 }
 
@@ -65,24 +79,57 @@ where
     let internal = |e: serde_json::Error| ConfigError::Field {
         field: ".".into(),
         reason: e.to_string(),
-        origin: "built-in defaults".into(),
+        origin: "the built-in defaults",
     };
     let mut merged = serde_json::to_value(C::default()).map_err(internal)?;
     let path = named.unwrap_or(fallback);
-    let mut origin = "flags or environment".to_owned();
-    if let Some(file) = read(path, named.is_some())? {
-        merge(&mut merged, file);
-        origin = format!("{}, flags or environment", path.display());
+    let text = read(path, named.is_some())?;
+    if let Some(text) = &text {
+        merge(&mut merged, parse(path, text)?);
     }
     merge(&mut merged, serde_json::to_value(flags).map_err(internal)?);
-    serde_path_to_error::deserialize(merged).map_err(|e| ConfigError::Field {
-        field: e.path().to_string(),
-        reason: e.inner().to_string(),
-        origin,
+    serde_path_to_error::deserialize(merged).map_err(|e| {
+        text.and_then(|text| blame_file::<C>(path, &text))
+            .unwrap_or_else(|| ConfigError::Field {
+                field: e.path().to_string(),
+                reason: e.inner().to_string(),
+                origin: "a flag or the environment",
+            })
     })
 }
 
-fn read(path: &Path, required: bool) -> Result<Option<Value>, ConfigError> {
+/// The file's own mistake with its place, found by reading it once more alone. Nothing when the file
+/// is fine by itself, so that the layers above it are to blame.
+fn blame_file<C: DeserializeOwned>(path: &Path, text: &str) -> Option<ConfigError> {
+    let mut track = serde_path_to_error::Track::new();
+    let mut place = None;
+    let outcome = serde_saphyr::with_deserializer_from_str(text, |yaml| {
+        C::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track)).inspect_err(|e| {
+            place = e.location();
+        })
+    });
+    let error = outcome.err()?;
+    let (line, column) = place
+        .or_else(|| error.location())
+        .map_or((1, 1), |l| (l.line(), l.column()));
+    Some(ConfigError::InFile {
+        path: path.to_owned(),
+        line,
+        column,
+        field: track.path().to_string(),
+        reason: first_line(&error),
+    })
+}
+
+/// The library may draw the place below its message; one line is enough here.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    let whole = error.to_string();
+    let line = whole.lines().next().unwrap_or("not YAML");
+    line.trim_start_matches("error: ").to_owned()
+}
+
+/// The text of the file; nothing when it may be absent and is, or holds only comments.
+fn read(path: &Path, required: bool) -> Result<Option<String>, ConfigError> {
     let failed = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -105,24 +152,21 @@ fn read(path: &Path, required: bool) -> Result<Option<Value>, ConfigError> {
     {
         return Ok(None);
     }
-    let value: Value = serde_saphyr::from_str(&text).map_err(|e| {
+    Ok(Some(text))
+}
+
+fn parse(path: &Path, text: &str) -> Result<Value, ConfigError> {
+    let value: Value = serde_saphyr::from_str(text).map_err(|e| {
         let (line, column) = e.location().map_or((1, 1), |l| (l.line(), l.column()));
-        let whole = e.to_string();
         ConfigError::Syntax {
             path: path.to_owned(),
             line,
             column,
-            // The library may draw the place below its message; one line is enough here.
-            reason: whole
-                .lines()
-                .next()
-                .unwrap_or("not YAML")
-                .trim_start_matches("error: ")
-                .to_owned(),
+            reason: first_line(&e),
         }
     })?;
     match value {
-        Value::Object(_) => Ok(Some(value)),
+        Value::Object(_) => Ok(value),
         _ => Err(ConfigError::Syntax {
             path: path.to_owned(),
             line: 1,
@@ -221,13 +265,20 @@ mod tests {
     #[test]
     fn mistakes_name_the_place() {
         let none = Flags::default();
-        let unknown = with("nested: {levle: 5}\n", &none).unwrap_err().to_string();
+        let unknown = with("listen: x\nnested:\n  levle: 5\n", &none)
+            .unwrap_err()
+            .to_string();
+        assert!(unknown.contains("x.yaml:3:"), "{unknown}");
+        assert!(unknown.contains("field nested.levle: "), "{unknown}");
+        assert!(unknown.contains("level"), "{unknown}");
+        let kind = with("listen: x\nnested: {level: many}\n", &none)
+            .unwrap_err()
+            .to_string();
         assert!(
-            unknown.contains("nested") && unknown.contains("levle"),
-            "{unknown}"
+            kind.contains("x.yaml:2:") && kind.contains("field nested.level: "),
+            "{kind}"
         );
-        let kind = with("nested: {level: many}\n", &none).unwrap_err().to_string();
-        assert!(kind.contains("nested.level"), "{kind}");
+        assert!(!kind.contains('\n'), "{kind}");
         let syntax = with("listen: x\n  bad: [\n", &none).unwrap_err();
         assert!(
             matches!(&syntax, ConfigError::Syntax { line, .. } if *line >= 2),
@@ -238,5 +289,36 @@ mod tests {
             load::<Config, _>(Some(Path::new("/nowhere/x.yaml")), Path::new("/"), &none).unwrap_err();
         assert!(absent.to_string().contains("/nowhere/x.yaml"));
         assert!(with("- a list\n", &none).is_err());
+        assert!(
+            with("listen: x\nlisten: y\n", &none).is_err(),
+            "a field given twice"
+        );
+    }
+
+    #[test]
+    fn a_wrong_flag_is_not_blamed_on_the_file() {
+        #[derive(Serialize)]
+        struct Wrong {
+            names: u32,
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.yaml");
+        fs::write(&path, "listen: x\n").unwrap();
+        let error = load::<Config, _>(Some(&path), Path::new("/"), &Wrong { names: 5 }).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Field { field, .. } if field == "names"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("a flag or the environment"), "{error}");
+    }
+
+    proptest::proptest! {
+        /// Whatever a file holds, it is read or refused in one line.
+        #[test]
+        fn no_file_breaks_the_reader(text in "([a-z\\-:{}\\[\\]&*!|>'\"#, \n\t\u{0}é]|listen: |nested: |level: |1e9){0,40}") {
+            if let Err(error) = with(&text, &Flags::default()) {
+                proptest::prop_assert!(!error.to_string().contains('\n'), "{error}");
+            }
+        }
     }
 }

@@ -99,15 +99,36 @@ impl Watcher {
     }
 }
 
-/// Resolves at SIGINT or SIGTERM with the signal's name.
+/// SIGINT and SIGTERM, caught from [`Signals::listen`] on: neither ends the process any more and
+/// none that comes between two calls of [`Signals::next`] is lost.
+#[derive(Debug)]
+pub struct Signals {
+    int: tokio::signal::unix::Signal,
+    term: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    /// Starts catching. Call it before anything that a signal must not interrupt.
+    pub fn listen() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Resolves at the next signal with its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.int.recv() => "SIGINT",
+            _ = self.term.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// Resolves at SIGINT or SIGTERM with the signal's name; catches them only from its first poll on.
 pub async fn shutdown_signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut int = signal(SignalKind::interrupt())?;
-    let mut term = signal(SignalKind::terminate())?;
-    Ok(tokio::select! {
-        _ = int.recv() => "SIGINT",
-        _ = term.recv() => "SIGTERM",
-    })
+    Ok(Signals::listen()?.next().await)
 }
 
 #[cfg(test)]

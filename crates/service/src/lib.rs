@@ -43,8 +43,8 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use std::{fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
-use weft_drain::{Outcome, Trigger, Watcher};
+use std::{ffi::OsString, fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use weft_drain::{Outcome, Signals, Trigger, Watcher};
 use weft_telemetry::{Health, Metrics, TelemetryConfig};
 
 /// What is fixed about a binary.
@@ -75,6 +75,13 @@ pub struct Context {
     /// Served on the metrics port.
     pub health: Health,
 }
+
+/// Exit code of a process that drained or did what it was asked.
+const DONE: u8 = 0;
+/// Exit code of everything that is no mistake in flags or configuration.
+const FAILED: u8 = 1;
+/// Exit code of wrong flags or configuration.
+const USAGE: u8 = 2;
 
 /// Running calls get this long to finish after the first signal.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -115,34 +122,66 @@ where
     Fut: Future<Output = Result<(), E>>,
     Run: FnOnce(C, Context) -> Fut,
 {
+    ExitCode::from(main_from::<C, F, E, Fut, Run>(
+        std::env::args_os(),
+        info,
+        telemetry,
+        run,
+    ))
+}
+
+/// [`main`] with the arguments given, the first being the program's name; returns the exit code.
+pub fn main_from<C, F, E, Fut, Run>(
+    arguments: impl IntoIterator<Item = OsString>,
+    info: Info,
+    telemetry: fn(&C) -> &TelemetryConfig,
+    run: Run,
+) -> u8
+where
+    C: Serialize + DeserializeOwned + Default,
+    F: Args + Serialize,
+    E: Display,
+    Fut: Future<Output = Result<(), E>>,
+    Run: FnOnce(C, Context) -> Fut,
+{
     let binary = info.binary;
     let command = Common::<F>::command()
         .name(binary)
         .about(info.about)
         .version(weft_model::VERSION);
-    // clap prints usage errors itself and exits with 2.
-    let flags = Common::<F>::from_arg_matches(&command.get_matches()).unwrap_or_else(|e| e.exit());
+    let flags = match command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Common::<F>::from_arg_matches(&matches))
+    {
+        Ok(flags) => flags,
+        Err(error) if !error.use_stderr() => {
+            // `--help` and `--version`. A reader that went away does not matter.
+            let _ = error.print();
+            return DONE;
+        }
+        Err(error) => return fail(binary, &usage(binary, &error), USAGE),
+    };
     let config: C = match weft_config::load(
         flags.config.as_deref(),
         &weft_config::default_file(info.name),
         &layer(&flags),
     ) {
         Ok(config) => config,
-        Err(error) => return fail(binary, &error, 2),
+        Err(error) => return fail(binary, &error, USAGE),
     };
     if flags.check_config {
         return match shown(&config, info.secrets) {
             Ok(text) => {
                 println!("{text}");
-                ExitCode::SUCCESS
+                DONE
             }
-            Err(error) => fail(binary, &error, 1),
+            Err(error) => fail(binary, &error, FAILED),
         };
     }
     weft_tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(binary, &format!("cannot start threads: {error}"), 1),
+        Err(error) => return fail(binary, &format!("cannot start threads: {error}"), FAILED),
     };
     let code = runtime.block_on(drive(&info, config, telemetry, run));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -174,12 +213,7 @@ fn layer<F: Args + Serialize>(flags: &Common<F>) -> Value {
     own
 }
 
-async fn drive<C, E, Fut, Run>(
-    info: &Info,
-    config: C,
-    telemetry: fn(&C) -> &TelemetryConfig,
-    run: Run,
-) -> ExitCode
+async fn drive<C, E, Fut, Run>(info: &Info, config: C, telemetry: fn(&C) -> &TelemetryConfig, run: Run) -> u8
 where
     E: Display,
     Fut: Future<Output = Result<(), E>>,
@@ -189,7 +223,12 @@ where
     let settings = telemetry(&config).clone();
     let guard = match weft_telemetry::init(binary, &settings) {
         Ok(guard) => guard,
-        Err(error) => return fail(binary, &error, 2),
+        Err(error) => return fail(binary, &error, USAGE),
+    };
+    // From here on a signal drains, however early it comes.
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return fail(binary, &format!("cannot catch signals: {error}"), FAILED),
     };
     let (metrics, health) = (Metrics::new(info.name), Health::default());
     let (trigger, drain) = weft_drain::channel();
@@ -198,7 +237,7 @@ where
         .unwrap_or(([127, 0, 0, 1], info.metrics_port).into());
     let listener = match weft_telemetry::http::bind(address).await {
         Ok(listener) => listener,
-        Err(error) => return fail(binary, &error, 1),
+        Err(error) => return fail(binary, &error, FAILED),
     };
     tokio::spawn(weft_telemetry::http::serve(
         listener,
@@ -219,20 +258,19 @@ where
     tokio::pin!(work);
     let done = tokio::select! {
         done = &mut work => done,
-        signal = weft_drain::shutdown_signal() => {
-            let signal = signal.unwrap_or("a signal");
+        signal = signals.next() => {
             tracing::info!(signal, "draining; a second signal stops at once");
             tokio::select! {
                 ended = drained(trigger, work) => ended,
-                _ = weft_drain::shutdown_signal() => return ExitCode::from(1),
+                _ = signals.next() => return FAILED,
             }
         }
     };
     // Exporters block; they must not do so on the runtime's own threads.
     let _ = tokio::task::spawn_blocking(move || guard.finish()).await;
     match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(binary, &error, 1),
+        Ok(()) => DONE,
+        Err(error) => fail(binary, &error, FAILED),
     }
 }
 
@@ -265,7 +303,20 @@ fn shown<C: Serialize>(config: &C, secrets: Secrets) -> Result<String, String> {
         .map_err(|e| e.to_string())
 }
 
-fn fail(binary: &str, error: &impl Display, code: u8) -> ExitCode {
-    eprintln!("{binary}: {}", error.to_string().replace('\n', " "));
-    ExitCode::from(code)
+/// One line for a mistake in the arguments.
+fn usage(binary: &str, error: &clap::Error) -> String {
+    let text = error.to_string();
+    // Below the message clap shows the usage, which `--help` shows better.
+    let message = text.split("\nUsage:").next().unwrap_or(&text);
+    let message = message.split("\nFor more information").next().unwrap_or(message);
+    let words: Vec<&str> = message.split_whitespace().collect();
+    let line = words.join(" ");
+    format!("{}; see {binary} --help", line.trim_start_matches("error: "))
+}
+
+fn fail(binary: &str, error: &impl Display, code: u8) -> u8 {
+    let text = error.to_string();
+    let line: Vec<&str> = text.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    eprintln!("{binary}: {}", line.join(" "));
+    code
 }
