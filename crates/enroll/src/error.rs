@@ -82,8 +82,8 @@ pub enum EnrollError {
         /// What is wrong.
         reason: String,
     },
-    /// Another process uses the folder.
-    #[error("{} is in use by another process; give this one another folder", .0.display())]
+    /// Another process is starting with the folder, and does not get on.
+    #[error("{} is held by another process that is joining; stop it, or give this one another folder", .0.display())]
     InUse(PathBuf),
     /// The identity service said no.
     #[error("the identity service at {address} refused to let {id} join: {reason}")]

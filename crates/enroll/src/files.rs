@@ -8,7 +8,9 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
+use tokio::time::Instant;
 use weft_model::TrustDomain;
 use weft_tls::{Bundle, Svid};
 use zeroize::Zeroizing;
@@ -19,11 +21,17 @@ const VERSION_HEADER: &str = "Bundle-Version";
 /// A key, three certificates; a bundle of some roots.
 const MAX_FILE: u64 = 256 * 1024;
 
-/// The folder, locked for this process.
+/// The folder. Several processes may hold it while one takes over from another: each file is
+/// complete in itself and replaced as a whole, and any of them is good for the same member.
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    _lock: File,
+}
+
+/// Held while a process looks whether it has to join: a token is good for one join only.
+#[derive(Debug)]
+pub(crate) struct StartLock {
+    _file: File,
 }
 
 /// What a member holds between starts.
@@ -47,28 +55,38 @@ fn damaged(path: &Path, reason: &dyn std::fmt::Display) -> EnrollError {
 }
 
 impl Folder {
-    /// Makes the folder if it is not there, and takes it for this process.
+    /// Makes the folder if it is not there.
     pub fn open(path: &Path) -> Result<Self, EnrollError> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(path)
             .map_err(file_error(path))?;
-        let lock_path = path.join("lock");
-        let lock = OpenOptions::new()
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// Waits for another process that starts with this folder.
+    pub async fn lock(&self, patience: Duration) -> Result<StartLock, EnrollError> {
+        let path = self.path.join("lock");
+        let file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(&lock_path)
-            .map_err(file_error(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_path_buf(),
-                _lock: lock,
-            }),
-            Err(TryLockError::WouldBlock) => Err(EnrollError::InUse(path.to_path_buf())),
-            Err(TryLockError::Error(e)) => Err(file_error(&lock_path)(e)),
+            .open(&path)
+            .map_err(file_error(&path))?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(StartLock { _file: file }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(TryLockError::WouldBlock) => return Err(EnrollError::InUse(self.path.clone())),
+                Err(TryLockError::Error(e)) => return Err(file_error(&path)(e)),
+            }
         }
     }
 
@@ -144,7 +162,7 @@ fn read(path: &Path) -> Result<Option<Zeroizing<String>>, EnrollError> {
 
 /// Writes beside, syncs, renames: readers see the old file or the new one.
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension("new");
+    let aside = path.with_extension(format!("new-{}", std::process::id()));
     // One left by a crash may have other permissions.
     match fs::remove_file(&aside) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
@@ -224,13 +242,19 @@ mod tests {
         assert_eq!((mode(folder.path()), mode(&folder.bundle_path())), (0o700, 0o600));
     }
 
-    #[test]
-    fn a_folder_is_for_one_process() {
+    #[tokio::test]
+    async fn one_process_starts_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
-        let first = Folder::open(dir.path()).unwrap();
-        assert!(matches!(Folder::open(dir.path()), Err(EnrollError::InUse(_))));
-        drop(first);
-        Folder::open(dir.path()).unwrap();
+        let (first, second) = (
+            Folder::open(dir.path()).unwrap(),
+            Folder::open(dir.path()).unwrap(),
+        );
+        let held = first.lock(Duration::ZERO).await.unwrap();
+        let patience = Duration::from_millis(50);
+        assert!(matches!(second.lock(patience).await, Err(EnrollError::InUse(_))));
+        let waits = tokio::spawn(async move { second.lock(Duration::from_secs(20)).await });
+        drop(held);
+        waits.await.unwrap().unwrap();
     }
 
     proptest! {

@@ -124,6 +124,7 @@ impl Enrollment {
         }
         let trust_domain = self.id.trust_domain();
         let folder = Folder::open(&self.folder)?;
+        let starting = folder.lock(self.patience).await?;
         let usable = match folder.load(&trust_domain)? {
             Some(held) => self.check(held)?,
             None => None,
@@ -132,6 +133,7 @@ impl Enrollment {
             Some(held) => held,
             None => self.join(&folder, &trust_domain).await?,
         };
+        drop(starting);
         let trust = Trust::new(trust_domain, self.clock.clone());
         trust.set(held.bundle)?;
         let svid = SvidCell::new();

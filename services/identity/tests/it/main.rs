@@ -6,4 +6,5 @@ mod binary;
 mod enrolling;
 mod methods;
 mod rig;
+mod streams;
 mod workloads;
