@@ -1,6 +1,6 @@
 //! What the service can be told, and what is refused.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf};
 use weft_enroll::TokenSource;
 use weft_model::TrustDomain;
@@ -16,17 +16,47 @@ pub struct Config {
     /// Holds the database `placement.db`, and the service's key and certificate.
     pub state_dir: PathBuf,
     /// Whose members the service belongs to.
+    #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
     /// `host:port` of the identity service.
+    #[serde(deserialize_with = "address")]
     pub identity_addr: String,
     /// Token for the first start.
     pub join_token: Option<Token>,
     /// File with the token for the first start.
     pub join_token_file: Option<PathBuf>,
     /// Slots of actor types that are new: a power of two. Types that exist keep theirs.
+    #[serde(deserialize_with = "slots")]
     pub slots: u32,
     /// Logs, traces, metrics.
     pub telemetry: TelemetryConfig,
+}
+
+// Wrong values are found while the configuration is read, so that `--check-config` finds them too.
+
+fn trust_domain<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    TrustDomain::new(&text).map(|_| text).map_err(D::Error::custom)
+}
+
+fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    if !is_address(&text) {
+        return Err(D::Error::custom(format!("{text:?} is not host:port")));
+    }
+    Ok(text)
+}
+
+fn slots<'de, D: Deserializer<'de>>(d: D) -> Result<u32, D::Error> {
+    let slots = u32::deserialize(d)?;
+    SlotCount::new(slots)
+        .map(SlotCount::get)
+        .map_err(D::Error::custom)
+}
+
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 /// A secret that `Debug` does not show.
@@ -82,11 +112,7 @@ impl Config {
         let trust_domain =
             TrustDomain::new(&self.trust_domain).map_err(|e| error("trust_domain", e.to_string()))?;
         let slots = SlotCount::new(self.slots).map_err(|e| error("slots", e.to_string()))?;
-        let sound = |a: &str| {
-            a.rsplit_once(':')
-                .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok())
-        };
-        if !sound(&self.identity_addr) {
+        if !is_address(&self.identity_addr) {
             return Err(error(
                 "identity_addr",
                 format!("{:?} is not host:port", self.identity_addr),

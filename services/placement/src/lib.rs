@@ -16,5 +16,5 @@ mod store;
 pub use api::ROLES;
 pub use clock::Clock;
 pub use config::{Config, ConfigError, Token};
-pub use serve::{Handle, Options, ServeError, serve, start};
+pub use serve::{Handle, Options, ServeError, bind, serve, start};
 pub use store::StateError;

@@ -45,8 +45,8 @@ pub enum ServeError {
 /// What the service needs from its surroundings.
 #[derive(Debug)]
 pub struct Options {
-    /// Where to listen; port 0 lets the system choose.
-    pub listen: SocketAddr,
+    /// Where to listen.
+    pub listener: TcpListener,
     /// The database file.
     pub database: PathBuf,
     /// The service's certificate, `/weft/service/placement`.
@@ -65,9 +65,9 @@ pub struct Options {
 
 impl Options {
     /// With defaults for all that has any.
-    pub fn new(listen: SocketAddr, database: PathBuf, svid: SvidCell, trust: Trust) -> Self {
+    pub fn new(listener: TcpListener, database: PathBuf, svid: SvidCell, trust: Trust) -> Self {
         Self {
-            listen,
+            listener,
             database,
             svid,
             trust,
@@ -101,10 +101,19 @@ impl Handle {
     }
 }
 
-/// Starts the service inside this process. It listens when this returns.
+/// Takes the address to serve on; port 0 lets the system choose.
+pub async fn bind(listen: SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |source| RpcError::Bind {
+        address: listen.to_string(),
+        source,
+    };
+    Ok(TcpListener::bind(listen).await.map_err(failed)?)
+}
+
+/// Starts the service inside this process. It serves when this returns.
 pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeError> {
     let Options {
-        listen,
+        listener,
         database,
         svid,
         trust,
@@ -120,12 +129,10 @@ pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeErro
         types = loaded.saved.tables.len(),
         "state read"
     );
-    let bind = |source| RpcError::Bind {
-        address: listen.to_string(),
+    let address = listener.local_addr().map_err(|source| RpcError::Bind {
+        address: "a socket without address".into(),
         source,
-    };
-    let listener = TcpListener::bind(listen).await.map_err(bind)?;
-    let address = listener.local_addr().map_err(bind)?;
+    })?;
     let placement = Placement::restore(
         Limits::default(),
         slots,
@@ -168,6 +175,8 @@ pub async fn serve(
     health: Health,
 ) -> Result<(), ServeError> {
     let checked = config.checked()?;
+    // What an operator can get wrong shows at once, not after waiting for a certificate.
+    let listener = bind(config.listen).await?;
     health.waiting("identity", "waiting for a certificate from the identity service");
     let id = checked
         .trust_domain
@@ -192,7 +201,7 @@ pub async fn serve(
         slots: checked.slots,
         metrics,
         health,
-        ..Options::new(config.listen, database, member.svid, member.trust)
+        ..Options::new(listener, database, member.svid, member.trust)
     };
     start(options, drain).await?.ended().await
 }

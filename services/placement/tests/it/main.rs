@@ -1,6 +1,8 @@
 //! The service in this process, on real sockets with mTLS: what nodes see of it.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod binary;
+mod database;
 mod leases;
 mod mesh;
 mod owners;

@@ -7,7 +7,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 use weft_model::TrustDomain;
-use weft_placement::{Clock, Handle, Options, start};
+use weft_placement::{Clock, Handle, Options, ServeError, start};
 use weft_placement_client::{Client, Config, Registration};
 use weft_proto::weft::placement::v1::{
     self as pb, join_request::Message as Up, join_response::Message as Down,
@@ -108,22 +108,27 @@ impl Mesh {
     }
 
     pub async fn serve_at(&self, address: &str) -> Service {
+        self.try_serve_at(address).await.unwrap()
+    }
+
+    pub async fn try_serve(&self) -> Result<Service, ServeError> {
+        self.try_serve_at("127.0.0.1:0").await
+    }
+
+    async fn try_serve_at(&self, address: &str) -> Result<Service, ServeError> {
         let (trigger, watcher) = weft_drain::channel();
+        let listener = weft_placement::bind(address.parse().unwrap()).await?;
+        let svid = self.svid("/weft/service/placement");
         let options = Options {
             clock: self.clock.clone(),
-            ..Options::new(
-                address.parse().unwrap(),
-                self.database(),
-                self.svid("/weft/service/placement"),
-                self.trust(),
-            )
+            ..Options::new(listener, self.database(), svid, self.trust())
         };
-        let handle = start(options, watcher).await.unwrap();
-        Service {
+        let handle = start(options, watcher).await?;
+        Ok(Service {
             address: handle.address().to_string(),
             handle,
             trigger,
-        }
+        })
     }
 
     pub fn channel(&self, service: &Service, path: &str) -> Channel {
