@@ -5,23 +5,16 @@
 //! Nodes and pods are network namespaces. All of it is gone when the demo ends, also after Ctrl-C
 //! or a panic; what a `kill -9` leaves, the next run removes first.
 
-mod command;
-mod load;
-mod report;
-mod rootless;
-mod stage;
-mod story;
-
 use anyhow::Result;
 use clap::Parser;
-use report::Report;
 use std::{path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
+use weft_demo::{report::Report, rootless, stage::StageOptions, story};
 
 /// Two nodes, two apps, every claim checked.
 #[derive(Debug, Parser)]
 #[command(name = "weft-demo")]
-pub struct Options {
+struct Options {
     /// Folder with the built binaries
     #[arg(long, value_name = "DIR")]
     bin_dir: PathBuf,
@@ -79,8 +72,12 @@ async fn stopped() -> &'static str {
 
 async fn play(options: Options) -> Result<ExitCode> {
     let mut report = Report::default();
+    let stage = StageOptions {
+        bin_dir: options.bin_dir,
+        python: options.python,
+    };
     if nix::unistd::geteuid().is_root() {
-        let mut stage = story::play(&options, &mut report).await?;
+        let mut stage = story::play(&stage, &mut report).await?;
         let fine = report.summary();
         if options.keep {
             println!("{}", stage.cheat_sheet());
@@ -97,7 +94,7 @@ async fn play(options: Options) -> Result<ExitCode> {
         "two nodes, kernel attribution, mTLS between nodes, kill -9 of the agent",
         "they need root for network namespaces, cgroups and BPF; run `sudo cargo xtask demo`",
     );
-    rootless::play(&options, &mut report).await?;
+    rootless::play(&stage, &mut report).await?;
     Ok(if report.summary() {
         ExitCode::SUCCESS
     } else {

@@ -1,6 +1,6 @@
 //! Without root: `weft dev` and two apps, each with ports of its own. No namespaces, no kernel.
 
-use crate::{Options, command::wait_for, load::fetch, report::Report};
+use crate::{command::wait_for, load::fetch, report::Report, stage::StageOptions};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
@@ -33,7 +33,7 @@ impl Drop for Running {
 }
 
 /// Plays what works without root.
-pub async fn play(options: &Options, report: &mut Report) -> Result<()> {
+pub async fn play(options: &StageOptions, report: &mut Report) -> Result<()> {
     report.chapter("weft dev: all services in one process, two apps call each other");
     let dir = tempfile::tempdir()?;
     let weft = |args: &[&str]| {

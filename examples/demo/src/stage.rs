@@ -2,7 +2,6 @@
 //! network namespace of its own.
 
 use crate::{
-    Options,
     command::{output, wait_for},
     load,
 };
@@ -36,6 +35,15 @@ pub const APP_PORT: u16 = 8080;
 /// Dapr's HTTP API, as apps see it.
 pub const API: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3500);
 
+/// What the stage is built from.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// Folder with the built binaries.
+    pub bin_dir: PathBuf,
+    /// A Python with the `dapr` package.
+    pub python: Option<PathBuf>,
+}
+
 /// What an app is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum App {
@@ -61,8 +69,8 @@ pub struct StagePod {
     pub net: Pod,
     /// Name of its node.
     pub node: String,
-    /// The app.
-    pub app: Process,
+    /// The app, once started.
+    pub app: Option<Process>,
 }
 
 /// Everything that runs. Dropping it ends and removes all of it.
@@ -84,7 +92,7 @@ pub struct Stage {
 
 impl Stage {
     /// An empty stage; also removes what an earlier run left.
-    pub fn new(options: &Options) -> Result<Self> {
+    pub fn new(options: &StageOptions) -> Result<Self> {
         let net = Testnet::new()?;
         let dir = net.dir().to_owned();
         make_dir(&dir.join("log"), None)?;
@@ -353,9 +361,8 @@ impl Stage {
         self.pods.get(app_id).with_context(|| format!("no pod {app_id}"))
     }
 
-    /// Makes a pod, registers it, and starts its app as a user without rights and with an
-    /// environment that says nothing of Dapr or Weft.
-    pub async fn start_pod(&mut self, node: &str, app_id: &str, app: App) -> Result<()> {
+    /// Makes a pod and registers it; nothing runs in it yet.
+    pub async fn place_pod(&mut self, node: &str, app_id: &str) -> Result<Namespace> {
         let net = self.node(node)?.net.pod(app_id)?;
         let spec = WorkloadSpec {
             namespace: "default".into(),
@@ -371,28 +378,49 @@ impl Stage {
         };
         let mut agent = WorkloadsClient::new(self.agent(node)?);
         let reply = tokio::time::timeout(START, agent.add(AddRequest { spec: Some(spec) })).await?;
-        reply
-            .with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?
-            .into_inner()
-            .placed
-            .context("the agent said nothing of the pod")?;
-        let command = self.logged(self.app(app, app_id)?, app_id)?;
-        let process = net.namespace().spawn(command, &Spawn::user(APP_USER, APP_USER))?;
+        reply.with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?;
+        let namespace = net.namespace().clone();
         self.pods.insert(
             app_id.to_owned(),
             StagePod {
                 net,
                 node: node.into(),
-                app: process,
+                app: None,
             },
         );
-        let namespace = self.pod(app_id)?.net.namespace().clone();
+        Ok(namespace)
+    }
+
+    /// Makes a pod, registers it, and starts its app as a user without rights and with an
+    /// environment that says nothing of Dapr or Weft.
+    pub async fn start_pod(&mut self, node: &str, app_id: &str, app: App) -> Result<()> {
+        let namespace = self.place_pod(node, app_id).await?;
+        let command = self.logged(self.app(app, app_id)?, app_id)?;
+        let process = namespace.spawn(command, &Spawn::user(APP_USER, APP_USER))?;
+        if let Some(pod) = self.pods.get_mut(app_id) {
+            pod.app = Some(process);
+        }
         wait_for(app_id, START, || {
             let namespace = namespace.clone();
             async move { Ok(namespace.connect((Ipv4Addr::LOCALHOST, APP_PORT)).map(drop)?) }
         })
         .await
         .with_context(|| self.log_tail(app_id))
+    }
+
+    /// The namespace of a pod.
+    pub fn pod_namespace(&self, app_id: &str) -> Result<Namespace> {
+        Ok(self.pod(app_id)?.net.namespace().clone())
+    }
+
+    /// The process id of a node's `weft-node`.
+    pub fn node_pid(&self, node: &str) -> Result<i32> {
+        Ok(i32::try_from(self.node(node)?.process.id())?)
+    }
+
+    /// The process id of a node's agent: weft-node's child of that name.
+    pub fn agent_pid(&self, node: &str) -> Result<i32> {
+        agent_of(self.node_pid(node)?)
     }
 
     /// The command that runs an app.
@@ -574,4 +602,23 @@ fn bind(from: &Path, to: &Path) -> Result<PathBuf> {
         none,
     )?;
     Ok(to.to_owned())
+}
+
+/// The agent that a weft-node runs: its child of that name.
+pub fn agent_of(node: i32) -> Result<i32> {
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        let is = |field: &str, value: &str| {
+            status
+                .lines()
+                .any(|l| l.strip_prefix(field).is_some_and(|v| v.trim() == value))
+        };
+        if is("Name:", "weft-agent") && is("PPid:", &node.to_string()) && !is("State:", "Z (zombie)") {
+            return Ok(pid);
+        }
+    }
+    anyhow::bail!("weft-node {node} has no agent")
 }

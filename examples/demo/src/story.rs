@@ -9,12 +9,15 @@ mod membership;
 mod policy;
 mod wire;
 
-use crate::{Options, report::Report, stage::Stage};
+use crate::{
+    report::Report,
+    stage::{Stage, StageOptions},
+};
 use anyhow::Result;
 use serde_json::Value;
 
 /// Plays all of it and returns the stage, still running.
-pub async fn play(options: &Options, report: &mut Report) -> Result<Stage> {
+pub async fn play(options: &StageOptions, report: &mut Report) -> Result<Stage> {
     report.note("everything below runs in network namespaces of its own and is removed at the end");
     let mut stage = Stage::new(options)?;
     membership::play(&mut stage, report).await?;

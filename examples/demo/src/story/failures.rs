@@ -4,7 +4,7 @@ use crate::{
     command::wait_for,
     load::{Outcome, Plan},
     report::Report,
-    stage::{API, Stage},
+    stage::{API, Stage, agent_of},
 };
 use anyhow::{Context, Result, ensure};
 use nix::{
@@ -62,7 +62,7 @@ async fn service(stage: &mut Stage, name: &'static str) -> Result<Outcome> {
 
 async fn agent(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let from = stage.pod("cart")?.net.namespace().clone();
-    let node = stage.node("n1")?.process.id();
+    let node = stage.node_pid("n1")?;
     let old = agent_of(node)?;
     let status = fs::read_to_string(format!("/proc/{old}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -114,23 +114,4 @@ async fn agent(stage: &mut Stage, report: &mut Report) -> Result<()> {
         kept.line(),
     );
     Ok(())
-}
-
-/// The agent that a weft-node runs: its child of that name.
-fn agent_of(node: u32) -> Result<i32> {
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
-            continue;
-        };
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let is = |field: &str, value: &str| {
-            status
-                .lines()
-                .any(|l| l.strip_prefix(field).is_some_and(|v| v.trim() == value))
-        };
-        if is("Name:", "weft-agent") && is("PPid:", &node.to_string()) && !is("State:", "Z (zombie)") {
-            return Ok(pid);
-        }
-    }
-    anyhow::bail!("weft-node {node} has no agent")
 }

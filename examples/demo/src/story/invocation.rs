@@ -50,7 +50,8 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     }
 
     let app = stage.pod("cart")?;
-    let environment = std::fs::read(format!("/proc/{}/environ", app.app.id())).unwrap_or_default();
+    let pid = app.app.as_ref().map_or(0, |p| p.id());
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let environment = String::from_utf8_lossy(&environment).replace('\0', " ");
     let clean = !environment.is_empty() && !environment.contains("DAPR") && !environment.contains("WEFT");
     report.check(
@@ -58,7 +59,7 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
         clean,
         environment.trim(),
     );
-    let status = std::fs::read_to_string(format!("/proc/{}/status", app.app.id())).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
         status
             .lines()

@@ -1,0 +1,204 @@
+//! The baseline: the same backend directly, behind nginx and Envoy as plain proxies, behind one
+//! agent, and behind two agents with mTLS between them.
+//!
+//! Every path is loopback TCP on both sides of the proxy. Client and backend share core 0, what is
+//! under test has core 1. Ours runs with policy, metrics and flows on.
+
+use crate::{
+    Options,
+    rows::{Row, median, spread},
+    sample::{Sample, measure, pin},
+};
+use anyhow::{Context, Result};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+use weft_demo::{
+    command::wait_for,
+    stage::{App, Stage, StageOptions},
+};
+use weft_testnet::{Namespace, Process, Spawn};
+
+const CONNECTIONS: [u32; 3] = [1, 16, 128];
+/// CPU of one agent hop, microseconds per request.
+const ONE_HOP: f64 = 25.0;
+
+/// A way to the backend.
+struct Way {
+    name: &'static str,
+    from: Namespace,
+    url: String,
+    under_test: Vec<i32>,
+}
+
+/// Measures and returns the rows.
+pub async fn run(options: &Options) -> Result<Vec<Row>> {
+    let mut stage = Stage::new(&StageOptions {
+        bin_dir: options.bin_dir.clone(),
+        python: None,
+    })?;
+    for name in ["identity", "policy", "placement"] {
+        stage.start_service(name).await?;
+    }
+    stage.start_node("n1", &["default/*"]).await?;
+    stage.start_node("n2", &["default/*"]).await?;
+    stage.start_pod("n1", "client", App::Rust).await?;
+    let mut processes = Vec::new();
+    let dir = stage.dir().to_owned();
+    for (node, app) in [("n1", "near"), ("n2", "far")] {
+        let namespace = stage.place_pod(node, app).await?;
+        processes.push(nginx("backend", app, &dir, &namespace, 0)?);
+    }
+    let near = stage.pod_namespace("near")?;
+    let client = stage.pod_namespace("client")?;
+    let proxy = nginx("nginx", "proxy", &dir, &near, 1)?;
+    let envoy = match envoy_binary(options.python.as_deref()) {
+        Some(binary) => Some(envoy(&binary, &near)?),
+        None => {
+            eprintln!("Envoy is left out: `cargo xtask bench baseline` installs it");
+            None
+        }
+    };
+    let agents = [stage.agent_pid("n1")?, stage.agent_pid("n2")?];
+    let nodes = [stage.node_pid("n1")?, stage.node_pid("n2")?];
+
+    let path = |name, from: &Namespace, url: &str, under_test: Vec<i32>| Way {
+        name,
+        from: from.clone(),
+        url: url.to_owned(),
+        under_test,
+    };
+    let invoke = |app: &str| format!("http://127.0.0.1:3500/v1.0/invoke/{app}/method/");
+    let mut paths = vec![
+        path("direct", &near, "http://127.0.0.1:8080/", vec![]),
+        path("nginx", &near, "http://127.0.0.1:9001/", vec![id(&proxy)]),
+        path("one-agent", &client, &invoke("near"), vec![agents[0], nodes[0]]),
+        path(
+            "two-agents-mtls",
+            &client,
+            &invoke("far"),
+            vec![agents[0], nodes[0], agents[1], nodes[1]],
+        ),
+    ];
+    if let Some(envoy) = &envoy {
+        paths.insert(2, path("envoy", &near, "http://127.0.0.1:9002/", vec![id(envoy)]));
+    }
+    for p in &paths {
+        wait_for(p.name, Duration::from_secs(20), || {
+            measure(&p.from, &p.url, 1, 1, &[])
+        })
+        .await?;
+        for pid in &p.under_test {
+            pin(*pid, 1)?;
+        }
+    }
+    let mut samples: BTreeMap<(&str, u32), Vec<Sample>> = BTreeMap::new();
+    for round in 1..=options.rounds {
+        eprintln!("round {round} of {}", options.rounds);
+        for connections in CONNECTIONS {
+            for p in &paths {
+                let sample = measure(&p.from, &p.url, connections, options.seconds, &p.under_test).await?;
+                samples.entry((p.name, connections)).or_default().push(sample);
+            }
+        }
+    }
+    drop(processes);
+    stage.stop().await;
+    Ok(rows(&samples))
+}
+
+fn id(process: &Process) -> i32 {
+    i32::try_from(process.id()).unwrap_or(0)
+}
+
+/// Figures of ours beside nginx's; of the peers beside nothing.
+fn rows(samples: &BTreeMap<(&str, u32), Vec<Sample>>) -> Vec<Row> {
+    type Figure = (&'static str, &'static str, fn(&Sample) -> f64);
+    const FIGURES: [Figure; 5] = [
+        ("rate", "requests/s", |s| s.rate),
+        ("p50", "ms", |s| s.p50),
+        ("p99", "ms", |s| s.p99),
+        ("cpu", "µs/request", |s| s.cpu),
+        ("rss", "MiB", |s| s.rss),
+    ];
+    let mut rows = Vec::new();
+    for ((path, connections), taken) in samples {
+        for (figure, unit, of) in FIGURES {
+            if *path == "direct" && matches!(figure, "cpu" | "rss") {
+                continue;
+            }
+            let values: Vec<f64> = taken.iter().map(of).collect();
+            let ours = path.contains("agent");
+            let peer = samples
+                .get(&("nginx", *connections))
+                .filter(|_| ours)
+                .map(|s| median(&s.iter().map(of).collect::<Vec<_>>()));
+            let value = median(&values);
+            let bound = (*path == "one-agent" && figure == "cpu" && *connections > 1).then_some(ONE_HOP);
+            rows.push(Row {
+                name: format!("{path}/{connections}/{figure}"),
+                unit,
+                value,
+                spread: spread(&values),
+                peer,
+                ratio: peer.filter(|p| *p > 0.0).map(|p| value / p),
+                target: bound.map(|b| format!("at most {b}")),
+                holds: bound.map(|b| value <= b),
+            });
+        }
+    }
+    rows
+}
+
+fn nginx(config: &str, name: &str, dir: &Path, namespace: &Namespace, core: usize) -> Result<Process> {
+    let own = dir.join(format!("nginx-{name}"));
+    fs::create_dir_all(&own)?;
+    let text = match config {
+        "backend" => include_str!("../peers/backend.conf"),
+        _ => include_str!("../peers/nginx.conf"),
+    };
+    let text = text
+        .replace("@DIR@", &own.display().to_string())
+        .replace("@BODY@", &"x".repeat(1024));
+    let file = own.join("nginx.conf");
+    fs::write(&file, text)?;
+    let mut command = Command::new("nginx");
+    command
+        .arg("-p")
+        .arg(&own)
+        .arg("-c")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let process = namespace.spawn(command, &Spawn::root()).context("nginx")?;
+    pin(id(&process), core)?;
+    Ok(process)
+}
+
+/// The binary inside the Python package.
+fn envoy_binary(python: Option<&Path>) -> Option<PathBuf> {
+    let script = "import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), '_bin', 'envoy'))";
+    let output = Command::new(python?).args(["-c", script]).output().ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    path.exists().then_some(path)
+}
+
+fn envoy(binary: &Path, namespace: &Namespace) -> Result<Process> {
+    let mut command = Command::new(binary);
+    command
+        .args(["--config-yaml", include_str!("../peers/envoy.yaml")])
+        .args([
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "error",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    namespace.spawn(command, &Spawn::root()).context("Envoy")
+}

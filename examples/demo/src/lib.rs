@@ -1,0 +1,11 @@
+//! What the demo and the benchmarks play on, and the demo's story.
+//!
+//! [`stage`] starts every process of Weft on namespaces; [`story`] and [`rootless`] tell and check;
+//! [`load`] and [`report`] measure and print.
+
+pub mod command;
+pub mod load;
+pub mod report;
+pub mod rootless;
+pub mod stage;
+pub mod story;
