@@ -352,29 +352,11 @@ impl NodeListener {
     /// Binds `path` for the user `allowed_uid`. A socket that is left there is replaced. Must be
     /// called in a runtime.
     pub fn bind(path: &Path, allowed_uid: u32) -> Result<Self, HandoffError> {
-        let failed = |source: std::io::Error| HandoffError::Path {
+        let fd = listen_at(path, allowed_uid).map_err(|source| HandoffError::Path {
             path: path.to_owned(),
             source,
             remedy: "check that its folder exists and may be written (--run-dir)",
-        };
-        match std::fs::remove_file(path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
-        let fd = new_socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            None,
-        )
-        .map_err(|e| failed(e.into()))?;
-        let address = UnixAddr::new(path).map_err(|e| failed(e.into()))?;
-        bind(fd.as_raw_fd(), &address).map_err(|e| failed(e.into()))?;
-        // The owner alone may connect; the uid is checked again for each connection.
-        std::os::unix::fs::chown(path, Some(allowed_uid), None).map_err(failed)?;
-        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-            .map_err(failed)?;
-        listen(&fd, Backlog::new(16).unwrap_or(Backlog::MAXCONN)).map_err(|e| failed(e.into()))?;
+        })?;
         // SAFETY: the `OwnedFd` is moved in; the `AsyncFd` alone owns and closes it.
         let socket = unsafe { AsyncFd::register(fd) }
             .map_err(|e| HandoffError::socket("register with the event loop", e.into()))?;
@@ -411,6 +393,27 @@ impl NodeListener {
         }
         Ok(fd)
     }
+}
+
+/// A listening socket that appears at `path` only when its owner alone may connect; each
+/// connection's uid is checked again all the same.
+fn listen_at(path: &Path, owner: u32) -> std::io::Result<OwnedFd> {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    let mut before = path.as_os_str().to_owned();
+    before.push(".new");
+    let before = PathBuf::from(before);
+    match std::fs::remove_file(&before) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = new_socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(&before)?)?;
+    chown(&before, Some(owner), None)?;
+    std::fs::set_permissions(&before, std::fs::Permissions::from_mode(0o600))?;
+    listen(&fd, Backlog::new(16).unwrap_or(Backlog::MAXCONN))?;
+    std::fs::rename(&before, path)?;
+    Ok(fd)
 }
 
 impl Drop for NodeListener {

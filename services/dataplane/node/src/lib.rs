@@ -1,1 +1,323 @@
-//! See ARCHITECTURE.md.
+//! The privileged process of a node.
+//!
+//! Owns what needs root: BPF programs and maps, cgroups, listeners and sockets inside pods'
+//! namespaces. It keeps every descriptor, so that connects wait in the backlog while there is no
+//! agent, and hands copies to the unprivileged agent (`weft_handoff`). It reads not one byte of
+//! what tenants send.
+//!
+//! - [`serve`]: the process `weft-node`, which starts and supervises the agent.
+//! - [`start`]: the same without supervision, for a process that is the agent itself.
+//!
+//! After a restart the programs and maps that an earlier node left are adopted, and the cgroups of
+//! processes that still run are found again when their launcher adds them; workloads themselves
+//! are not remembered: launchers add them again.
+//!
+//! One process serves one node: it moves itself (and so all its threads) into the node's cgroup,
+//! because the kernel attributes connections to listeners by where these were made. What it starts
+//! from then on is there too, and is ended with the node.
+
+mod agent;
+mod cgroup;
+mod config;
+mod core;
+mod error;
+mod kernel;
+mod listen;
+mod namespace;
+mod supervise;
+mod user;
+mod watch;
+
+pub use config::{Config, Flags};
+pub use error::NodeError;
+pub use user::AgentUser;
+
+use crate::{
+    agent::Program,
+    cgroup::Cgroups,
+    core::{Command, Core, Parts},
+    kernel::Programs,
+    namespace::{Entrance, Namespace},
+    supervise::Supervisor,
+};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use std::{
+    fs, io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::PermissionsExt as _, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::sync::{mpsc, oneshot};
+use weft_drain::Watcher;
+use weft_handoff::{HandoffError, ListenerKind, NodeListener, SharedListener};
+use weft_proto::weft::dataplane::v1::Capability;
+
+/// A node that is up. Dropping it cleans up in the background; [`Node::stop`] waits for it.
+#[derive(Debug)]
+pub struct Node {
+    commands: mpsc::Sender<Command>,
+    capabilities: Vec<Capability>,
+    namespace: Option<Arc<OwnedFd>>,
+    local_api: PathBuf,
+}
+
+/// Sets the node up: namespace, cgroups, programs, listeners. Must be called in a runtime.
+pub async fn start(config: &Config) -> Result<Node, NodeError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(NodeError::NotRoot);
+    }
+    weft_model::check_name(&config.node_name).map_err(|e| NodeError::Name {
+        what: "--node-name",
+        detail: e.to_string(),
+    })?;
+    raise_open_files();
+    let namespace = match &config.netns {
+        Some(path) => Namespace::by_path(path)?,
+        None => Namespace::own()?,
+    };
+    let own_namespace = config
+        .netns
+        .as_ref()
+        .map(|_| namespace.try_clone_fd().map(Arc::new))
+        .transpose()?;
+    let entrance = Entrance::start()?;
+
+    // Cgroups first: what is opened from here on belongs to the node's own.
+    let (name, root) = (config.node_name.clone(), config.cgroup_root.clone());
+    let cgroups = tokio::task::spawn_blocking(move || prepare_cgroups(&name, root))
+        .await
+        .map_err(|_| NodeError::Stopped)??;
+    let mut setup = Setup {
+        cgroups: Some(cgroups),
+        local_api: None,
+    };
+    let local_api = config.run_dir.join("agent.sock");
+    let mut listeners = vec![local_listener(&config.run_dir, &local_api)?];
+    setup.local_api = Some(local_api.clone());
+    let (opened, addresses) = entrance
+        .run(&namespace, || {
+            let listeners = listen::open_all(true, "the node's network namespace")?;
+            let addresses = listen::addresses().map_err(|source| NodeError::Process {
+                action: "read the node's addresses",
+                source,
+            })?;
+            Ok((listeners, addresses))
+        })
+        .await?;
+    listeners.extend(opened);
+    let Some((root, cgroups)) = setup.finish() else {
+        return Err(NodeError::Stopped);
+    };
+    let cgroup_root = root.as_deref().map_err(String::as_str);
+    let programs = Programs::start(&config.node_name, cgroup_root, &config.bpffs);
+    if let Ok(cgroups) = &cgroups {
+        programs.keep_only(&cgroups.ids());
+    }
+    let capabilities = programs.capabilities().to_vec();
+    let (commands, queue) = mpsc::channel(core::QUEUE);
+    let parts = Parts {
+        node: config.node_name.clone(),
+        entrance,
+        namespace: Arc::new(namespace),
+        listeners,
+        addresses,
+        cgroups,
+        programs,
+        commands: commands.clone(),
+    };
+    Core::start(parts, queue)?;
+    Ok(Node {
+        commands,
+        capabilities,
+        namespace: own_namespace,
+        local_api,
+    })
+}
+
+impl Node {
+    /// What is enforced here and what is not.
+    pub fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// A new agent's end of the hand-off, for `weft_handoff::AgentLink::start`.
+    pub async fn agent_end(&self) -> Result<OwnedFd, NodeError> {
+        let (ours, theirs) = weft_handoff::socket::pair()?;
+        self.attach(ours).await?;
+        Ok(theirs)
+    }
+
+    async fn attach(&self, socket: OwnedFd) -> Result<(), NodeError> {
+        self.commands
+            .send(Command::Attach { socket, ready: None })
+            .await
+            .map_err(|_| NodeError::Stopped)
+    }
+
+    /// Closes everything and removes what was made, except for programs and pins when
+    /// `keep_state` is set. Cgroups with processes in them stay.
+    pub async fn stop(self, keep_state: bool) {
+        let (done, stopped) = oneshot::channel();
+        if self
+            .commands
+            .send(Command::Stop { keep_state, done })
+            .await
+            .is_ok()
+        {
+            let _ = stopped.await;
+        }
+        let _ = fs::remove_file(&self.local_api);
+    }
+}
+
+/// The process: sets the node up, keeps an agent running until the drain, cleans up.
+///
+/// Each message on `replace` (SIGHUP in the binary) replaces the agent without losing a request.
+pub async fn serve(config: Config, drain: Watcher, replace: mpsc::Receiver<()>) -> Result<(), NodeError> {
+    let user = AgentUser::resolve(config.agent_user.as_deref())?;
+    let mut program = Program {
+        path: config.agent_bin.clone().unwrap_or_else(agent::beside_this),
+        args: config.agent_args.clone(),
+        user,
+        node: config.node_name.clone(),
+        data_dir: config.agent_data_dir.clone(),
+        netns: None,
+    };
+    if !nix::unistd::geteuid().is_root() {
+        return Err(NodeError::NotRoot);
+    }
+    if !config.no_agent {
+        program.prepare()?;
+    }
+    let node = start(&config).await?;
+    program.netns = node.namespace.clone();
+    let ended = if config.no_agent {
+        accept_agents(&node, &config.run_dir.join("node.sock"), user, drain).await
+    } else {
+        Supervisor::new(program, node.commands.clone(), &config.run_dir)
+            .run(drain, replace)
+            .await
+    };
+    node.stop(config.keep_state).await;
+    ended
+}
+
+async fn accept_agents(
+    node: &Node,
+    path: &Path,
+    user: AgentUser,
+    mut drain: Watcher,
+) -> Result<(), NodeError> {
+    let listener = NodeListener::bind(path, user.uid)?;
+    tracing::info!(path = %path.display(), uid = user.uid, "waiting for an agent");
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(socket) => node.attach(socket).await?,
+                Err(error @ HandoffError::Peer { .. }) => tracing::warn!(%error, "somebody else was turned away"),
+                Err(error) => {
+                    tracing::error!(%error, "an agent cannot be accepted");
+                    // Most likely out of descriptors: do not spin.
+                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            },
+            () = drain.draining() => return Ok(()),
+        }
+    }
+}
+
+type CgroupParts = (Result<PathBuf, String>, Result<Cgroups, String>);
+
+/// Without cgroup v2 the node serves pods only; two nodes in one subtree are an error.
+fn prepare_cgroups(node: &str, root: Option<PathBuf>) -> Result<CgroupParts, NodeError> {
+    let mounted = match weft_bpf::find_cgroup2() {
+        Ok(mounted) => mounted,
+        Err(error) => return Ok((Err(error.to_string()), Err(error.to_string()))),
+    };
+    let root = root.unwrap_or_else(|| mounted.join("weft").join(node));
+    match Cgroups::prepare(&root, &mounted) {
+        Ok(cgroups) => Ok((Ok(root), Ok(cgroups))),
+        Err(error @ NodeError::Busy { .. }) => Err(error),
+        Err(error) => Ok((Err(error.to_string()), Err(error.to_string()))),
+    }
+}
+
+/// What must be undone when the set-up fails half-way.
+struct Setup {
+    cgroups: Option<CgroupParts>,
+    local_api: Option<PathBuf>,
+}
+
+impl Setup {
+    fn finish(&mut self) -> Option<CgroupParts> {
+        self.local_api = None;
+        self.cgroups.take()
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        if let Some((_, Ok(cgroups))) = &mut self.cgroups
+            && let Err(error) = cgroups.leave()
+        {
+            tracing::warn!(%error, "the node's cgroup stays");
+        }
+        if let Some(path) = &self.local_api {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The agent's local API: a unix socket that only root can connect to.
+fn local_listener(run_dir: &Path, path: &Path) -> Result<SharedListener, NodeError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source: io::Error| NodeError::RunDir { action, path, source }
+    };
+    if !run_dir.exists() {
+        fs::create_dir_all(run_dir).map_err(failed("make", run_dir))?;
+        fs::set_permissions(run_dir, fs::Permissions::from_mode(0o755)).map_err(failed("open", run_dir))?;
+    }
+    // A socket without a listener is what a killed node left.
+    if UnixStream::connect(path).is_ok() {
+        return Err(failed("listen at", path)(io::ErrorKind::AddrInUse.into()));
+    }
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("replace", path)(e)),
+        _ => {}
+    }
+    let listening = || -> io::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        // Before bind, so that the file never has other rights.
+        nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        listen(&fd, Backlog::new(1024).unwrap_or(Backlog::MAXCONN))?;
+        Ok(fd)
+    };
+    let fd = listening().map_err(failed("listen at", path))?;
+    Ok(SharedListener {
+        kind: ListenerKind::LocalApi,
+        address: path.display().to_string(),
+        socket: Arc::new(fd),
+    })
+}
+
+/// Listeners and namespaces of thousands of pods are more than the usual limit.
+fn raise_open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const WANTED: u64 = 1 << 18;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    // Beyond the hard limit it takes CAP_SYS_RESOURCE; up to it, nothing.
+    if soft < WANTED
+        && setrlimit(Resource::RLIMIT_NOFILE, WANTED, hard.max(WANTED)).is_err()
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, soft, "the limit of open files stays");
+    }
+}

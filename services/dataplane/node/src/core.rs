@@ -1,0 +1,512 @@
+//! The one task that owns the node's state: workloads, agents' links, cgroups, programs.
+//!
+//! Agents' requests, their links' ends and the watches' reports all come in through one channel
+//! each. What blocks (entering a namespace) is done by the entrance's thread.
+
+use crate::{
+    NodeError,
+    cgroup::Cgroups,
+    kernel::Programs,
+    listen,
+    namespace::{Entrance, Namespace},
+    watch::{Gone, Watches, Watching},
+};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+};
+use weft_handoff::{
+    AgentRequest, Answer, Family, HandoffError, HelloAnswer, NodeLink, NodeSender, Placed, Request,
+    SharedListener,
+};
+use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
+
+/// Requests of all agents that may wait; each link's reader waits then.
+pub(crate) const QUEUE: usize = 256;
+
+/// What the core is told.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A connected agent's socket; `ready` is told once that agent serves.
+    Attach {
+        socket: OwnedFd,
+        ready: Option<oneshot::Sender<()>>,
+    },
+    /// A request over a link.
+    Request { link: u64, request: Request },
+    /// A link ended.
+    Ended { link: u64, error: HandoffError },
+    /// Clean up and end; answers when done.
+    Stop {
+        keep_state: bool,
+        done: oneshot::Sender<()>,
+    },
+}
+
+struct Link {
+    sender: NodeSender,
+    reader: AbortHandle,
+    greeted: bool,
+    ready: Option<oneshot::Sender<()>>,
+}
+
+struct Workload {
+    placed: Placed,
+    /// Its own, or the node's for a process.
+    namespace: Arc<Namespace>,
+    /// The number by which the kernel's programs tell of it.
+    index: u32,
+    _watching: Option<Watching>,
+}
+
+/// What the core starts with.
+pub(crate) struct Parts {
+    pub(crate) node: String,
+    pub(crate) entrance: Entrance,
+    pub(crate) namespace: Arc<Namespace>,
+    pub(crate) listeners: Vec<SharedListener>,
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Or the reason why there are none.
+    pub(crate) cgroups: Result<Cgroups, String>,
+    pub(crate) programs: Programs,
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+pub(crate) struct Core {
+    parts: Parts,
+    watches: Watches,
+    links: HashMap<u64, Link>,
+    workloads: HashMap<String, Workload>,
+    last_link: u64,
+    last_index: u32,
+    last_start: u128,
+}
+
+impl Core {
+    /// Starts the core's task. Must be called in a runtime.
+    pub(crate) fn start(parts: Parts, commands: mpsc::Receiver<Command>) -> Result<(), NodeError> {
+        let (gone, reports) = mpsc::channel(QUEUE);
+        let core = Self {
+            parts,
+            watches: Watches::start(gone)?,
+            links: HashMap::new(),
+            workloads: HashMap::new(),
+            last_link: 0,
+            last_index: 0,
+            last_start: 0,
+        };
+        tokio::spawn(core.run(commands, reports));
+        Ok(())
+    }
+
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Gone>) {
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Attach { socket, ready }) => self.attach(socket, ready),
+                    Some(Command::Request { link, request }) => self.request(link, request).await,
+                    Some(Command::Ended { link, error }) => self.ended(link, &error),
+                    Some(Command::Stop { keep_state, done }) => {
+                        self.stop(keep_state);
+                        // Whoever waits must find everything closed.
+                        drop(self);
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return self.stop(false),
+                },
+                Some(gone) = reports.recv() => {
+                    if self.take_away(&gone.id).is_some() {
+                        tracing::info!(workload = %gone.id, reason = %gone.reason, "workload is gone");
+                        self.tell_all(None, |sender| sender.gone(&gone.id, &gone.reason));
+                    }
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, socket: OwnedFd, ready: Option<oneshot::Sender<()>>) {
+        let (mut receiver, sender) = match NodeLink::start(socket) {
+            Ok(halves) => halves,
+            Err(error) => return tracing::error!(%error, "an agent's link cannot be served"),
+        };
+        self.last_link += 1;
+        let link = self.last_link;
+        let commands = self.parts.commands.clone();
+        let reader = tokio::spawn(async move {
+            loop {
+                let command = match receiver.recv().await {
+                    Ok(request) => Command::Request { link, request },
+                    Err(error) => Command::Ended { link, error },
+                };
+                let last = matches!(command, Command::Ended { .. });
+                if commands.send(command).await.is_err() || last {
+                    return;
+                }
+            }
+        });
+        self.links.insert(
+            link,
+            Link {
+                sender,
+                reader: reader.abort_handle(),
+                greeted: false,
+                ready,
+            },
+        );
+    }
+
+    fn ended(&mut self, link: u64, error: &HandoffError) {
+        if let Some(gone) = self.links.remove(&link) {
+            gone.reader.abort();
+            match error {
+                HandoffError::Closed => tracing::info!("an agent's link ended"),
+                error => tracing::error!(%error, "an agent's link is given up"),
+            }
+        }
+    }
+
+    /// Tells every agent that has said hello but `except`.
+    fn tell_all(&mut self, except: Option<u64>, tell: impl Fn(&NodeSender) -> Result<(), HandoffError>) {
+        let failed: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(id, link)| link.greeted && Some(**id) != except)
+            .filter_map(|(id, link)| tell(&link.sender).err().map(|error| (*id, error)))
+            .collect();
+        for (link, error) in failed {
+            self.ended(link, &error);
+        }
+    }
+
+    async fn request(&mut self, link: u64, request: Request) {
+        let Request { id, message } = request;
+        let Some(state) = self.links.get_mut(&link) else {
+            return;
+        };
+        if !state.greeted && !matches!(message, AgentRequest::Hello { .. }) {
+            return self.ended(link, &HandoffError::Protocol("a request before the hello".into()));
+        }
+        let sent = match message {
+            AgentRequest::Hello { software } => {
+                tracing::info!(%software, "an agent is connected");
+                state.greeted = true;
+                let sender = state.sender.clone();
+                sender.hello(id, self.hello())
+            }
+            AgentRequest::Ready => {
+                if let Some(ready) = state.ready.take() {
+                    let _ = ready.send(());
+                }
+                state.sender.answer(id, Answer::Done)
+            }
+            AgentRequest::OpenSockets {
+                workload,
+                family,
+                count,
+            } => {
+                let sender = state.sender.clone();
+                self.open_sockets(sender, id, &workload, family, count);
+                Ok(())
+            }
+            AgentRequest::Place(spec) => {
+                let sender = state.sender.clone();
+                match self.place(*spec).await {
+                    Ok(placed) => {
+                        tracing::info!(workload = %placed.id, "workload placed");
+                        let sent = sender.answer(id, Answer::Placed(Box::new(placed.clone())));
+                        self.tell_all(Some(link), |sender| sender.placed(placed.clone()));
+                        sent
+                    }
+                    Err(error) => sender.answer(id, failure(&error)),
+                }
+            }
+            AgentRequest::Remove { id: workload } => {
+                let sender = state.sender.clone();
+                match self.take_away(&workload) {
+                    Some(()) => {
+                        tracing::info!(%workload, "workload removed");
+                        self.tell_all(Some(link), |sender| sender.gone(&workload, "removed"));
+                        sender.answer(id, Answer::Done)
+                    }
+                    None => sender.answer(id, failure(&NodeError::UnknownWorkload(workload))),
+                }
+            }
+            AgentRequest::Derived {
+                id: workload,
+                identity,
+                spiffe_id,
+            } => {
+                let answer = match self.derived(&workload, identity, spiffe_id) {
+                    Ok(()) => Answer::Done,
+                    Err(error) => failure(&error),
+                };
+                match self.links.get(&link) {
+                    Some(state) => state.sender.answer(id, answer),
+                    None => Ok(()),
+                }
+            }
+        };
+        if let Err(error) = sent {
+            self.ended(link, &error);
+        }
+    }
+
+    fn hello(&self) -> HelloAnswer {
+        HelloAnswer {
+            node: self.parts.node.clone(),
+            capabilities: self.parts.programs.capabilities().to_vec(),
+            listeners: self.parts.listeners.clone(),
+            maps: self.parts.programs.maps(),
+            addresses: self.parts.addresses.clone(),
+            workloads: self
+                .workloads
+                .values()
+                .map(|workload| workload.placed.clone())
+                .collect(),
+        }
+    }
+
+    /// Answered from a task of its own: an app's request waits for these sockets.
+    fn open_sockets(&self, sender: NodeSender, request: u64, workload: &str, family: Family, count: usize) {
+        let namespace = self
+            .workloads
+            .get(workload)
+            .map(|workload| Arc::clone(&workload.namespace));
+        let (entrance, workload) = (self.parts.entrance.clone(), workload.to_owned());
+        tokio::spawn(async move {
+            let made = match namespace {
+                Some(namespace) => {
+                    entrance
+                        .run(&namespace, move || {
+                            listen::sockets(family, count).map_err(|source| NodeError::Process {
+                                action: "make sockets",
+                                source,
+                            })
+                        })
+                        .await
+                }
+                None => Err(NodeError::UnknownWorkload(workload)),
+            };
+            let answer = made.map_or_else(|error| failure(&error), Answer::Sockets);
+            if let Err(error) = sender.answer(request, answer) {
+                tracing::debug!(%error, "sockets for an agent that is gone");
+            }
+        });
+    }
+
+    async fn place(&mut self, mut spec: WorkloadSpec) -> Result<Placed, NodeError> {
+        let name = |what, e: weft_model::NameError| NodeError::Name {
+            what,
+            detail: e.to_string(),
+        };
+        weft_model::check_dns_label(&spec.namespace).map_err(|e| name("namespace of the workload", e))?;
+        weft_model::check_name(&spec.name).map_err(|e| name("name of the workload", e))?;
+        let limit = weft_bpf::MAX_WORKLOADS as usize;
+        if self.workloads.len() >= limit {
+            return Err(NodeError::Full(limit));
+        }
+        let start = self.next_start();
+        let id = format!("{}/{}/{}/{start}", self.parts.node, spec.namespace, spec.name);
+        let workload = match spec.place.take() {
+            None | Some(workload_spec::Place::Process(_)) => {
+                spec.place = Some(workload_spec::Place::Process(Default::default()));
+                self.place_process(&id, spec)?
+            }
+            Some(place) => {
+                let namespace = match &place {
+                    workload_spec::Place::NetnsPid(pid) => Namespace::by_pid(*pid)?,
+                    workload_spec::Place::NetnsPath(path) => Namespace::by_path(Path::new(path))?,
+                    workload_spec::Place::Process(_) => Namespace::own()?,
+                };
+                spec.place = Some(place);
+                self.place_pod(&id, spec, namespace).await?
+            }
+        };
+        let placed = workload.placed.clone();
+        self.workloads.insert(id, workload);
+        Ok(placed)
+    }
+
+    async fn place_pod(
+        &mut self,
+        id: &str,
+        spec: WorkloadSpec,
+        namespace: Namespace,
+    ) -> Result<Workload, NodeError> {
+        let place = namespace.place.to_string();
+        let refuse = |detail: String| {
+            Err(NodeError::Namespace {
+                place: place.clone(),
+                detail,
+            })
+        };
+        if namespace.same(&self.parts.namespace) {
+            return refuse("it is the node's own; add the workload as a process of the node".into());
+        }
+        if let Some(other) = self
+            .workloads
+            .values()
+            .find(|other| other.namespace.same(&namespace))
+        {
+            return refuse(format!(
+                "it belongs to workload {}; remove that one first",
+                other.placed.id
+            ));
+        }
+        let runtime = !spec.app_id.is_empty();
+        let words = format!("network namespace {place}");
+        let (listeners, found) = self
+            .parts
+            .entrance
+            .run(&namespace, move || {
+                let listeners = listen::open_all(runtime, &words)?;
+                let addresses = listen::addresses().map_err(|source| NodeError::Process {
+                    action: "read a namespace's addresses",
+                    source,
+                })?;
+                Ok((listeners, addresses))
+            })
+            .await?;
+        let addresses = match spec.addresses.is_empty() {
+            true => found,
+            false => spec
+                .addresses
+                .iter()
+                .map(|text| {
+                    text.parse().map_err(|_| NodeError::Name {
+                        what: "address of the workload",
+                        detail: format!("{text:?} is no IP address"),
+                    })
+                })
+                .collect::<Result<_, _>>()?,
+        };
+        let namespace = Arc::new(namespace);
+        let watching = self.watches.namespace(id, Arc::clone(&namespace))?;
+        let placed = Placed {
+            id: id.to_owned(),
+            spec,
+            listeners,
+            cgroup: None,
+            cgroup_id: 0,
+            addresses,
+            derived: None,
+        };
+        Ok(Workload {
+            placed,
+            namespace,
+            index: 0,
+            _watching: watching,
+        })
+    }
+
+    fn place_process(&mut self, id: &str, spec: WorkloadSpec) -> Result<Workload, NodeError> {
+        let cgroups = self
+            .parts
+            .cgroups
+            .as_mut()
+            .map_err(|reason| NodeError::NoCgroups(reason.clone()))?;
+        let (path, cgroup_id) = cgroups.make(&spec.namespace, &spec.name)?;
+        self.last_index += 1;
+        let index = self.last_index;
+        // Known to the kernel before its first process starts.
+        let made = self
+            .parts
+            .programs
+            .set(cgroup_id, index, 0)
+            .and_then(|()| self.watches.cgroup(id, &path));
+        let watching = match made {
+            Ok(watching) => watching,
+            Err(error) => {
+                self.parts.programs.remove(cgroup_id);
+                cgroups.release(&path);
+                return Err(error);
+            }
+        };
+        let placed = Placed {
+            id: id.to_owned(),
+            spec,
+            listeners: Vec::new(),
+            cgroup: Some(path),
+            cgroup_id,
+            addresses: Vec::new(),
+            derived: None,
+        };
+        let namespace = Arc::clone(&self.parts.namespace);
+        Ok(Workload {
+            placed,
+            namespace,
+            index,
+            _watching: Some(watching),
+        })
+    }
+
+    fn derived(&mut self, id: &str, identity: u32, spiffe_id: String) -> Result<(), NodeError> {
+        let workload = self
+            .workloads
+            .get_mut(id)
+            .ok_or_else(|| NodeError::UnknownWorkload(id.to_owned()))?;
+        if workload.placed.cgroup.is_some() {
+            self.parts
+                .programs
+                .set(workload.placed.cgroup_id, workload.index, identity)?;
+        }
+        workload.placed.derived = Some((identity, spiffe_id));
+        Ok(())
+    }
+
+    /// Forgets a workload: closes what was opened for it, removes its cgroup when it is empty.
+    fn take_away(&mut self, id: &str) -> Option<()> {
+        let workload = self.workloads.remove(id)?;
+        if let Some(path) = &workload.placed.cgroup {
+            self.parts.programs.remove(workload.placed.cgroup_id);
+            if let Ok(cgroups) = &mut self.parts.cgroups
+                && !cgroups.release(path)
+            {
+                tracing::info!(workload = %id, cgroup = %path.display(), "its cgroup stays until its processes are gone");
+            }
+        }
+        Some(())
+    }
+
+    /// Milliseconds since 1970, and more than the last one's.
+    fn next_start(&mut self) -> u128 {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_millis());
+        self.last_start = now.max(self.last_start + 1);
+        self.last_start
+    }
+
+    fn stop(&mut self, keep_state: bool) {
+        for link in std::mem::take(&mut self.links).into_values() {
+            link.reader.abort();
+        }
+        let ids: Vec<String> = self.workloads.keys().cloned().collect();
+        if keep_state {
+            self.workloads.clear();
+        } else {
+            for id in ids {
+                let _ = self.take_away(&id);
+            }
+            self.parts.programs.uninstall();
+        }
+        if let Ok(cgroups) = &mut self.parts.cgroups
+            && let Err(error) = cgroups.leave()
+        {
+            tracing::warn!(%error, "the node's cgroup stays");
+        }
+    }
+}
+
+fn failure(error: &NodeError) -> Answer {
+    Answer::Failure(error.to_string())
+}

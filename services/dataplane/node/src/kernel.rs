@@ -1,0 +1,155 @@
+//! The BPF part as the node uses it, and the list of what is enforced here.
+//!
+//! Without the kernel's means the node goes on: pods are attributed by their own listeners and
+//! need no program. What is missing is told, never assumed.
+
+use crate::NodeError;
+use std::{
+    collections::HashSet,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use weft_bpf::{Kernel, Options, Workload};
+use weft_proto::weft::dataplane::v1::Capability;
+
+/// The map that agents read callers from; its name in the hello.
+pub(crate) const ORIGINS: &str = "origins";
+
+/// Loaded programs, if they could be loaded.
+#[derive(Debug)]
+pub(crate) struct Programs {
+    loaded: Option<Loaded>,
+    capabilities: Vec<Capability>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    kernel: Kernel,
+    origins: Arc<OwnedFd>,
+    pins: PathBuf,
+    /// Mounted here by us, so unmounted by us.
+    mounted: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Loads or adopts. `cgroup_root` is `Err` with the reason when there are no cgroups.
+    pub(crate) fn start(node: &str, cgroup_root: Result<&Path, &str>, bpffs: &Path) -> Self {
+        let loaded = cgroup_root
+            .map_err(ToOwned::to_owned)
+            .and_then(|root| load(node, root, bpffs).map_err(|error| error.to_string()));
+        let mut capabilities = vec![capability(
+            "pod-listeners",
+            Ok("callers in pods are known by the listener inside their namespace".into()),
+        )];
+        capabilities.push(capability(
+            "process-attribution",
+            loaded
+                .as_ref()
+                .map(|_| "connect4, connect6 and sockops at the node's cgroup".into())
+                .map_err(|reason| {
+                    format!("connections of processes have no caller and are refused: {reason}")
+                }),
+        ));
+        capabilities.push(capability(
+            "kernel-policy",
+            Err("connections that bypass the agent are not judged: this release enforces policy in the agent only"
+                .into()),
+        ));
+        capabilities.extend(weft_bpf::probe(bpffs).into_iter().map(|found| Capability {
+            name: found.name.to_owned(),
+            active: found.active,
+            reason: found.reason,
+        }));
+        for missing in capabilities.iter().filter(|c| !c.active) {
+            tracing::warn!(capability = %missing.name, reason = %missing.reason, "not enforced on this node");
+        }
+        Self {
+            loaded: loaded.ok(),
+            capabilities,
+        }
+    }
+
+    /// For the hello and for `weft status`.
+    pub(crate) fn capabilities(&self) -> &[Capability] {
+        &self.capabilities
+    }
+
+    /// Maps to hand over.
+    pub(crate) fn maps(&self) -> Vec<(String, Arc<OwnedFd>)> {
+        self.loaded
+            .iter()
+            .map(|loaded| (ORIGINS.to_owned(), Arc::clone(&loaded.origins)))
+            .collect()
+    }
+
+    /// Registers a process workload, or changes its identity.
+    pub(crate) fn set(&self, cgroup: u64, index: u32, identity: u32) -> Result<(), NodeError> {
+        match &self.loaded {
+            Some(loaded) => Ok(loaded.kernel.add_workload(cgroup, Workload { index, identity })?),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes it away.
+    pub(crate) fn remove(&self, cgroup: u64) {
+        if let Some(loaded) = &self.loaded
+            && let Err(error) = loaded.kernel.remove_workload(cgroup)
+        {
+            tracing::warn!(%error, cgroup, "a workload stays registered in the kernel");
+        }
+    }
+
+    /// After an adoption: forgets workloads whose cgroup is gone.
+    pub(crate) fn keep_only(&self, there: &HashSet<u64>) {
+        let Some(loaded) = &self.loaded else { return };
+        match loaded.kernel.workloads() {
+            Ok(known) => known
+                .iter()
+                .filter(|(id, _)| !there.contains(id))
+                .for_each(|(id, _)| self.remove(*id)),
+            Err(error) => tracing::warn!(%error, "adopted workloads cannot be read"),
+        }
+    }
+
+    /// Detaches the programs and removes their pins.
+    pub(crate) fn uninstall(&mut self) {
+        let Some(loaded) = self.loaded.take() else { return };
+        if let Err(error) = weft_bpf::uninstall(&loaded.pins) {
+            tracing::warn!(%error, "pins stay");
+        }
+        // `<bpffs>/weft` is shared by nodes; only the last one can remove it.
+        if let Some(parent) = loaded.pins.parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+        let mounted = loaded.mounted.clone();
+        drop(loaded);
+        if let Some(path) = mounted
+            && std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none())
+        {
+            let _ = nix::mount::umount(&path);
+        }
+    }
+}
+
+fn load(node: &str, cgroup_root: &Path, bpffs: &Path) -> Result<Loaded, weft_bpf::Error> {
+    let mounted = weft_bpf::ensure_bpffs(bpffs)?.then(|| bpffs.to_owned());
+    let pins = weft_bpf::pin_dir(bpffs, node);
+    let kernel = Kernel::load(&Options::new(cgroup_root, &pins))?;
+    let origins = Arc::new(kernel.origins_map_fd()?);
+    tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
+    Ok(Loaded {
+        kernel,
+        origins,
+        pins,
+        mounted,
+    })
+}
+
+fn capability(name: &str, found: Result<String, String>) -> Capability {
+    Capability {
+        name: name.to_owned(),
+        active: found.is_ok(),
+        reason: found.unwrap_or_else(|reason| reason),
+    }
+}

@@ -1,0 +1,279 @@
+//! Notices that a workload is gone: its namespace was deleted, its process exited, or its cgroup
+//! became empty after there had been processes in it.
+//!
+//! Each workload has one task that ends with the handle; folders of namespaces are watched by one
+//! inotify instance, since the kernel allows few of them.
+
+use crate::{
+    NodeError, cgroup,
+    namespace::{Namespace, Place},
+};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Read as _, Seek as _},
+    os::fd::{AsFd as _, AsRawFd, RawFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
+
+/// A workload that is gone, and why.
+#[derive(Debug)]
+pub(crate) struct Gone {
+    pub(crate) id: String,
+    pub(crate) reason: String,
+}
+
+/// Ends the watch when dropped.
+#[derive(Debug)]
+pub(crate) struct Watching(AbortHandle);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn process(action: &'static str) -> impl FnOnce(io::Error) -> NodeError {
+    move |source| NodeError::Process { action, source }
+}
+
+/// Starts watches and tells what is gone over its channel.
+#[derive(Debug)]
+pub(crate) struct Watches {
+    gone: mpsc::Sender<Gone>,
+    folders: Folders,
+}
+
+impl Watches {
+    /// Must be called in a runtime.
+    pub(crate) fn start(gone: mpsc::Sender<Gone>) -> Result<Self, NodeError> {
+        Ok(Self {
+            gone,
+            folders: Folders::start().map_err(process("watch folders (inotify)"))?,
+        })
+    }
+
+    /// Watches a pod's namespace. `None` when it is the node's own, which stays.
+    pub(crate) fn namespace(
+        &mut self,
+        id: &str,
+        namespace: Arc<Namespace>,
+    ) -> Result<Option<Watching>, NodeError> {
+        let report = Report {
+            gone: self.gone.clone(),
+            id: id.to_owned(),
+        };
+        let task = match &namespace.place {
+            Place::Own => return Ok(None),
+            Place::Process { pid, pidfd } => {
+                let reason = format!("process {pid}, whose network namespace it was, exited");
+                let pidfd = pidfd.try_clone().map_err(process("watch a process"))?;
+                let pidfd = register(pidfd, Interest::READABLE).map_err(process("watch a process"))?;
+                tokio::spawn(async move {
+                    let ended = pidfd.readable().await.is_ok();
+                    if ended {
+                        report.send(reason).await;
+                    }
+                })
+            }
+            Place::Path(path) => {
+                let reason = format!("network namespace {} was deleted", path.display());
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                let mut changes = self
+                    .folders
+                    .watch(folder)
+                    .map_err(process("watch the namespace's folder"))?;
+                tokio::spawn(async move {
+                    loop {
+                        // Checked after each change, and first of all: it may have gone already.
+                        if !namespace.is_there() {
+                            break report.send(reason).await;
+                        }
+                        if changes.changed().await.is_err() {
+                            break;
+                        }
+                    }
+                })
+            }
+        };
+        Ok(Some(Watching(task.abort_handle())))
+    }
+
+    /// Watches a process workload's cgroup. One that nothing has entered yet is left alone.
+    pub(crate) fn cgroup(&self, id: &str, path: &Path) -> Result<Watching, NodeError> {
+        let report = Report {
+            gone: self.gone.clone(),
+            id: id.to_owned(),
+        };
+        let events = fs::File::open(path.join("cgroup.events")).map_err(|source| NodeError::Cgroup {
+            action: "watch",
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut events = register(events, Interest::PRIORITY).map_err(process("watch a cgroup"))?;
+        let task = tokio::spawn(async move {
+            let mut had_processes = false;
+            loop {
+                match read_again(events.get_mut()) {
+                    Ok(text) => match cgroup::populated_in(&text) {
+                        true => had_processes = true,
+                        false if had_processes => {
+                            break report.send("its last process exited".to_owned()).await;
+                        }
+                        false => {}
+                    },
+                    // Removed behind our back: then there is nobody in it either.
+                    Err(error) => {
+                        break report
+                            .send(format!("its cgroup cannot be read any more: {error}"))
+                            .await;
+                    }
+                }
+                // The kernel marks a change as urgent data (and an error) until it is read.
+                match events.ready(Interest::PRIORITY).await {
+                    Ok(mut ready) => ready.clear_ready(),
+                    Err(_) => break,
+                }
+            }
+        });
+        Ok(Watching(task.abort_handle()))
+    }
+}
+
+struct Report {
+    gone: mpsc::Sender<Gone>,
+    id: String,
+}
+
+impl Report {
+    async fn send(self, reason: String) {
+        // Fails only when the node shuts down.
+        let _ = self.gone.send(Gone { id: self.id, reason }).await;
+    }
+}
+
+fn read_again(file: &mut fs::File) -> io::Result<String> {
+    let mut text = String::new();
+    file.rewind()?;
+    file.take(4096).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn register<T: AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    // SAFETY: callers pass owned descriptors, which the `AsyncFd` keeps open and never replaces.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// One inotify instance for all folders; a folder's watchers get a tick per batch of changes.
+#[derive(Debug)]
+struct Folders {
+    inotify: Arc<AsyncFd<Instance>>,
+    watched: HashMap<PathBuf, WatchDescriptor>,
+    changes: watch::Sender<u64>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Instance(Inotify);
+
+impl AsRawFd for Instance {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
+}
+
+impl Folders {
+    fn start() -> io::Result<Self> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let inotify = Arc::new(register(Instance(inotify), Interest::READABLE)?);
+        let (changes, _) = watch::channel(0u64);
+        let (ticks, reader) = (changes.clone(), Arc::clone(&inotify));
+        let task = tokio::spawn(async move {
+            let read = |instance: &Instance| Ok(instance.0.read_events()?);
+            // What changed does not matter: whoever watches looks at its own path again.
+            while reader.async_io(Interest::READABLE, read).await.is_ok() {
+                ticks.send_modify(|n| *n = n.wrapping_add(1));
+            }
+        });
+        Ok(Self {
+            inotify,
+            watched: HashMap::new(),
+            changes,
+            task: task.abort_handle(),
+        })
+    }
+
+    /// Ticks from now on whenever something in `folder` (or in another watched one) goes away.
+    fn watch(&mut self, folder: &Path) -> io::Result<watch::Receiver<u64>> {
+        let events = AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVED_FROM
+            | AddWatchFlags::IN_DELETE_SELF
+            | AddWatchFlags::IN_MOVE_SELF;
+        // Adding a folder again answers with the same descriptor, also when it was made anew.
+        let descriptor = self.inotify.get_ref().0.add_watch(folder, events)?;
+        self.watched.insert(folder.to_owned(), descriptor);
+        Ok(self.changes.subscribe())
+    }
+}
+
+impl Drop for Folders {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_noticed() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let namespace = Arc::new(Namespace::by_pid(child.id()).unwrap());
+        let (gone, mut told) = mpsc::channel(1);
+        let mut watches = Watches::start(gone).unwrap();
+        let _watching = watches.namespace("a", namespace).unwrap();
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), told.recv())
+                .await
+                .is_err()
+        );
+        child.kill().unwrap();
+        let gone = tokio::time::timeout(Duration::from_secs(5), told.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(gone.id, "a");
+        assert!(gone.reason.contains("exited"), "{}", gone.reason);
+        child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn changes_in_a_folder_tick() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x");
+        fs::write(&file, "").unwrap();
+        let mut folders = Folders::start().unwrap();
+        let mut changes = folders.watch(folder.path()).unwrap();
+        fs::write(folder.path().join("y"), "").unwrap();
+        assert!(
+            tokio::time::timeout(Duration::from_millis(50), changes.changed())
+                .await
+                .is_err()
+        );
+        fs::remove_file(&file).unwrap();
+        tokio::time::timeout(Duration::from_secs(5), changes.changed())
+            .await
+            .unwrap()
+            .unwrap();
+    }
+}

@@ -1,0 +1,10 @@
+//! The real `weft-node` on networks of namespaces: what is inside a pod is inside, what is passed
+//! on works, nothing stays behind. Needs root.
+#![allow(clippy::unwrap_used)]
+
+mod pods;
+mod processes;
+mod refusals;
+mod rig;
+mod stub;
+mod supervised;
