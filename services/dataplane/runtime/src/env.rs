@@ -4,7 +4,7 @@
 //! [`Directory`] and [`Judge`] are asked on every request: they must answer from memory, without
 //! waiting. The dialers are asked only when a new connection is needed.
 
-use crate::{AppContext, context::CallerHeaders};
+use crate::AppContext;
 use futures::future::BoxFuture;
 use http::HeaderValue;
 use std::{
@@ -17,6 +17,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 use weft_flows::{Direction, DropReason, Party};
+use weft_l7::InFlight;
 use weft_tls::PeerIdentity;
 use weft_tunnel::TunnelStream;
 
@@ -25,7 +26,7 @@ use weft_tunnel::TunnelStream;
 pub const INVOKE_PORT: u16 = 50002;
 
 /// Where an endpoint runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Place {
     /// On this node; the app listens on this port of its own namespace.
     Local {
@@ -36,8 +37,6 @@ pub enum Place {
     Remote {
         /// Where its tunnel listens: the pod's address, or the node's for a process.
         tunnel: SocketAddr,
-        /// Whether several identities share that address, so that one must be named in SNI.
-        shared: bool,
     },
 }
 
@@ -47,20 +46,24 @@ pub struct Endpoint {
     workload: Arc<str>,
     party: Arc<Party>,
     place: Place,
-    callee: HeaderValue,
-    in_flight: AtomicU32,
+    host: HeaderValue,
+    in_flight: Arc<AtomicU32>,
 }
 
 impl Endpoint {
     /// `workload` is the id that the registry knows it by.
     pub fn new(workload: Arc<str>, party: Arc<Party>, place: Place) -> Arc<Self> {
-        let callee = CallerHeaders::of(&party).app_id;
+        let host = match &place {
+            Place::Local { app_port } => format!("127.0.0.1:{app_port}"),
+            Place::Remote { .. } => format!("{}.{}", party.app_id, party.namespace),
+        };
+        let host = HeaderValue::from_str(&host).unwrap_or(HeaderValue::from_static("app"));
         Arc::new(Self {
             workload,
             party,
             place,
-            callee,
-            in_flight: AtomicU32::new(0),
+            host,
+            in_flight: Arc::default(),
         })
     }
 
@@ -79,28 +82,18 @@ impl Endpoint {
         &self.place
     }
 
-    pub(crate) fn callee_header(&self) -> HeaderValue {
-        self.callee.clone()
-    }
-
     /// Requests that this node has under way to it.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn begin(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(self.clone())
+    /// What the app sees as the host it is called by.
+    pub(crate) fn host(&self) -> HeaderValue {
+        self.host.clone()
     }
-}
 
-/// Counts one request until dropped.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<Endpoint>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn begin(&self) -> InFlight {
+        InFlight::begin(&self.in_flight)
     }
 }
 

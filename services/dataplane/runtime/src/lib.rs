@@ -2,13 +2,25 @@
 //!
 //! Owns: what a path means, whose token is asked for, which headers are true, and service
 //! invocation in both directions. Who is there, who may call whom and how sockets are made comes
-//! through the traits in [`env`](crate::Directory); requests travel by `weft-l7` and `weft-tunnel`;
-//! every decision becomes a flow.
+//! through the traits [`Directory`], [`Judge`], [`AppDialer`] and [`TunnelDialer`]; requests travel
+//! by `weft-l7` and `weft-tunnel`; every decision becomes a flow.
 
+mod api;
+mod call;
 mod context;
 mod env;
+mod error;
+mod inbound;
+mod path;
+mod pools;
+mod runtime;
+mod truth;
+mod tunnels;
 
 pub use context::{AppChannel, AppContext, AppHealth, AppSpec, Token};
 pub use env::{
     AppDialer, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question, Target, TunnelDialer,
 };
+pub use inbound::TunnelHandler;
+pub use runtime::{Environment, Runtime, RuntimeLimits};
+pub use tunnels::Tunnels;
