@@ -45,6 +45,14 @@ impl Metrics {
         family
     }
 
+    /// Registers what makes its metrics when they are asked for; it names them whole.
+    pub fn register_collector(&self, collector: Box<dyn prometheus_client::collector::Collector>) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .register_collector(collector);
+    }
+
     /// The OpenMetrics text of everything registered.
     pub fn text(&self) -> String {
         let registry = self.0.lock().unwrap_or_else(PoisonError::into_inner);

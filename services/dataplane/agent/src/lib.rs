@@ -1,1 +1,39 @@
-//! See ARCHITECTURE.md.
+//! The unprivileged process of a node: it joins proxy, tunnel, runtime APIs and flows, and keeps
+//! the node's view of the mesh.
+//!
+//! Owns the assembly and the state of this node: which workloads run here, what the mesh looks
+//! like from here, which certificates are held. Parsing of requests, tunnels and policy live in
+//! crates of their own; privileged work is done by `weft-node`.
+
+mod agent;
+mod api;
+mod backoff;
+mod certificates;
+mod config;
+mod endpoints;
+mod error;
+mod grpc;
+pub mod harden;
+mod host;
+mod listen;
+mod locals;
+mod mesh;
+mod metrics;
+mod node;
+mod persist;
+mod placement;
+mod registry;
+mod rootless;
+mod seccomp;
+pub mod selftest;
+mod subscription;
+mod table;
+mod upstream;
+mod view;
+mod workload;
+
+pub use agent::{Environment, Handle, start};
+pub use api::ROLES;
+pub use config::{AgentConfig, Flags, SECRETS, Secret};
+pub use error::AgentError;
+pub use persist::PersistError;

@@ -1,0 +1,408 @@
+//! Putting the parts together: [`start`] makes an agent out of its configuration.
+//!
+//! Owns the order of the start and what the parts share. Nothing is accepted before the agent is
+//! a member of the mesh; what an agent before this one knew is in force from the first moment.
+
+use crate::{
+    api::{self, Facts},
+    certificates::Certificates,
+    config::AgentConfig,
+    error::AgentError,
+    locals::Locals,
+    mesh::Mesh,
+    metrics::{Counters, Gauges},
+    node::{self, NodeSide},
+    registry::Registry,
+    subscription::{self, Subscription},
+    table::Table,
+    upstream::Upstream,
+    view::View,
+};
+use std::{
+    net::SocketAddr,
+    os::{fd::OwnedFd, unix::fs::DirBuilderExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener},
+    sync::watch,
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+use weft_drain::Watcher;
+use weft_enroll::{Enrollment, Member, TokenSource};
+use weft_flows::FlowLog;
+use weft_model::TrustDomain;
+use weft_proto::weft::{dataplane::v1::Capability, policy::v1::Workload};
+use weft_runtime::{AppContext, Environment as Surroundings, Runtime, RuntimeLimits, Tunnels};
+use weft_telemetry::{Health, Metrics};
+use weft_tls::{ClientAuth, Expect, Trust};
+use weft_tunnel::{Limits as TunnelLimits, SharedIdentities};
+
+/// Where the agent's privileged half is.
+#[derive(Debug)]
+pub enum Environment {
+    /// `weft-node` handed this socket over.
+    Handoff(OwnedFd),
+    /// `weft-node` listens here.
+    HandoffPath(PathBuf),
+    /// There is none: workloads of this user, each on ports of its own.
+    Rootless,
+}
+
+impl Environment {
+    /// As the configuration says.
+    pub fn of(config: &AgentConfig) -> Result<Self, AgentError> {
+        if let Some(number) = config.handoff_fd {
+            return Ok(Self::Handoff(weft_handoff::AgentLink::from_number(number)?));
+        }
+        if let Some(path) = &config.handoff_socket {
+            return Ok(Self::HandoffPath(path.clone()));
+        }
+        if config.rootless {
+            return Ok(Self::Rootless);
+        }
+        Err(AgentError::NoNode)
+    }
+}
+
+/// What all parts share.
+pub struct Shared {
+    /// This node's name.
+    pub node: String,
+    /// The mesh's.
+    pub trust_domain: TrustDomain,
+    /// What requests are answered from.
+    pub view: View,
+    /// At the policy service.
+    pub registry: Registry,
+    /// At the identity service.
+    pub certificates: Certificates,
+    /// Who answers on the node's tunnel port.
+    pub identities: SharedIdentities,
+    /// Sessions with the policy service so far.
+    pub sessions: watch::Sender<u64>,
+    /// Every decision.
+    pub flows: FlowLog,
+    /// What is counted.
+    pub counters: Counters,
+    /// Ends everything.
+    pub drain: Watcher,
+    runtime: Arc<Runtime>,
+    trust: Trust,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Dapr's HTTP API on a connection that is known to be this app's.
+    pub async fn serve_http(&self, app: Arc<AppContext>, stream: TcpStream) {
+        if let Err(error) = self
+            .runtime
+            .serve_connection(&app, stream, self.drain.clone())
+            .await
+        {
+            tracing::debug!(workload = %app.workload(), %error, "connection of an app ended");
+        }
+    }
+
+    /// Tunnels of other nodes, until the drain or until `gone`.
+    pub async fn serve_tunnels(
+        &self,
+        listener: TcpListener,
+        who: weft_tunnel::Local,
+        gone: CancellationToken,
+    ) {
+        let handler = self.runtime.tunnel_handler(self.drain.clone());
+        let served = weft_tunnel::serve(
+            listener,
+            who,
+            self.trust.clone(),
+            TunnelLimits::default(),
+            handler,
+            self.drain.clone(),
+        );
+        tokio::select! {
+            served = served => {
+                if let Err(error) = served {
+                    tracing::error!(%error, "tunnels are not accepted");
+                }
+            }
+            () = gone.cancelled() => {}
+        }
+    }
+
+    /// The workloads of this node, as the status tells them.
+    pub fn workloads(&self) -> Vec<Workload> {
+        let locals = self.view.locals.all().into_iter();
+        let mut workloads: Vec<Workload> = locals
+            .map(|local| match local.member() {
+                Some(member) => member.workload.clone(),
+                None => Workload {
+                    id: local.id.to_string(),
+                    node: self.node.clone(),
+                    ..Default::default()
+                },
+            })
+            .collect();
+        workloads.sort_by(|a, b| a.id.cmp(&b.id));
+        workloads
+    }
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Handle {
+    node: String,
+    local_socket: PathBuf,
+    admin: SocketAddr,
+    flows: FlowLog,
+    tasks: JoinSet<Result<(), AgentError>>,
+}
+
+impl Handle {
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Where launchers find the local API.
+    pub fn local_socket(&self) -> &Path {
+        &self.local_socket
+    }
+
+    /// Where operators find the agent.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The decisions so far.
+    pub fn flows(&self) -> &FlowLog {
+        &self.flows
+    }
+
+    /// Until the drain has ended, or something without which the agent can not go on.
+    pub async fn wait(mut self) -> Result<(), AgentError> {
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.map_err(|e| AgentError::Task(e.to_string()))??;
+        }
+        Ok(())
+    }
+}
+
+/// Makes an agent. Returns when it serves; the rest runs until the drain.
+pub async fn start(
+    config: AgentConfig,
+    environment: Environment,
+    metrics: &Metrics,
+    health: &Health,
+    drain: Watcher,
+) -> Result<Handle, AgentError> {
+    let started = SystemTime::now();
+    let trust_domain: TrustDomain = config.trust_domain.parse()?;
+    let data = Data::make(&config.data_dir)?;
+    health.waiting("membership", "joining the mesh");
+
+    let mut side = NodeSide::connect(&config, environment, &data.workloads).await?;
+    let node = side.node.clone();
+    let member = enroll(&config, &trust_domain, &node, &data, drain.clone()).await?;
+    health.ready("membership");
+
+    let channel = |name: &'static str, address: &str| {
+        let expect = Expect::Id(trust_domain.service(name)?);
+        let channel = weft_rpc::channel(address, Some(&member.svid), &member.trust, expect)?;
+        Ok::<_, AgentError>((channel, Upstream::new(name, address)))
+    };
+    let (identity_channel, identity) = channel("identity", &config.identity)?;
+    let (policy_channel, policy) = channel("policy", &config.policy)?;
+    let (placement_channel, placement) = channel("placement", &config.placement)?;
+
+    let mesh = Mesh::new(&node, config.tunnel_port);
+    if let Err(error) = subscription::restore(&mesh, &data.mesh) {
+        tracing::warn!(%error, "starting without the last good state");
+    }
+    let certificates = Certificates::new(
+        identity_channel,
+        identity.clone(),
+        member.trust.clone(),
+        &node,
+        &data.svids,
+    );
+    certificates.sweep()?;
+    let view = View {
+        mesh: mesh.clone(),
+        locals: Locals::default(),
+        host: side.host.clone(),
+    };
+    let flows = FlowLog::new(&node);
+    let tunnels = weft_tunnel::Client::new(
+        member.trust.clone(),
+        Arc::new(view.clone()),
+        TunnelLimits::default(),
+    );
+    let surroundings = Surroundings {
+        directory: Arc::new(view.clone()),
+        judge: Arc::new(view.clone()),
+        apps: Arc::new(view.clone()),
+        tunnels: Arc::new(Tunnels::new(tunnels.clone())),
+        flows: flows.clone(),
+    };
+    let shared = Arc::new(Shared {
+        node: node.clone(),
+        trust_domain,
+        registry: Registry::new(policy_channel.clone(), policy.clone()),
+        certificates,
+        identities: SharedIdentities::new(),
+        sessions: watch::Sender::new(0),
+        flows: flows.clone(),
+        counters: Counters::register(metrics),
+        drain: drain.clone(),
+        runtime: Runtime::new(surroundings, RuntimeLimits::default()),
+        trust: member.trust.clone(),
+        view,
+    });
+    let upstreams = vec![identity, policy.clone(), placement.clone()];
+    metrics.register_collector(Box::new(Gauges {
+        flows: flows.clone(),
+        upstreams: upstreams.clone(),
+        locals: shared.view.locals.clone(),
+        tunnels: Box::new(move || tunnels.connections()),
+    }));
+
+    let mut tasks = JoinSet::new();
+    let subscription = Subscription {
+        mesh: mesh.clone(),
+        channel: policy_channel,
+        upstream: policy,
+        sessions: shared.sessions.clone(),
+    };
+    spawn(&mut tasks, subscription.run(drain.clone()));
+    spawn(&mut tasks, subscription::save(mesh, data.mesh, drain.clone()));
+    spawn(&mut tasks, shared.runtime.clone().maintain(drain.clone()));
+    spawn(
+        &mut tasks,
+        crate::placement::follow(placement_channel, placement, drain.clone()),
+    );
+
+    let replayed = std::mem::take(&mut side.replayed);
+    let table = Table::start(shared.clone(), replayed, drain.clone());
+    let capabilities = std::mem::take(&mut side.capabilities);
+    let (local, local_socket) = side.local_socket(&config)?;
+    let facts = Facts {
+        started,
+        capabilities,
+        upstreams,
+        svid: member.svid.clone(),
+    };
+    let server = api::server(&shared, &table, facts)?;
+    let admin = serve_api(&mut tasks, server, local, &config, &member, drain.clone()).await?;
+    tasks.spawn(node::run(side, shared, table, config.clone(), drain));
+    tracing::info!(node, admin = %admin, local = %local_socket.display(), "agent serves");
+    Ok(Handle {
+        node,
+        local_socket,
+        admin,
+        flows,
+        tasks,
+    })
+}
+
+fn spawn(tasks: &mut JoinSet<Result<(), AgentError>>, task: impl Future<Output = ()> + Send + 'static) {
+    tasks.spawn(async move {
+        task.await;
+        Ok(())
+    });
+}
+
+async fn serve_api(
+    tasks: &mut JoinSet<Result<(), AgentError>>,
+    server: weft_rpc::BuiltServer,
+    local: UnixListener,
+    config: &AgentConfig,
+    member: &Member,
+    drain: Watcher,
+) -> Result<SocketAddr, AgentError> {
+    let bind = |source| AgentError::Bind {
+        address: config.listen.clone(),
+        source,
+    };
+    let listener = TcpListener::bind(&config.listen).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?;
+    let certificates = Arc::new(member.svid.clone());
+    let tls = weft_tls::server_config(certificates, &member.trust, ClientAuth::Required, &[b"h2"])?;
+    let over_tls = server.clone().serve_tls(listener, Arc::new(tls), drain.clone());
+    tasks.spawn(async move { Ok(over_tls.await?) });
+    tasks.spawn(async move { Ok(server.serve_local(local, drain).await?) });
+    Ok(address)
+}
+
+async fn enroll(
+    config: &AgentConfig,
+    trust_domain: &TrustDomain,
+    node: &str,
+    data: &Data,
+    drain: Watcher,
+) -> Result<Member, AgentError> {
+    let id = trust_domain.node(node)?;
+    let mut enrollment = Enrollment::new(id, data.identity.clone(), config.identity.clone());
+    if let Some(token) = &config.join_token {
+        enrollment = enrollment.token(TokenSource::text(&token.0)?);
+    } else if let Some(file) = &config.join_token_file {
+        enrollment = enrollment.token(TokenSource::File(file.clone()));
+    }
+    Ok(enrollment.enroll(drain).await?)
+}
+
+/// The files of an agent.
+struct Data {
+    identity: PathBuf,
+    svids: PathBuf,
+    mesh: PathBuf,
+    workloads: PathBuf,
+}
+
+impl Data {
+    fn make(folder: &Path) -> Result<Self, AgentError> {
+        let svids = folder.join("svids");
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&svids)
+            .map_err(|source| AgentError::Data {
+                path: folder.into(),
+                source,
+            })?;
+        Ok(Self {
+            identity: folder.join("identity"),
+            svids,
+            mesh: folder.join("mesh.state"),
+            workloads: folder.join("workloads.state"),
+        })
+    }
+}
+
+/// A capability that is there.
+pub fn active(name: &str) -> Capability {
+    Capability {
+        name: name.into(),
+        active: true,
+        reason: String::new(),
+    }
+}
+
+/// A capability that is not, why, and how to get it.
+pub fn inactive(name: &str, reason: &str) -> Capability {
+    Capability {
+        name: name.into(),
+        active: false,
+        reason: reason.into(),
+    }
+}

@@ -1,0 +1,50 @@
+//! `weft.dataplane.v1.Status`.
+
+use crate::{agent::Shared, upstream::Upstream};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tonic::{Request, Response, Status as Failure};
+use weft_proto::weft::dataplane::v1::{Capability, GetRequest, GetResponse, status_server::Status};
+use weft_tls::SvidCell;
+
+/// What does not change while the agent runs, and where the rest is read.
+#[derive(Debug)]
+pub struct Facts {
+    /// When the agent started.
+    pub started: SystemTime,
+    /// What is enforced here, and what not and why.
+    pub capabilities: Vec<Capability>,
+    /// The control services.
+    pub upstreams: Vec<Upstream>,
+    /// The node's own certificate.
+    pub svid: SvidCell,
+}
+
+#[derive(Debug)]
+pub struct Service {
+    pub shared: Arc<Shared>,
+    pub facts: Facts,
+}
+
+#[tonic::async_trait]
+impl Status for Service {
+    async fn get(&self, _: Request<GetRequest>) -> Result<Response<GetResponse>, Failure> {
+        let svid = self.facts.svid.get();
+        let not_after = svid
+            .as_ref()
+            .map(|s| (UNIX_EPOCH + Duration::from_secs(s.identity().not_after)).into());
+        Ok(Response::new(GetResponse {
+            node: self.shared.node.clone(),
+            version: weft_model::VERSION.into(),
+            started_at: Some(self.facts.started.into()),
+            capabilities: self.facts.capabilities.clone(),
+            upstreams: self.facts.upstreams.iter().map(Upstream::status).collect(),
+            workloads: self.shared.workloads(),
+            policy_version: self.shared.view.mesh.position().version,
+            spiffe_id: svid.map_or_else(String::new, |s| s.id().to_string()),
+            certificate_not_after: not_after,
+        }))
+    }
+}

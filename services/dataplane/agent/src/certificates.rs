@@ -1,0 +1,242 @@
+//! The tunnel certificates of this node's workloads: fetched, kept, renewed at half of their life.
+//!
+//! Owns the files under `svids/` in the data folder, so that tunnels work after a restart while the
+//! identity service is away. A file is used only for the SPIFFE ID it is for and while it is valid.
+
+use crate::{
+    backoff::{Backoff, jitter},
+    persist::{self, PersistError},
+    subscription::explain,
+    upstream::Upstream,
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tonic::{Code, transport::Channel};
+use weft_proto::weft::identity::v1::{self as pb, certificates_client::CertificatesClient};
+use weft_tls::{Svid, SvidCell, TlsError, Trust, new_key_and_csr};
+
+/// One attempt takes at most this long.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// The clock is looked at so often, so that a machine that slept renews soon.
+const LOOK: Duration = Duration::from_secs(30);
+/// The identity service may learn of a workload a moment after it was registered.
+const NOT_KNOWN_YET: Duration = Duration::from_millis(100);
+
+/// Why a tunnel certificate could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// The identity service did not give one.
+    #[error("identity service: {reason}")]
+    Service {
+        /// What it or the transport said.
+        reason: String,
+        /// The workload has not reached it yet.
+        not_known_yet: bool,
+    },
+    /// What it gave is for somebody else.
+    #[error("identity service sent a certificate for {got}, {wanted} was asked for")]
+    Other {
+        /// In the certificate.
+        got: String,
+        /// In the registry.
+        wanted: String,
+    },
+    /// What it gave can not be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// Fetches and keeps certificates. Clones share.
+#[derive(Debug, Clone)]
+pub struct Certificates {
+    client: CertificatesClient<Channel>,
+    upstream: Upstream,
+    trust: Trust,
+    node: Arc<str>,
+    folder: Arc<Path>,
+}
+
+/// A file under `svids/`.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    chain: Vec<String>,
+    key: String,
+}
+
+impl Certificates {
+    /// Over a channel to the identity service; files go under `folder`, which must exist.
+    pub fn new(channel: Channel, upstream: Upstream, trust: Trust, node: &str, folder: &Path) -> Self {
+        Self {
+            client: CertificatesClient::new(channel),
+            upstream,
+            trust,
+            node: node.into(),
+            folder: folder.into(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.trust.clock().unix_seconds()
+    }
+
+    fn file(&self, spiffe_id: &str) -> PathBuf {
+        let name: String = Sha256::digest(spiffe_id)
+            .iter()
+            .take(16)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        self.folder.join(name)
+    }
+
+    /// Keeps `cell` filled for one workload until dropped. Never ends by itself.
+    pub async fn keep(&self, workload: &str, spiffe_id: &str, cell: &SvidCell) {
+        match self.load(spiffe_id).await {
+            Ok(Some(svid)) => cell.set(svid),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(workload, %error, "kept tunnel certificate can not be used"),
+        }
+        let mut backoff = Backoff::upstream();
+        loop {
+            if let Some(svid) = cell.get().filter(|s| s.id().as_str() == spiffe_id) {
+                let due = svid.renew_at().saturating_sub(self.now());
+                if due > 0 {
+                    // At most a minute of jitter: half of the life is left anyway.
+                    let pause = Duration::from_secs(due).min(LOOK);
+                    tokio::time::sleep(jitter(pause)).await;
+                    continue;
+                }
+            }
+            match self.fetch(workload, spiffe_id).await {
+                Ok(svid) => {
+                    self.upstream.connected();
+                    tracing::debug!(workload, serial = svid.identity().serial, "tunnel certificate");
+                    cell.set(svid);
+                    backoff.reset();
+                }
+                Err(CertificateError::Service {
+                    not_known_yet: true, ..
+                }) => tokio::time::sleep(backoff.pause().min(NOT_KNOWN_YET)).await,
+                Err(error) => {
+                    tracing::warn!(workload, %error, "no tunnel certificate yet");
+                    tokio::time::sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    async fn fetch(&self, workload: &str, spiffe_id: &str) -> Result<Svid, CertificateError> {
+        let made = new_key_and_csr()?;
+        let request = pb::SignWorkloadRequest {
+            workload_id: workload.into(),
+            csr_der: made.csr_der,
+            r#use: pb::SvidUse::Tunnel.into(),
+        };
+        let mut client = self.client.clone();
+        let service = |reason: String, not_known_yet| CertificateError::Service {
+            reason,
+            not_known_yet,
+        };
+        let answer = match tokio::time::timeout(ATTEMPT, client.sign_workload(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => {
+                let not_known_yet = status.code() == Code::NotFound;
+                let reason = explain(&status);
+                if matches!(
+                    status.code(),
+                    Code::Unavailable | Code::DeadlineExceeded | Code::Unknown
+                ) {
+                    self.upstream.failed(&reason);
+                }
+                return Err(service(reason, not_known_yet));
+            }
+            Err(_) => {
+                let reason = format!("no answer within {} s", ATTEMPT.as_secs());
+                self.upstream.failed(&reason);
+                return Err(service(reason, false));
+            }
+        };
+        let chain = answer.svid.unwrap_or_default().chain_der;
+        let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
+        let svid = Svid::new(chain, &made.key)?;
+        self.check(&svid, spiffe_id)?;
+        self.store(&svid, spiffe_id, &made.key).await;
+        Ok(svid)
+    }
+
+    fn check(&self, svid: &Svid, spiffe_id: &str) -> Result<(), CertificateError> {
+        let node = svid.identity().node.as_deref();
+        if svid.id().as_str() == spiffe_id && node == Some(&*self.node) {
+            return Ok(());
+        }
+        Err(CertificateError::Other {
+            got: format!("{} on node {}", svid.id(), node.unwrap_or("none")),
+            wanted: format!("{spiffe_id} on node {}", self.node),
+        })
+    }
+
+    /// A certificate that can not be kept is used all the same: it is only missing after a restart.
+    async fn store(&self, svid: &Svid, spiffe_id: &str, key: &PrivateKeyDer<'static>) {
+        let stored = Stored {
+            chain: svid.chain().iter().map(|c| STANDARD.encode(c)).collect(),
+            key: STANDARD.encode(key.secret_der()),
+        };
+        let path = self.file(spiffe_id);
+        let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+            persist::write(&path, &serde_json::to_vec(&stored)?)?;
+            Ok(())
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "tunnel certificate is not kept for a restart"),
+            Err(error) => tracing::warn!(%error, "tunnel certificate is not kept for a restart"),
+        }
+    }
+
+    async fn load(&self, spiffe_id: &str) -> Result<Option<Svid>, anyhow::Error> {
+        let path = self.file(spiffe_id);
+        let content = tokio::task::spawn_blocking(move || persist::read(&path)).await??;
+        let Some(content) = content else {
+            return Ok(None);
+        };
+        let svid = read_stored(&content)?;
+        self.check(&svid, spiffe_id)?;
+        Ok((svid.identity().not_after > self.now()).then_some(svid))
+    }
+
+    /// Removes files of certificates that have expired.
+    pub fn sweep(&self) -> Result<usize, PersistError> {
+        let fail = |source| PersistError::Io {
+            action: "list",
+            path: (*self.folder).into(),
+            source,
+        };
+        let mut removed = 0;
+        for entry in std::fs::read_dir(&self.folder).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let valid = persist::read(&path)
+                .ok()
+                .flatten()
+                .and_then(|content| read_stored(&content).ok())
+                .is_some_and(|svid| svid.identity().not_after > self.now());
+            if !valid && std::fs::remove_file(&path).is_ok() {
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+fn read_stored(content: &[u8]) -> Result<Svid, anyhow::Error> {
+    let stored: Stored = serde_json::from_slice(content)?;
+    let chain: Result<Vec<_>, _> = stored.chain.iter().map(|c| STANDARD.decode(c)).collect();
+    let chain = chain?.into_iter().map(CertificateDer::from).collect();
+    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(STANDARD.decode(&stored.key)?));
+    Ok(Svid::new(chain, &key)?)
+}

@@ -1,0 +1,170 @@
+//! What the agent is told: flags, environment and file, in that order.
+
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::IpAddr, path::PathBuf};
+use weft_telemetry::TelemetryConfig;
+
+/// A text that is never shown.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// The agent's configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// The node's name, as in its SPIFFE ID. Empty: the host name. Under `weft-node` its name counts.
+    pub node: String,
+    /// The mesh's trust domain.
+    pub trust_domain: String,
+    /// Address of the identity service, `host:port`.
+    pub identity: String,
+    /// Address of the policy service.
+    pub policy: String,
+    /// Address of the placement service.
+    pub placement: String,
+    /// What `weft identity join-token create` printed; needed once.
+    pub join_token: Option<Secret>,
+    /// A file with it.
+    pub join_token_file: Option<PathBuf>,
+    /// Keys, certificates and the last good state.
+    pub data_dir: PathBuf,
+    /// gRPC for operators (mTLS).
+    pub listen: String,
+    /// Inherited descriptor of the link to `weft-node`.
+    pub handoff_fd: Option<i32>,
+    /// Path of `weft-node`'s socket, when nothing is inherited.
+    pub handoff_socket: Option<PathBuf>,
+    /// Without `weft-node`: serve workloads of this user only, each on ports of its own.
+    pub rootless: bool,
+    /// The local API's socket when `weft-node` does not hand it over.
+    pub local_socket: PathBuf,
+    /// The address by which other nodes reach this one, when `weft-node` does not tell it.
+    pub address: IpAddr,
+    /// Port of tunnels, the same on all nodes.
+    pub tunnel_port: u16,
+    /// Logs, metrics, traces.
+    pub telemetry: TelemetryConfig,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            node: String::new(),
+            trust_domain: "cluster.local".into(),
+            identity: "127.0.0.1:7301".into(),
+            policy: "127.0.0.1:7303".into(),
+            placement: "127.0.0.1:7302".into(),
+            join_token: None,
+            join_token_file: None,
+            data_dir: weft_config::state_dir("agent"),
+            listen: "127.0.0.1:7304".into(),
+            handoff_fd: None,
+            handoff_socket: None,
+            rootless: false,
+            local_socket: weft_config::run_dir().join("agent.sock"),
+            address: IpAddr::from([127, 0, 0, 1]),
+            tunnel_port: 15008,
+            telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl AgentConfig {
+    /// The node's name: as configured, or the host's, in lower case.
+    pub fn node_name(&self) -> String {
+        if !self.node.is_empty() {
+            return self.node.clone();
+        }
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        host.to_string_lossy().to_lowercase()
+    }
+}
+
+/// Fields that `--check-config` does not print.
+pub const SECRETS: weft_service::Secrets = &["join_token"];
+
+/// The flags.
+#[derive(Debug, clap::Args, Serialize)]
+pub struct Flags {
+    /// The node's name (default: the host name)
+    #[arg(long, env = "WEFT_NODE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
+    /// Trust domain of the mesh
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "DOMAIN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_domain: Option<String>,
+    /// Identity service
+    #[arg(long, env = "WEFT_IDENTITY", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
+    /// Policy service
+    #[arg(long, env = "WEFT_POLICY", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    /// Placement service
+    #[arg(long, env = "WEFT_PLACEMENT", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<String>,
+    /// Join token for the first start (prefer --join-token-file: arguments are visible to others)
+    #[arg(long, env = "WEFT_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token: Option<String>,
+    /// File with the join token
+    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token_file: Option<PathBuf>,
+    /// Folder for keys, certificates and the last good state
+    #[arg(long, env = "WEFT_AGENT_DATA_DIR", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+    /// Where operators reach the agent by gRPC over mTLS
+    #[arg(long, env = "WEFT_AGENT_LISTEN", value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<String>,
+    /// Inherited descriptor of the link to weft-node
+    #[arg(long, env = "WEFT_HANDOFF_FD", value_name = "FD")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handoff_fd: Option<i32>,
+    /// weft-node's socket, when nothing is inherited
+    #[arg(long, env = "WEFT_HANDOFF_SOCKET", value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handoff_socket: Option<PathBuf>,
+    /// Run without weft-node: each workload has its own ports and a token; nothing is enforced in the kernel
+    #[arg(long, env = "WEFT_ROOTLESS", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rootless: Option<bool>,
+    /// Socket of the local API (with --rootless)
+    #[arg(long, env = "WEFT_LOCAL_SOCKET", value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local_socket: Option<PathBuf>,
+    /// Address by which other nodes reach this one (with --rootless)
+    #[arg(long, env = "WEFT_NODE_ADDRESS", value_name = "IP")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    address: Option<IpAddr>,
+    /// Port of tunnels, the same on all nodes
+    #[arg(long, env = "WEFT_TUNNEL_PORT", value_name = "PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tunnel_port: Option<u16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let config = AgentConfig {
+            join_token: Some(Secret("weft1.secret".into())),
+            ..AgentConfig::default()
+        };
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,362 @@
+//! The node's view of the mesh: endpoints, identities, policies and services, as the policy
+//! service last sent them.
+//!
+//! Owns the tables and their indexes. An update costs what it changes. Readers take a short lock
+//! and clone an `Arc`; one task writes ([`crate::subscription`]). What can not be used is left
+//! out and named: an endpoint whose policy is missing is closed, never open.
+
+use crate::endpoints::Endpoints;
+use parking_lot::RwLock;
+use std::{collections::HashMap, sync::Arc};
+use tokio::sync::watch;
+use weft_policy_engine::{PolicySet, RuleRef};
+use weft_proto::weft::policy::v1::{self as pb, resource::Body};
+
+/// Most resources of one kind that are held: a bound on memory, far above a node's need.
+const MAX_PER_KIND: usize = 1_000_000;
+
+/// A policy with the texts of its rules as flows show them, made once.
+#[derive(Debug)]
+pub struct Compiled {
+    set: PolicySet,
+    texts: HashMap<Arc<RuleRef>, Arc<str>>,
+}
+
+impl Compiled {
+    fn new(set: PolicySet) -> Self {
+        let entries = set.ingress().entries.iter().chain(&set.egress().entries);
+        let texts = entries
+            .map(|e| (e.rule.clone(), Arc::from(e.rule.to_string())))
+            .collect();
+        Self { set, texts }
+    }
+
+    /// The policy.
+    pub fn set(&self) -> &PolicySet {
+        &self.set
+    }
+
+    /// A rule of it, as flows show it.
+    pub fn text(&self, rule: Option<&RuleRef>) -> Option<Arc<str>> {
+        self.texts.get(rule?).cloned()
+    }
+}
+
+/// Where the view stands: versions of different epochs can not be compared.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Of the policy service's process.
+    pub epoch: String,
+    /// The last update that was applied.
+    pub version: u64,
+}
+
+/// The shared view. Clones share.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    tables: Arc<RwLock<Tables>>,
+    changed: watch::Sender<Position>,
+}
+
+#[derive(Debug)]
+struct Tables {
+    position: Position,
+    endpoints: Endpoints,
+    identities: HashMap<u32, Arc<pb::Identity>>,
+    sets: HashMap<String, Arc<Compiled>>,
+    /// Components, configurations and services, by kind and name.
+    others: HashMap<(String, String), Arc<pb::Resource>>,
+}
+
+impl Mesh {
+    /// Empty, as seen from `node`; all nodes' tunnels listen on `tunnel_port`.
+    pub fn new(node: &str, tunnel_port: u16) -> Self {
+        let tables = Tables {
+            position: Position::default(),
+            endpoints: Endpoints::new(node, tunnel_port),
+            identities: HashMap::new(),
+            sets: HashMap::new(),
+            others: HashMap::new(),
+        };
+        Self {
+            tables: Arc::new(RwLock::new(tables)),
+            changed: watch::Sender::new(Position::default()),
+        }
+    }
+
+    /// Applies one update; answers what of it can not be used, each line for the operator. The
+    /// rest is in force all the same.
+    pub fn apply(&self, update: pb::SubscribeResponse) -> Vec<String> {
+        let mut problems = Vec::new();
+        // Policies are compiled before the lock is taken.
+        let upserts: Vec<Change> = update
+            .upserts
+            .into_iter()
+            .filter_map(|resource| {
+                Change::read(resource)
+                    .map_err(|problem| problems.push(problem))
+                    .ok()
+            })
+            .collect();
+        let position = Position {
+            epoch: update.epoch,
+            version: update.version,
+        };
+        {
+            let mut tables = self.tables.write();
+            if update.snapshot {
+                tables.clear();
+            }
+            for key in update.removes {
+                tables.remove(&key);
+            }
+            for change in upserts {
+                if let Err(problem) = tables.put(change) {
+                    problems.push(problem);
+                }
+            }
+            tables.position = position.clone();
+        }
+        self.changed.send_replace(position);
+        problems
+    }
+
+    /// Where the view stands.
+    pub fn position(&self) -> Position {
+        self.tables.read().position.clone()
+    }
+
+    /// Notified after each update.
+    pub fn subscribe(&self) -> watch::Receiver<Position> {
+        self.changed.subscribe()
+    }
+
+    /// All of it as one snapshot, for the file of the last good state.
+    pub fn snapshot(&self) -> pb::SubscribeResponse {
+        let tables = self.tables.read();
+        let resource = |kind: &str, name: String, body| pb::Resource {
+            key: Some(pb::ResourceKey {
+                kind: kind.into(),
+                name,
+            }),
+            body: Some(body),
+        };
+        let endpoints = tables.endpoints.messages().map(|e| {
+            let id = e.workload.as_ref().map_or_else(String::new, |w| w.id.clone());
+            resource("endpoint", id, Body::Endpoint((**e).clone()))
+        });
+        let identities = tables.identities.values();
+        let identities =
+            identities.map(|i| resource("identity", i.id.to_string(), Body::Identity((**i).clone())));
+        let sets = tables.sets.values();
+        let sets = sets.map(|s| resource("policy-set", s.set().id().into(), Body::PolicySet(s.set().into())));
+        let others = tables.others.values().map(|r| (**r).clone());
+        pb::SubscribeResponse {
+            version: tables.position.version,
+            epoch: tables.position.epoch.clone(),
+            snapshot: true,
+            upserts: endpoints.chain(identities).chain(sets).chain(others).collect(),
+            removes: Vec::new(),
+        }
+    }
+
+    /// Runs `read` on the endpoints, under the lock: it must be short and must not come back here.
+    pub fn read<T>(&self, read: impl FnOnce(&Endpoints) -> T) -> T {
+        read(&self.tables.read().endpoints)
+    }
+
+    /// Changes which of this node's workloads are there.
+    pub fn change_local(&self, change: impl FnOnce(&mut Endpoints)) {
+        change(&mut self.tables.write().endpoints);
+    }
+
+    /// The ids that the policy service has for a node.
+    pub fn ids_of_node(&self, node: &str) -> Vec<String> {
+        let tables = self.tables.read();
+        let workloads = tables.endpoints.messages().filter_map(|e| e.workload.as_ref());
+        workloads
+            .filter(|w| w.node == node)
+            .map(|w| w.id.clone())
+            .collect()
+    }
+
+    /// The policy that governs an endpoint of this node; `None` while it is not here.
+    pub fn policy_of(&self, id: &str) -> Option<Arc<Compiled>> {
+        let tables = self.tables.read();
+        let set = &tables.endpoints.message(id)?.policy_set;
+        tables.sets.get(set).cloned()
+    }
+
+    /// Waits until an endpoint and its policy are here.
+    pub async fn governed(&self, id: &str) {
+        let mut changed = self.subscribe();
+        // The sender lives in `self`, so the wait ends by the condition only.
+        let _ = changed.wait_for(|_| self.policy_of(id).is_some()).await;
+    }
+}
+
+enum Change {
+    Endpoint(pb::Endpoint),
+    Identity(pb::Identity),
+    Set(PolicySet),
+    Other(pb::ResourceKey, pb::Resource),
+}
+
+impl Change {
+    fn read(resource: pb::Resource) -> Result<Self, String> {
+        let key = resource.key.clone().unwrap_or_default();
+        let wrong = |what: &str| format!("{} {:?}: {what}", key.kind, key.name);
+        match resource.body {
+            Some(Body::Endpoint(e)) => {
+                let Some(w) = &e.workload else {
+                    return Err(wrong("no workload in it"));
+                };
+                if w.id != key.name {
+                    return Err(wrong("is named otherwise than its workload"));
+                }
+                Ok(Self::Endpoint(e))
+            }
+            Some(Body::Identity(i)) => Ok(Self::Identity(i)),
+            Some(Body::PolicySet(set)) => match PolicySet::try_from(&set) {
+                Ok(set) => Ok(Self::Set(set)),
+                Err(e) => Err(format!("{e}; the workloads it governs are closed")),
+            },
+            Some(_) => Ok(Self::Other(key, resource)),
+            // A newer server may send kinds that this agent does not know and does not need.
+            None => Err(wrong("a kind this agent does not know; update it")),
+        }
+    }
+}
+
+impl Tables {
+    fn clear(&mut self) {
+        self.endpoints.clear();
+        self.identities.clear();
+        self.sets.clear();
+        self.others.clear();
+    }
+
+    fn put(&mut self, change: Change) -> Result<(), String> {
+        let full = |n: usize, kind: &str| {
+            if n >= MAX_PER_KIND {
+                return Err(format!("more than {MAX_PER_KIND} resources of kind {kind}"));
+            }
+            Ok(())
+        };
+        match change {
+            Change::Endpoint(endpoint) => {
+                full(self.endpoints.len(), "endpoint")?;
+                self.endpoints.put(endpoint);
+            }
+            Change::Identity(identity) => {
+                full(self.identities.len(), "identity")?;
+                self.identities.insert(identity.id, Arc::new(identity));
+            }
+            Change::Set(set) => {
+                full(self.sets.len(), "policy-set")?;
+                self.sets
+                    .insert(set.id().to_owned(), Arc::new(Compiled::new(set)));
+            }
+            Change::Other(key, resource) => {
+                full(self.others.len(), &key.kind)?;
+                self.others.insert((key.kind, key.name), Arc::new(resource));
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &pb::ResourceKey) {
+        match key.kind.as_str() {
+            "endpoint" => self.endpoints.remove(&key.name),
+            "identity" => {
+                if let Ok(id) = key.name.parse() {
+                    self.identities.remove(&id);
+                }
+            }
+            "policy-set" => {
+                self.sets.remove(&key.name);
+            }
+            kind => {
+                self.others.remove(&(kind.to_owned(), key.name.clone()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn endpoint(id: &str, app: &str, set: &str) -> pb::Resource {
+        let workload = pb::Workload {
+            id: id.into(),
+            node: "n1".into(),
+            namespace: "default".into(),
+            app_id: app.into(),
+            spiffe_id: format!("spiffe://cluster.local/ns/default/{app}"),
+            identity: 300,
+            ..Default::default()
+        };
+        let body = Body::Endpoint(pb::Endpoint {
+            workload: Some(workload),
+            policy_set: set.into(),
+        });
+        resource("endpoint", id, body)
+    }
+
+    fn open_set() -> pb::Resource {
+        let set = pb::PolicySet::from(&PolicySet::unrestricted());
+        resource("policy-set", &set.id.clone(), Body::PolicySet(set))
+    }
+
+    fn resource(kind: &str, name: &str, body: Body) -> pb::Resource {
+        pb::Resource {
+            key: Some(pb::ResourceKey {
+                kind: kind.into(),
+                name: name.into(),
+            }),
+            body: Some(body),
+        }
+    }
+
+    fn update(version: u64, upserts: Vec<pb::Resource>) -> pb::SubscribeResponse {
+        pb::SubscribeResponse {
+            version,
+            epoch: "e".into(),
+            snapshot: version == 1,
+            upserts,
+            removes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_policy_that_can_not_be_used_closes_and_is_named() {
+        let mesh = Mesh::new("n1", 15008);
+        // A direction is missing in this set.
+        let bad = Body::PolicySet(pb::PolicySet {
+            id: "bad".into(),
+            ..Default::default()
+        });
+        let upserts = vec![resource("policy-set", "bad", bad), endpoint("a", "cart", "bad")];
+        let problems = mesh.apply(update(1, upserts));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].contains("bad"), "{problems:?}");
+        assert!(mesh.read(|e| e.message("a").is_some()));
+        assert!(mesh.policy_of("a").is_none());
+    }
+
+    #[test]
+    fn a_snapshot_survives_the_round_trip() {
+        let mesh = Mesh::new("n1", 15008);
+        let set = PolicySet::unrestricted().id().to_owned();
+        mesh.apply(update(1, vec![endpoint("a", "cart", &set), open_set()]));
+        let again = Mesh::new("n1", 15008);
+        assert!(again.apply(mesh.snapshot()).is_empty());
+        assert_eq!(again.position(), mesh.position());
+        assert_eq!(again.policy_of("a").unwrap().set().id(), set);
+        // A snapshot replaces all there was.
+        again.apply(update(1, Vec::new()));
+        assert!(again.read(|e| e.message("a").is_none()));
+    }
+}

@@ -1,0 +1,125 @@
+//! The agent's own metrics, `weft_dataplane_*`.
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::{ConstCounter, Counter},
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+};
+use weft_flows::FlowLog;
+use weft_telemetry::Metrics;
+
+/// Which listener.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Listener {
+    /// `http`, `grpc`, `tunnel`.
+    pub listener: &'static str,
+}
+
+/// Why a connection was not served.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    /// `no_record`, `unknown_cgroup`, `not_ready`, `too_many`, `read_failed`.
+    pub reason: &'static str,
+}
+
+/// Which control service.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Service {
+    service: &'static str,
+}
+
+/// What is counted. Clones share.
+#[derive(Debug, Clone)]
+pub struct Counters {
+    /// Connections accepted.
+    pub accepted: Family<Listener, Counter>,
+    /// Connections being served.
+    pub open: Family<Listener, Gauge>,
+    /// Connections closed without an answer.
+    pub refused: Family<Reason, Counter>,
+}
+
+impl Counters {
+    /// Registers all of them.
+    pub fn register(metrics: &Metrics) -> Self {
+        Self {
+            accepted: metrics.family("connections", "Connections accepted from apps"),
+            open: metrics.family("connections_open", "Connections from apps being served"),
+            refused: metrics.family(
+                "connections_refused",
+                "Connections closed because their caller is not known, or not served now",
+            ),
+        }
+    }
+}
+
+/// What is read when somebody asks.
+pub struct Gauges {
+    /// The flows, counted by verdict.
+    pub flows: FlowLog,
+    /// The control services.
+    pub upstreams: Vec<crate::upstream::Upstream>,
+    /// The workloads.
+    pub locals: crate::locals::Locals,
+    /// The tunnels to other nodes.
+    pub tunnels: Box<dyn Fn() -> usize + Send + Sync>,
+}
+
+impl std::fmt::Debug for Gauges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gauges")
+    }
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let counts = self.flows.counts();
+        let verdicts = [
+            ("forwarded", counts.forwarded),
+            ("dropped", counts.dropped),
+            ("error", counts.error),
+        ];
+        let mut family = encoder.encode_descriptor(
+            "weft_dataplane_flows",
+            "Decisions by verdict",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (verdict, count) in verdicts {
+            let labels = [("verdict", verdict)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "weft_dataplane_upstream_connected",
+            "1 while the control service answers",
+            None,
+            prometheus_client::metrics::MetricType::Gauge,
+        )?;
+        for upstream in &self.upstreams {
+            let labels = Service {
+                service: upstream.name(),
+            };
+            let connected = ConstGauge::new(i64::from(upstream.is_connected()));
+            connected.encode(family.encode_family(&labels)?)?;
+        }
+        let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
+        let workloads = count(self.locals.all().len());
+        workloads.encode(encoder.encode_descriptor(
+            "weft_dataplane_workloads",
+            "Workloads of this node",
+            None,
+            workloads.metric_type(),
+        )?)?;
+        let tunnels = count((self.tunnels)());
+        tunnels.encode(encoder.encode_descriptor(
+            "weft_dataplane_tunnels",
+            "Tunnels open to other nodes",
+            None,
+            tunnels.metric_type(),
+        )?)
+    }
+}

@@ -1,0 +1,289 @@
+//! The other half of the node: `weft-node`, or its absence.
+//!
+//! Owns the link: what is handed over at the start, the node's own listeners, what is told later,
+//! and connecting again when `weft-node` started anew.
+
+use crate::{
+    agent::{Environment, Shared, active, inactive},
+    backoff::Backoff,
+    config::AgentConfig,
+    error::AgentError,
+    harden,
+    host::{Host, Placement, from_node},
+    listen::{self, Api},
+    rootless::Rootless,
+    table::Table,
+};
+use arc_swap::ArcSwap;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use weft_bpf::Origins;
+use weft_drain::Watcher;
+use weft_handoff::{AgentLink, Connected, Event, Events, Hello, ListenerKind};
+use weft_proto::weft::dataplane::v1::Capability;
+
+/// Name of the map of who connected, as `weft-node` hands it over.
+const ORIGINS: &str = "origins";
+
+/// What the start needs of it.
+pub struct NodeSide {
+    /// The node's name.
+    pub node: String,
+    /// Where workloads are put.
+    pub host: Host,
+    /// What was here before this agent.
+    pub replayed: Vec<Placement>,
+    /// What is enforced, what not and why.
+    pub capabilities: Vec<Capability>,
+    link: Link,
+}
+
+enum Link {
+    Node {
+        hello: Box<Hello>,
+        events: Events,
+        current: Arc<ArcSwap<AgentLink>>,
+        addresses: Arc<[IpAddr]>,
+        /// To connect again.
+        path: Option<PathBuf>,
+    },
+    Rootless,
+}
+
+impl NodeSide {
+    /// Takes what is handed over; without `weft-node`, what was kept in `workloads`.
+    pub async fn connect(
+        config: &AgentConfig,
+        environment: Environment,
+        workloads: &Path,
+    ) -> Result<Self, AgentError> {
+        let (connected, path) = match environment {
+            Environment::Handoff(fd) => (AgentLink::start(fd).await?, None),
+            Environment::HandoffPath(path) => (AgentLink::connect(&path).await?, Some(path)),
+            Environment::Rootless => return Self::rootless(config, workloads),
+        };
+        let Connected {
+            link,
+            hello,
+            workloads,
+            events,
+        } = connected;
+        let current = Arc::new(ArcSwap::from_pointee(link));
+        let addresses: Arc<[IpAddr]> = hello.addresses.clone().into();
+        let mut capabilities = hello.capabilities.clone();
+        capabilities.push(hardening());
+        Ok(Self {
+            node: hello.node.clone(),
+            host: Host::Node {
+                link: current.clone(),
+                addresses: addresses.clone(),
+            },
+            replayed: workloads.into_iter().map(|w| from_node(w, &addresses)).collect(),
+            capabilities,
+            link: Link::Node {
+                hello: Box::new(hello),
+                events,
+                current,
+                addresses,
+                path,
+            },
+        })
+    }
+
+    fn rootless(config: &AgentConfig, workloads: &Path) -> Result<Self, AgentError> {
+        let node = config.node_name();
+        let rootless = Rootless::new(&node, config.address, workloads.into())?;
+        const WHY: &str = "without weft-node (needs root)";
+        Ok(Self {
+            replayed: rootless.restore(),
+            capabilities: vec![
+                active("runtime-http"),
+                active("tunnel"),
+                hardening(),
+                inactive(
+                    "kernel-attribution",
+                    &format!("{WHY}: callers are known by their port and token"),
+                ),
+                inactive("pods", &format!("{WHY}: no network namespace can be entered")),
+                inactive(
+                    "kernel-policy",
+                    &format!("{WHY}: policy is enforced on what passes the agent, not on direct connections"),
+                ),
+            ],
+            node,
+            host: Host::Rootless(rootless),
+            link: Link::Rootless,
+        })
+    }
+
+    /// The local API's listener, and where launchers find it.
+    pub fn local_socket(&mut self, config: &AgentConfig) -> Result<(UnixListener, PathBuf), AgentError> {
+        let Link::Node { hello, .. } = &mut self.link else {
+            let listener = weft_rpc::bind_local(&config.local_socket)?;
+            return Ok((listener, config.local_socket.clone()));
+        };
+        let at = hello
+            .listeners
+            .iter()
+            .position(|l| l.kind == ListenerKind::LocalApi);
+        let listener = hello
+            .listeners
+            .remove(at.ok_or(AgentError::Missing("local socket"))?);
+        let path = PathBuf::from(&listener.address);
+        let fail = |source| AgentError::Listener {
+            address: path.display().to_string(),
+            source,
+        };
+        let socket = listener.into_unix().map_err(fail)?;
+        socket.set_nonblocking(true).map_err(fail)?;
+        Ok((UnixListener::from_std(socket).map_err(fail)?, path))
+    }
+}
+
+/// Runs the link until the drain.
+pub async fn run(
+    side: NodeSide,
+    shared: Arc<Shared>,
+    table: Table,
+    config: AgentConfig,
+    mut drain: Watcher,
+) -> Result<(), AgentError> {
+    let Link::Node {
+        hello,
+        mut events,
+        current,
+        addresses,
+        path,
+    } = side.link
+    else {
+        return rootless(shared, config, drain).await;
+    };
+    let mut replaced = serve_node(&shared, *hello)?;
+    tell_ready(&current.load_full()).await;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = drain.draining() => return Ok(()),
+        };
+        match event {
+            Some(Event::Placed(placed)) => table.placed(from_node(*placed, &addresses)).await,
+            Some(Event::Gone { id, reason }) => table.gone(id, reason).await,
+            None => {
+                let Some(path) = &path else {
+                    return Err(AgentError::NodeGone);
+                };
+                tracing::warn!("weft-node is gone; what runs goes on, connecting again");
+                let Some(connected) = again(path, &mut drain).await else {
+                    return Ok(());
+                };
+                replaced.cancel();
+                replaced = serve_node(&shared, connected.hello)?;
+                let placements = connected.workloads.into_iter().map(|w| from_node(w, &addresses));
+                current.store(Arc::new(connected.link));
+                table.replayed(placements.collect()).await;
+                events = connected.events;
+                tell_ready(&current.load_full()).await;
+            }
+        }
+    }
+}
+
+async fn again(path: &Path, drain: &mut Watcher) -> Option<Connected> {
+    let mut backoff = Backoff::upstream();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(backoff.pause()) => {}
+            () = drain.draining() => return None,
+        }
+        match AgentLink::connect(path).await {
+            Ok(connected) => return Some(connected),
+            Err(error) => tracing::debug!(%error, "weft-node"),
+        }
+    }
+}
+
+async fn tell_ready(link: &AgentLink) {
+    if let Err(error) = link.ready().await {
+        tracing::warn!(%error, "weft-node was not told that this agent is ready");
+    }
+}
+
+/// Starts accepting on the node's own listeners; cancelling the token ends it.
+fn serve_node(shared: &Arc<Shared>, mut hello: Hello) -> Result<CancellationToken, AgentError> {
+    let replaced = CancellationToken::new();
+    let origins = match hello.maps.remove(ORIGINS) {
+        Some(map) => Some(Arc::new(Origins::from_fd(map)?)),
+        None => None,
+    };
+    for listener in hello.listeners {
+        let (kind, address) = (listener.kind, listener.address.clone());
+        let fail = |source| AgentError::Listener {
+            address: address.clone(),
+            source,
+        };
+        if kind == ListenerKind::LocalApi {
+            continue;
+        }
+        let socket = listener.into_tcp().map_err(fail)?;
+        let socket = listen::to_tokio(&socket).map_err(fail)?;
+        let api = match kind {
+            ListenerKind::RuntimeHttp => Api::Http,
+            ListenerKind::RuntimeGrpc => Api::Grpc,
+            ListenerKind::Tunnel => {
+                tunnels(shared, socket, replaced.clone());
+                continue;
+            }
+            ListenerKind::Capture | ListenerKind::LocalApi => continue,
+        };
+        let Some(origins) = origins.clone() else {
+            tracing::warn!(
+                address,
+                "not served: without the kernel's records nobody's calls can be known"
+            );
+            continue;
+        };
+        tokio::spawn(listen::attributed(
+            shared.clone(),
+            origins,
+            socket,
+            api,
+            replaced.clone(),
+        ));
+    }
+    Ok(replaced)
+}
+
+async fn rootless(shared: Arc<Shared>, config: AgentConfig, mut drain: Watcher) -> Result<(), AgentError> {
+    let address = SocketAddr::new(config.address, config.tunnel_port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| AgentError::Bind {
+            address: address.to_string(),
+            source,
+        })?;
+    tunnels(&shared, listener, CancellationToken::new());
+    drain.draining().await;
+    Ok(())
+}
+
+fn tunnels(shared: &Arc<Shared>, listener: TcpListener, gone: CancellationToken) {
+    let who = weft_tunnel::Local::Shared(shared.identities.clone());
+    let shared = shared.clone();
+    tokio::spawn(async move { shared.serve_tunnels(listener, who, gone).await });
+}
+
+fn hardening() -> Capability {
+    if harden::hardened() {
+        active("hardening")
+    } else {
+        inactive(
+            "hardening",
+            "the agent runs inside another process; as weft-agent it gives up capabilities and system calls",
+        )
+    }
+}

@@ -1,0 +1,312 @@
+//! What the runtime asks on every request, answered from memory: who is there, who may call whom;
+//! and the sockets it needs, made where the workload is.
+
+use crate::{host::Host, locals::Locals, mesh::Mesh};
+use futures::future::BoxFuture;
+use std::{io, net::SocketAddr, sync::Arc};
+use tokio::net::TcpStream;
+use weft_flows::{Direction, DropReason, Party};
+use weft_model::NumericIdentity;
+use weft_policy_engine::{PeerRef, Verdict};
+use weft_proto::weft::policy::v1::WorkloadKind;
+use weft_runtime::{AppDialer, Decision, Directory, Endpoint, Judge, Place, Question, Target};
+use weft_tls::PeerIdentity;
+
+/// IANA number of TCP.
+const TCP: u8 = 6;
+
+/// The runtime's surroundings. Clones share.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The mesh as seen from here.
+    pub mesh: Mesh,
+    /// The workloads of this node.
+    pub locals: Locals,
+    /// Makes sockets.
+    pub host: Host,
+}
+
+impl Directory for View {
+    fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
+        self.mesh.read(|e| e.target(namespace, app_id))
+    }
+
+    fn local(&self, workload: &str) -> Option<Arc<Endpoint>> {
+        self.mesh.read(|e| e.local(workload))
+    }
+
+    fn tunnel_peer(&self, peer: &PeerIdentity, claimed: Option<&str>) -> Option<Arc<Party>> {
+        // Only tunnel certificates name a node; one that was given to a workload opens nothing.
+        let node = peer.node.as_deref()?;
+        self.mesh.read(|endpoints| {
+            let mut holders = endpoints.holders(peer.id.as_str()).peekable();
+            if holders.peek().is_none() {
+                return Some(unknown(peer, node));
+            }
+            let here: Vec<_> = holders.filter(|(_, party)| &*party.node == node).collect();
+            // Known, and not there: a node goes on with the name of what has left it.
+            let (_, first) = here.first()?;
+            if let Some((_, claimed)) = here.iter().find(|(id, _)| Some(*id) == claimed) {
+                return Some(Arc::clone(claimed));
+            }
+            // Which of them calls is not told; what they have in common is what counts.
+            if here.iter().all(|(_, party)| party.identity == first.identity) {
+                return Some(Arc::clone(first));
+            }
+            Some(unknown(peer, node))
+        })
+    }
+}
+
+/// In the cluster by its certificate; the registry's word of it has not come yet.
+fn unknown(peer: &PeerIdentity, node: &str) -> Arc<Party> {
+    let (namespace, app_id) = match peer.id.principal() {
+        weft_model::Principal::Workload { namespace, name } => (namespace, name),
+        _ => Default::default(),
+    };
+    Arc::new(Party {
+        namespace: namespace.into(),
+        workload: "".into(),
+        app_id: app_id.into(),
+        identity: NumericIdentity::CLUSTER_UNKNOWN,
+        spiffe_id: peer.id.as_str().into(),
+        address: None,
+        node: node.into(),
+    })
+}
+
+impl Judge for View {
+    fn judge(&self, question: &Question<'_>) -> Decision {
+        let Some(policy) = self.mesh.policy_of(question.workload) else {
+            // Not here yet, or not usable: closed.
+            return Decision::refuse(
+                DropReason::PolicyDenied,
+                Some("the workload's policy is not known yet".into()),
+            );
+        };
+        let (direction, other) = match question.direction {
+            Direction::Egress => (weft_policy_engine::Direction::Egress, question.destination),
+            Direction::Ingress => (weft_policy_engine::Direction::Ingress, question.source),
+        };
+        let peer = PeerRef {
+            identity: other.identity,
+            address: other.address,
+        };
+        let verdict = policy.set().judge(direction, peer, TCP, question.port);
+        let rule = policy.text(verdict.rule());
+        match verdict {
+            Verdict::Allowed { .. } => Decision::allow(rule),
+            Verdict::Denied { .. } => Decision::refuse(DropReason::PolicyDenied, rule),
+        }
+    }
+}
+
+impl View {
+    fn kind(&self, workload: &str) -> io::Result<WorkloadKind> {
+        match self.locals.get(workload) {
+            Some(local) => Ok(local.kind),
+            None => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("workload {workload} is not on this node any more"),
+            )),
+        }
+    }
+}
+
+impl AppDialer for View {
+    fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let view = self.clone();
+        Box::pin(async move {
+            let Place::Local { app_port } = *endpoint.place() else {
+                return Err(io::Error::other("the app is on another node"));
+            };
+            if app_port == 0 {
+                return Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    format!("{} takes no calls: it has no app port", endpoint.party().workload),
+                ));
+            }
+            let kind = view.kind(endpoint.workload())?;
+            view.host.connect_app(endpoint.workload(), kind, app_port).await
+        })
+    }
+}
+
+impl weft_tunnel::Dialer for View {
+    fn dial(&self, source: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let (view, source) = (self.clone(), source.to_owned());
+        Box::pin(async move {
+            let kind = view.kind(&source)?;
+            let stream = view.host.connect_from(&source, kind, to).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::endpoints::party;
+    use weft_policy_engine::{DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef};
+    use weft_proto::weft::policy::v1::{self as pb, resource::Body};
+
+    const CART: &str = "spiffe://cluster.local/ns/default/cart";
+
+    fn view() -> View {
+        let folder = tempfile::tempdir().unwrap();
+        let address = std::net::IpAddr::from([127, 0, 0, 1]);
+        let file = folder.path().join("workloads.state");
+        View {
+            mesh: Mesh::new("n1", 15008),
+            locals: Locals::default(),
+            host: Host::Rootless(crate::rootless::Rootless::new("n1", address, file).unwrap()),
+        }
+    }
+
+    fn resource(kind: &str, name: &str, body: Body) -> pb::Resource {
+        let key = pb::ResourceKey {
+            kind: kind.into(),
+            name: name.into(),
+        };
+        pb::Resource {
+            key: Some(key),
+            body: Some(body),
+        }
+    }
+
+    fn workload(id: &str, node: &str, identity: u32) -> pb::Workload {
+        pb::Workload {
+            id: id.into(),
+            node: node.into(),
+            name: id.into(),
+            namespace: "default".into(),
+            app_id: "cart".into(),
+            spiffe_id: CART.into(),
+            identity,
+            addresses: vec!["10.0.0.1".into()],
+            ..Default::default()
+        }
+    }
+
+    fn send(view: &View, workloads: Vec<pb::Workload>, set: Option<PolicySet>) {
+        let policy_set = set.as_ref().map_or_else(String::new, |s| s.id().to_owned());
+        let endpoints = workloads.into_iter().map(|w| {
+            let id = w.id.clone();
+            let endpoint = pb::Endpoint {
+                workload: Some(w),
+                policy_set: policy_set.clone(),
+            };
+            resource("endpoint", &id, Body::Endpoint(endpoint))
+        });
+        let sets = set
+            .iter()
+            .map(|s| resource("policy-set", s.id(), Body::PolicySet(s.into())));
+        let problems = view.mesh.apply(pb::SubscribeResponse {
+            version: 1,
+            epoch: "e".into(),
+            snapshot: true,
+            upserts: endpoints.chain(sets).collect(),
+            removes: Vec::new(),
+        });
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    fn peer(node: Option<&str>) -> PeerIdentity {
+        PeerIdentity {
+            id: CART.parse().unwrap(),
+            serial: "1".into(),
+            node: node.map(str::to_owned),
+            not_before: 0,
+            not_after: 1,
+        }
+    }
+
+    #[test]
+    fn a_tunnel_is_believed_only_from_the_node_that_hosts_the_identity() {
+        let view = view();
+        send(
+            &view,
+            vec![workload("a", "n2", 300), workload("b", "n3", 301)],
+            None,
+        );
+        let who = |node, claimed| view.tunnel_peer(&peer(node), claimed);
+        assert_eq!(who(Some("n2"), None).unwrap().identity, NumericIdentity(300));
+        assert_eq!(who(Some("n3"), None).unwrap().identity, NumericIdentity(301));
+        assert!(who(Some("n4"), None).is_none(), "not hosted there");
+        assert!(who(None, None).is_none(), "no tunnel certificate");
+        // A claim counts only for what runs on that node.
+        assert_eq!(&*who(Some("n2"), Some("b")).unwrap().workload, "a");
+    }
+
+    #[test]
+    fn what_is_not_told_apart_or_not_known_yet_is_unknown() {
+        let view = view();
+        let unknown = view.tunnel_peer(&peer(Some("n2")), None).unwrap();
+        assert_eq!(unknown.identity, NumericIdentity::CLUSTER_UNKNOWN);
+        assert_eq!(&*unknown.app_id, "cart");
+        send(
+            &view,
+            vec![workload("a", "n2", 300), workload("b", "n2", 301)],
+            None,
+        );
+        let who = |claimed| view.tunnel_peer(&peer(Some("n2")), claimed).unwrap().identity;
+        assert_eq!(who(None), NumericIdentity::CLUSTER_UNKNOWN);
+        assert_eq!(who(Some("b")), NumericIdentity(301));
+    }
+
+    #[test]
+    fn policy_is_asked_in_its_direction_and_names_its_rule() {
+        let view = view();
+        let rule = RuleRef {
+            kind: "CiliumNetworkPolicy".into(),
+            namespace: "default".into(),
+            name: "cart".into(),
+            path: "ingress[0]".into(),
+        };
+        let entry = Entry {
+            deny: false,
+            rule: Arc::new(rule),
+            protocol: Some(TCP),
+            ports: Ports::Range(50002, 50002),
+            peers: Peers {
+                identities: vec![NumericIdentity(400)],
+                ..Peers::default()
+            },
+        };
+        let ingress = DirectionPolicy {
+            default_deny: true,
+            entries: vec![entry],
+        };
+        let callee = workload("a", "n1", 300);
+        send(
+            &view,
+            vec![callee.clone()],
+            Some(PolicySet::new(ingress, DirectionPolicy::default())),
+        );
+        let caller = |identity| Party {
+            identity: NumericIdentity(identity),
+            ..(*party(&callee)).clone()
+        };
+        let ask = |workload, direction, source: &Party, port| {
+            view.judge(&Question {
+                direction,
+                workload,
+                source,
+                destination: &party(&callee),
+                port,
+                authenticated: true,
+            })
+        };
+        let allowed = ask("a", Direction::Ingress, &caller(400), 50002);
+        assert_eq!(allowed.refused, None);
+        assert!(allowed.rule.unwrap().contains("default/cart"));
+        // One thing differs each time: who, the port, the direction, the workload.
+        let refused = Some(DropReason::PolicyDenied);
+        assert_eq!(ask("a", Direction::Ingress, &caller(401), 50002).refused, refused);
+        assert_eq!(ask("a", Direction::Ingress, &caller(400), 3500).refused, refused);
+        assert_eq!(ask("a", Direction::Egress, &caller(401), 50002).refused, None);
+        assert_eq!(ask("b", Direction::Ingress, &caller(400), 50002).refused, refused);
+    }
+}
