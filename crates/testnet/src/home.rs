@@ -86,8 +86,10 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         let parent = self.cgroup.parent().unwrap_or(Path::new("/"));
-        let removed = remove(&self.dir, &self.cgroup).and_then(|()| {
+        // What takes time comes first: others need not wait for it.
+        let removed = empty(&self.dir, &self.cgroup).and_then(|()| {
             let _guard = global_lock()?;
+            remove_folder(&self.dir)?;
             remove_parent(parent);
             Ok(())
         });
@@ -121,7 +123,8 @@ fn sweep_locked(cgroups: &Path) -> Result<Vec<String>, Error> {
         let Some(_lock) = try_lock(&dir.join("lock"))? else {
             continue;
         };
-        remove(&dir, &cgroups.join(&key))?;
+        empty(&dir, &cgroups.join(&key))?;
+        remove_folder(&dir)?;
         removed.push(key);
     }
     for key in names(cgroups) {
@@ -140,12 +143,18 @@ fn remove_parent(cgroups: &Path) {
     let _ = fs::remove_dir(cgroups);
 }
 
-/// The folder goes last: as long as it is there, a sweep comes back to the rest.
-fn remove(dir: &Path, cgroup: &Path) -> Result<(), Error> {
+/// Takes away all that a network has on the machine but its folder.
+fn empty(dir: &Path, cgroup: &Path) -> Result<(), Error> {
     cgroup::remove(cgroup)?;
     for target in mounts_below(dir)? {
         umount2(&target, MntFlags::MNT_DETACH).map_err(|errno| at("unmount", &target)(errno.into()))?;
     }
+    Ok(())
+}
+
+/// The folder goes last: as long as it is there, a sweep comes back to the rest. Under the global
+/// lock: nobody is just about to look whether its owner lives.
+fn remove_folder(dir: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", dir)(error)),
         _ => Ok(()),

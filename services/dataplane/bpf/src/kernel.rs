@@ -98,7 +98,12 @@ impl Kernel {
         if !filesystems::is_bpffs(folder) {
             return Err(Error::NotBpffs { path: folder.clone() });
         }
-        if folder.iter().any(|part| part.to_string_lossy().contains('.')) && !folder.exists() {
+        // Folders above may be on another file system, where dots are nothing special.
+        let new = folder.ancestors().take_while(|part| !part.exists());
+        if new
+            .filter_map(Path::file_name)
+            .any(|name| name.to_string_lossy().contains('.'))
+        {
             return Err(Error::Dots { path: folder.clone() });
         }
         let cgroup_id = filesystems::cgroup_id(&options.cgroup_root)?;

@@ -32,3 +32,10 @@ pub use fs::{cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, pin_dir};
 pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
 pub use probe::{Capability, probe};
+
+/// A kernel is shared between tasks.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Kernel>();
+    shared::<Origins>();
+};

@@ -50,7 +50,7 @@ struct weft_active {
 };
 
 enum weft_counter {
-	/* connect(2) in the subtree by a process that is in no registered workload. */
+	/* connect(2) in the subtree by a process in no registered workload, the node's own included. */
 	WEFT_CONNECT_UNREGISTERED,
 	/* Records written to, and taken from, the table of pending connections. */
 	WEFT_PUBLISHED,
@@ -63,7 +63,10 @@ enum weft_counter {
 	WEFT_SHARE_USED_UP,
 	/* Socket storage could not be had: same consequence. */
 	WEFT_NO_STORAGE,
-	/* A connection that came in on a socket of the subtree without a record. */
+	/*
+	 * A connection that came in without a record: a refusal if the listener was the node's, of no
+	 * consequence if it was an app's.
+	 */
 	WEFT_ACCEPT_UNKNOWN,
 	WEFT_COUNTERS,
 };

@@ -149,7 +149,7 @@ static __always_inline int addresses(struct bpf_sock_ops *ctx, __u8 *local, __u8
 			l[3] = ctx->local_ip6[3];
 			return 1;
 		}
-		/* The mapped form of the local address is filled in only after the SYN is out. */
+		/* While the SYN is sent, the mapped form of the local address may not be filled in yet. */
 	} else if (ctx->family != AF_INET) {
 		return 0;
 	}

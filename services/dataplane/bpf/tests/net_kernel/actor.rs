@@ -255,6 +255,12 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
             let origin = origins.read(&stream).map_err(io::Error::other)?;
             Ok((format!("ok {:?}", origin.map(|origin| origin.cgroup_id)), None))
         }
+        "probe" => {
+            let found = weft_bpf::probe(Path::new(words[1]));
+            let missing = found.into_iter().filter(|capability| !capability.active);
+            let lines: Vec<String> = missing.map(|c| format!("{}: {}", c.name, c.reason)).collect();
+            Ok((format!("ok {}", lines.join("\n")), None))
+        }
         "forge" => forge(&fds[0], &fds[1]).map(|()| ("ok".into(), None)),
         other => Err(io::Error::other(format!("unknown command {other}"))),
     }

@@ -129,6 +129,22 @@ fn who_is_no_workload_has_no_record() {
 }
 
 #[test]
+fn a_listener_has_records_by_where_it_was_made_not_by_who_accepts() {
+    let rig = Rig::new();
+    let (cart, id) = rig.workload("cart", 1);
+    let cart = rig.process(&cart);
+    // The test itself, which accepts, is in no cgroup of the node.
+    let (inside, to_inside) = rig.listener();
+    let (_, from) = cart.connect(to_inside);
+    assert_eq!(rig.accept(&inside, from).unwrap().cgroup_id, id);
+
+    let (outside, to_outside) = listening(rig.outsider().listen((V4, 0).into(), 16));
+    let (_, from) = cart.connect(to_outside);
+    assert_eq!(rig.accept(&outside, from), None);
+    assert_eq!((rig.count("published"), rig.count("delivered")), (2, 1));
+}
+
+#[test]
 fn the_record_waits_in_the_backlog_with_its_connection() {
     let rig = Rig::new();
     let (cart, id) = rig.workload("cart", 1);
@@ -212,10 +228,9 @@ fn whoever_connects_is_the_caller_whoever_made_the_socket() {
     );
 
     // A socket that failed to connect keeps nothing for who has it next.
-    let (closed, nowhere) = rig.listener();
-    drop(closed);
     let socket = cart.socket();
-    let _ = cart.ask(&format!("with {nowhere}"), &[socket.as_fd()]);
+    let refused = cart.ask(&format!("with {V4}:1"), &[socket.as_fd()]).unwrap_err();
+    assert!(refused.contains("refused"), "{refused}");
     let (_, from) = other.connect_with(socket.as_fd(), to);
     assert_eq!(rig.accept(&listener, from), None);
 }
@@ -277,9 +292,12 @@ fn the_same_addresses_in_another_namespace_are_another_connection() {
     // In the node's namespace cart's SYN waits, its record with it.
     let outsider = rig.outsider();
     let (_, filler) = outsider.connect(to);
-    let (_, from) = rig.process(&cart).begin((V4, 0).into(), to);
+    let waiting = rig.process(&cart);
+    let (_, from) = waiting.begin((V4, 0).into(), to);
     // In the pod's someone else has the same two addresses and ports.
-    let (_, twin) = Actor::new(pod.namespace(), &Spawn::nobody()).begin(from, to);
+    let stranger = Actor::new(pod.namespace(), &Spawn::nobody());
+    let (_, twin) = stranger.begin(from, to);
+    assert_eq!(twin, from);
     assert_eq!(rig.accept(&there, twin), None);
     // A workload's process in the pod's namespace is that workload there.
     let (_, own) = Actor::nobody(pod.namespace(), &cart).connect(to);
@@ -287,7 +305,9 @@ fn the_same_addresses_in_another_namespace_are_another_connection() {
     assert_eq!(origin.cgroup_id, id);
 
     assert_eq!(rig.accept(&here, filler), None);
-    let _ = origin.netns_cookie;
+    let waited = rig.accept(&here, from).unwrap();
+    assert_eq!(waited.cgroup_id, id, "its record is still its own");
+    assert_ne!(waited.netns_cookie, origin.netns_cookie);
 }
 
 #[test]

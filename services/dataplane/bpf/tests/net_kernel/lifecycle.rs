@@ -205,4 +205,14 @@ fn what_is_wrong_is_named() {
         .filter(|capability| !capability.active)
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+    let nobody = crate::actor::Actor::new(node.namespace(), &Spawn::nobody());
+    let (missing, _) = nobody
+        .ask(&format!("probe {}", net.bpffs().unwrap().display()), &[])
+        .unwrap();
+    let names: Vec<&str> = missing
+        .lines()
+        .filter_map(|line| line.split(':').next())
+        .collect();
+    assert_eq!(names, ["bpf-privileges", "cgroup-programs"], "{missing}");
+    assert_eq!(missing.matches("start weft-node as root").count(), 2, "{missing}");
 }
