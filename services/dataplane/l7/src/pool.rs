@@ -65,7 +65,10 @@ impl Connection {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let mut builder = http1::Builder::new();
-        builder.max_headers(100).max_buf_size(64 * 1024);
+        builder
+            .max_headers(100)
+            .max_header_size(64 * 1024)
+            .max_buf_size(64 * 1024);
         let (sender, driver) = builder
             .handshake(TokioIo::new(io))
             .await

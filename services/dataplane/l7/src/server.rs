@@ -213,6 +213,8 @@ where
     http.half_close(false)
         .header_read_timeout(None)
         .max_headers(limits.max_headers)
+        .max_header_size(limits.max_head_bytes)
+        // Also how much of a body is read ahead of who takes it.
         .max_buf_size(limits.max_head_bytes.max(8192));
     let watched = TokioIo::new(Watched {
         io,

@@ -11,6 +11,7 @@ pub(crate) struct ApiError {
     pub message: String,
 }
 
+const MALFORMED: &str = "ERR_MALFORMED_REQUEST";
 const DIRECT_INVOKE: &str = "ERR_DIRECT_INVOKE";
 
 impl ApiError {
@@ -80,15 +81,22 @@ impl ApiError {
         Self::new(StatusCode::NOT_IMPLEMENTED, code, message)
     }
 
+    /// Nothing more is read from a connection that sent this.
     pub fn malformed(what: impl std::fmt::Display) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "ERR_MALFORMED_REQUEST", what.to_string())
+        Self::new(StatusCode::BAD_REQUEST, MALFORMED, what.to_string())
     }
 }
 
 impl From<ApiError> for Response<Body> {
     fn from(e: ApiError) -> Self {
         let body = serde_json::json!({ "errorCode": e.code, "message": e.message });
-        json(e.status, &body)
+        let mut response = json(e.status, &body);
+        if e.code == MALFORMED {
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     AppContext, AppDialer, Directory, Judge, TunnelDialer, api,
-    call::{Call, Failed, told},
+    call::{Call, told},
     error::ApiError,
     inbound::TunnelHandler,
     path::{self, Callee, Route},

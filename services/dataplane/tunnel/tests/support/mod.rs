@@ -6,7 +6,7 @@ use rcgen::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use weft_tls::{Bundle, Clock, NODE_EXTENSION_OID, Svid, SvidCell, SystemClock, Trust};
+use weft_tls::{Bundle, Clock, NODE_EXTENSION_OID, Svid, SvidCell, Trust};
 
 /// A root that signs SVIDs directly.
 pub struct Ca {
@@ -20,7 +20,9 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+        Self {
+            issuer: CertifiedIssuer::self_signed(params, key).unwrap(),
+        }
     }
 
     /// The root's certificate.
@@ -35,14 +37,13 @@ impl Ca {
         trust
     }
 
-    /// What trusts this root.
-    pub fn trust(&self) -> Trust {
-        self.trust_with(SystemClock::shared())
-    }
-
     /// Gives `trust` this root as bundle `version`.
     pub fn publish(&self, trust: &Trust, version: u64) {
-        let bundle = Bundle { trust_domain: trust.trust_domain(), version, roots: vec![self.root()] };
+        let bundle = Bundle {
+            trust_domain: trust.trust_domain(),
+            version,
+            roots: vec![self.root()],
+        };
         trust.set(bundle).unwrap();
     }
 
@@ -57,7 +58,10 @@ impl Ca {
         let mut params = CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         let seconds = |t: SystemTime| t.duration_since(UNIX_EPOCH).unwrap().as_secs() as i64;
         let moment = |s| time::OffsetDateTime::from_unix_timestamp(s).unwrap();
         params.not_before = moment(seconds(SystemTime::now()) - 60);
@@ -65,7 +69,9 @@ impl Ca {
         if let Some(node) = node {
             let mut der = vec![0x0c, node.len() as u8];
             der.extend_from_slice(node.as_bytes());
-            params.custom_extensions.push(CustomExtension::from_oid_content(NODE_EXTENSION_OID, der));
+            params
+                .custom_extensions
+                .push(CustomExtension::from_oid_content(NODE_EXTENSION_OID, der));
         }
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
