@@ -26,16 +26,18 @@ pub const CLIPPY: &[&str] = &[
 /// One set of features for binaries and tests, so that nothing is compiled twice.
 const BUILD: &[&str] = &["build", "--workspace", "--all-targets"];
 
-/// The stages for what was asked for, in order.
-pub fn plan(workspace: &Workspace, layer: Layer, filter: Option<&str>, strict: bool) -> Vec<Stage> {
-    let all = layer == Layer::All;
+/// The stages for what was asked for, in order; nothing named is everything.
+pub fn plan(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, strict: bool) -> Vec<Stage> {
+    let all = layers.is_empty() || layers.contains(&Layer::All);
+    let wanted = |layer| layers.contains(&layer);
     let mut stages = Vec::new();
     let mut stage = |name, work| stages.push(Stage { name, work });
-    if all || layer == Layer::Clients || layer == Layer::Demo {
-        let purpose = if layer == Layer::Demo {
+    // Unit tests alone need nothing but Rust.
+    if all || layers.iter().any(|layer| *layer != Layer::Unit) {
+        let purpose = if layers == [Layer::Demo] {
             Purpose::Demo
         } else {
-            Purpose::Everything
+            Purpose::Tests
         };
         let (root, target) = (workspace.root.clone(), workspace.target.clone());
         stage(
@@ -50,16 +52,16 @@ pub fn plan(workspace: &Workspace, layer: Layer, filter: Option<&str>, strict: b
         stage("clippy", Work::Check(vec![workspace.cargo(CLIPPY)]));
     }
     stage("build", Work::Check(vec![workspace.cargo(BUILD)]));
-    if all || layer == Layer::Unit {
+    if all || wanted(Layer::Unit) {
         stage("unit", unit(workspace, filter, strict));
     }
-    if all || layer == Layer::Net {
+    if all || wanted(Layer::Net) {
         stage("net", named(workspace, "net_", filter, strict, kernel()));
     }
-    if all || layer == Layer::Clients {
+    if all || wanted(Layer::Clients) {
         stage("clients", named(workspace, "clients_", filter, strict, None));
     }
-    if layer == Layer::Demo || all && filter.is_none() {
+    if wanted(Layer::Demo) || all && filter.is_none() {
         stage("demo", demo(workspace, strict));
     }
     stages
@@ -127,9 +129,9 @@ fn cargo_test(
 
 /// What tests and the demo may rely on: see CONTRIBUTING.md.
 fn environment(workspace: &Workspace, command: &mut Command, strict: bool) {
-    command.env("WEFT_TEST_PYTHON", workspace.venv().join("bin/python"));
+    command.env("WEFT_PYTHON", workspace.python());
     if let Some(grpcurl) = setup::grpcurl(workspace) {
-        command.env("WEFT_TEST_GRPCURL", grpcurl);
+        command.env("WEFT_GRPCURL", grpcurl);
     }
     if strict {
         command.env("CI", "true");
@@ -160,17 +162,29 @@ fn kernel() -> Option<String> {
 }
 
 /// The demo's program with the paths it needs.
-pub fn demo_command(workspace: &Workspace) -> Command {
-    let mut command = Command::new(workspace.bin("weft-demo"));
-    command.current_dir(&workspace.root);
-    environment(workspace, &mut command, false);
+pub fn demo_command(workspace: &Workspace, strict: bool) -> Command {
+    staged(workspace, "weft-demo", "debug", strict)
+}
+
+/// The benchmarks' program for an area.
+pub fn bench_command(workspace: &Workspace, area: &str) -> Command {
+    let mut command = staged(workspace, "weft-bench", "release", false);
+    command.arg("--out").arg(workspace.target.join("bench")).arg(area);
+    command
+}
+
+/// A program that starts ours as processes.
+fn staged(workspace: &Workspace, name: &str, profile: &str, strict: bool) -> Command {
+    let bin_dir = workspace.bin_dir(profile);
+    let mut command = Command::new(bin_dir.join(name));
+    command.current_dir(&workspace.root).arg("--bin-dir").arg(bin_dir);
+    if workspace.python().exists() {
+        command.arg("--python").arg(workspace.python());
+    }
+    environment(workspace, &mut command, strict);
     command
 }
 
 fn demo(workspace: &Workspace, strict: bool) -> Work {
-    let mut command = demo_command(workspace);
-    if strict {
-        command.env("CI", "true");
-    }
-    Work::Count(vec![command])
+    Work::Count(vec![demo_command(workspace, strict)])
 }

@@ -50,6 +50,14 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Measure an area against its peers, release build; writes target/bench/<area>.json
+    Bench {
+        /// The area
+        area: String,
+        /// More arguments for the benchmark itself
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
     /// The published gRPC descriptors
     #[command(subcommand)]
     Proto(Proto),
@@ -61,9 +69,9 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct TestArgs {
-    /// Which layer
-    #[arg(value_enum, default_value_t = Layer::All)]
-    layer: Layer,
+    /// Which layers [default: all]
+    #[arg(value_enum)]
+    layers: Vec<Layer>,
     /// Only tests whose name contains this (lint and demo are left out then)
     #[arg(long)]
     filter: Option<String>,
@@ -110,7 +118,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
     match command {
         Command::Setup { check: true } => {
-            let missing = setup::missing(&workspace, Purpose::Everything);
+            let missing = setup::missing(&workspace, Purpose::Tests);
             for need in &missing {
                 println!("missing: {need}");
             }
@@ -124,7 +132,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             })
         }
         Command::Setup { check: false } => {
-            setup::install(&workspace, Purpose::Everything)?;
+            setup::install(&workspace, Purpose::Tests)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Fmt => run::succeed(workspace.cargo(&["fmt", "--all"])),
@@ -132,9 +140,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             run::succeed(workspace.cargo(layers::FMT))?;
             run::succeed(workspace.cargo(layers::CLIPPY))
         }
-        Command::Test(args) => test(&workspace, args.layer, args.filter, in_ci()),
-        Command::Ci => test(&workspace, Layer::All, None, true),
+        Command::Test(args) => test(&workspace, &args.layers, args.filter.as_deref(), in_ci()),
+        Command::Ci => test(&workspace, &[], None, true),
         Command::Demo { keep, rest } => demo(&workspace, keep, &rest),
+        Command::Bench { area, rest } => {
+            setup::install(&workspace, Purpose::Bench)?;
+            run::succeed(workspace.cargo(&["build", "--release", "--workspace", "--bins"]))?;
+            replace_with(layers::bench_command(&workspace, &area), &rest)
+        }
         Command::Proto(Proto::Check) => {
             run::succeed(workspace.cargo(&["test", "--package", "weft-proto", "--test", "published"]))
         }
@@ -162,9 +175,9 @@ fn in_ci() -> bool {
 }
 
 /// Runs the layers in order, stops at the first that fails, and ends with the sums.
-fn test(workspace: &Workspace, layer: Layer, filter: Option<String>, strict: bool) -> Result<ExitCode> {
+fn test(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, strict: bool) -> Result<ExitCode> {
     let mut tally = Tally::new(strict);
-    let plan = layers::plan(workspace, layer, filter.as_deref(), strict);
+    let plan = layers::plan(workspace, layers, filter, strict);
     tally.run(plan);
     Ok(if tally.close() {
         ExitCode::SUCCESS
@@ -179,11 +192,18 @@ fn demo(workspace: &Workspace, keep: bool, rest: &[String]) -> Result<ExitCode> 
         eprintln!("setup is not complete: {error:#}");
     }
     run::succeed(workspace.cargo(&["build", "--workspace", "--bins"])).context("the demo was not built")?;
-    let mut demo = layers::demo_command(workspace);
+    let mut demo = layers::demo_command(workspace, in_ci());
     if keep {
         demo.arg("--keep");
     }
-    // Signals must reach the demo itself, so that it tidies up.
-    let error = demo.args(rest).exec();
-    bail!("cannot start {}: {error}", demo.get_program().to_string_lossy())
+    replace_with(demo, rest)
+}
+
+/// Becomes another program: signals must reach it itself, so that it tidies up.
+fn replace_with(mut command: std::process::Command, rest: &[String]) -> Result<ExitCode> {
+    let error = command.args(rest).exec();
+    bail!(
+        "cannot start {}: {error}",
+        command.get_program().to_string_lossy()
+    )
 }

