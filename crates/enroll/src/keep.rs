@@ -1,7 +1,7 @@
 //! Staying a member: renewal at half of the certificate's life, and the trust bundle's stream.
 
 use crate::{
-    Member,
+    EnrollError, Member,
     files::Folder,
     join::{explain, read_bundle, read_chain},
 };
@@ -64,10 +64,22 @@ impl Keeper {
                     pause = FIRST_PAUSE;
                 }
                 Err(reason) => {
-                    let left = self.seconds_left();
-                    tracing::warn!(id = %self.member.id, reason, seconds_left = left, "renewal failed, trying again");
+                    let (now, until) = (self.clock.unix_seconds(), self.not_after());
+                    let left = until.saturating_sub(now);
+                    if now > until {
+                        let error = EnrollError::Expired {
+                            id: self.member.id.clone(),
+                            folder: self.folder.path().to_path_buf(),
+                            seconds_ago: now - until,
+                        };
+                        tracing::error!(reason, "{error}");
+                    } else {
+                        tracing::warn!(id = %self.member.id, reason, seconds_left = left, "renewal failed, trying again");
+                    }
                     tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    // A short life leaves less time to wait.
+                    let longest = Duration::from_secs(left / 8).clamp(FIRST_PAUSE, LONGEST_PAUSE);
+                    pause = (pause * 2).min(longest);
                 }
             }
         }
@@ -80,9 +92,8 @@ impl Keeper {
             .map_or(0, |svid| renewal_time(&svid, rand::random_range(-0.5..0.5)))
     }
 
-    fn seconds_left(&self) -> u64 {
-        let until = self.member.svid.get().map_or(0, |svid| svid.identity().not_after);
-        until.saturating_sub(self.clock.unix_seconds())
+    fn not_after(&self) -> u64 {
+        self.member.svid.get().map_or(0, |svid| svid.identity().not_after)
     }
 
     async fn renew(&self, channel: &Channel) -> Result<(), String> {

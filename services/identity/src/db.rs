@@ -2,7 +2,7 @@
 
 use crate::pattern::HostPattern;
 use rustls_pki_types::CertificateDer;
-use sqlx::{Row, Sqlite, Transaction, sqlite::SqliteRow};
+use sqlx::{Executor, Row, Sqlite, Transaction, sqlite::SqliteRow};
 use std::path::Path;
 use weft_store::{Store, StoreError};
 
@@ -234,16 +234,17 @@ impl Db {
         written.map_err(|e| self.error(&e))
     }
 
-    /// A join token's record.
-    pub async fn token(&self, tx: &mut Tx, id: &str) -> Result<Option<TokenRecord>, StoreError> {
-        let row = sqlx::query(
-            "SELECT secret_sha256, kind, name, may_host, expires_at, used_at FROM join_tokens WHERE id = ?",
-        )
-        .bind(id)
-        .fetch_optional(&mut **tx)
-        .await;
-        row.and_then(|row| row.map(|r| token_record(&r)).transpose())
+    /// A join token's record as it was committed last. It may be used up right after: whoever
+    /// uses it looks again with [`Db::token`].
+    pub async fn peek_token(&self, id: &str) -> Result<Option<TokenRecord>, StoreError> {
+        select_token(self.store.pool(), id)
+            .await
             .map_err(|e| self.error(&e))
+    }
+
+    /// A join token's record, that nobody else uses before the transaction ends.
+    pub async fn token(&self, tx: &mut Tx, id: &str) -> Result<Option<TokenRecord>, StoreError> {
+        select_token(&mut **tx, id).await.map_err(|e| self.error(&e))
     }
 
     /// Uses up a token and makes its holder a member.
@@ -350,6 +351,19 @@ async fn insert_authority(tx: &mut Tx, kind: &str, it: &StoredAuthority, now: u6
         .execute(&mut **tx)
         .await?;
     Ok(())
+}
+
+async fn select_token(
+    db: impl Executor<'_, Database = Sqlite>,
+    id: &str,
+) -> sqlx::Result<Option<TokenRecord>> {
+    let row = sqlx::query(
+        "SELECT secret_sha256, kind, name, may_host, expires_at, used_at FROM join_tokens WHERE id = ?",
+    )
+    .bind(id)
+    .fetch_optional(db)
+    .await?;
+    row.map(|r| token_record(&r)).transpose()
 }
 
 fn token_record(row: &SqliteRow) -> sqlx::Result<TokenRecord> {

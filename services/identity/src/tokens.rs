@@ -161,10 +161,13 @@ impl Core {
         }
         let token: JoinToken = token.parse().map_err(|e| Refused::invalid(format!("{e}")))?;
         asked.caller = format!("join-token:{}", token.id());
+        // Looked up without the write lock first, so that strangers with made-up tokens never hold it.
+        let now = self.now();
+        checked_token(&token, self.db.peek_token(token.id()).await?, now)?;
         let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
         let mut tx = self.db.begin().await?;
         let record = self.db.token(&mut tx, token.id()).await?;
-        let record = checked_token(&token, record, self.now())?;
+        let record = checked_token(&token, record, now)?;
         let kind = Kind::parse(&record.kind).ok_or_else(Refused::internal)?;
         let id = self.member_id(kind, &record.name, &record.may_host)?;
         asked.spiffe_id = id.to_string();

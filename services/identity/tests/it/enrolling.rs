@@ -1,9 +1,9 @@
 //! Becoming and staying a member.
 
-use crate::rig::{NOW, Rig, TOKEN_TTL, pattern, td};
+use crate::rig::{NOW, Rig, TOKEN_TTL, config, pattern, td};
 use std::{os::unix::fs::PermissionsExt, time::Duration};
 use weft_enroll::{EnrollError, JoinToken, TokenSource};
-use weft_identity::Kind;
+use weft_identity::{Config, Kind};
 
 async fn drained(trigger: weft_drain::Trigger) {
     trigger.drain(Duration::from_secs(10)).await;
@@ -184,6 +184,42 @@ async fn a_certificate_is_renewed_at_half_of_its_life() {
         .await
         .unwrap();
     assert_eq!(back.svid.get().unwrap().identity().serial, second.serial);
+}
+
+#[tokio::test]
+async fn a_renewal_is_tried_until_the_service_is_back() {
+    let rig = Rig::new().await;
+    let (member, _trigger) = rig.join(Kind::Service, "policy", &[]).await;
+    let first = member.svid.get().unwrap().identity().clone();
+    let mut changed = member.svid.subscribe();
+    changed.mark_unchanged();
+    let address = rig.handle.address();
+    let (dir, clock) = rig.stop().await;
+    clock.set(NOW + 60_000);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(1500), changed.changed())
+            .await
+            .is_err()
+    );
+    assert_eq!(
+        member.svid.get().unwrap().identity(),
+        &first,
+        "the last good one stays"
+    );
+
+    let settings = Config {
+        listen: address,
+        ..config(&dir)
+    };
+    let _rig = Rig::configured(settings, dir, clock).await;
+    tokio::time::timeout(Duration::from_secs(30), changed.changed())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        member.svid.get().unwrap().identity().not_after,
+        NOW + 60_000 + 86_400
+    );
 }
 
 #[tokio::test]

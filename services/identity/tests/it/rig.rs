@@ -50,10 +50,14 @@ impl Rig {
     }
 
     pub async fn with(dir: TempDir, clock: ManualClock) -> Self {
+        let settings = config(&dir);
+        Self::configured(settings, dir, clock).await
+    }
+
+    pub async fn configured(settings: Config, dir: TempDir, clock: ManualClock) -> Self {
         let (trigger, watcher) = weft_drain::channel();
-        let handle = weft_identity::start_with(config(&dir), Env::new(watcher).clock(clock.shared()))
-            .await
-            .unwrap();
+        let env = Env::new(watcher).clock(clock.shared());
+        let handle = weft_identity::start_with(settings, env).await.unwrap();
         Self {
             dir,
             clock,
