@@ -268,9 +268,9 @@ fn object() -> impl Strategy<Value = PolicyObject> {
     let rule = (
         selector(),
         section(6),
-        section(1),
+        section(3),
         section(6),
-        section(1),
+        section(3),
         default(),
         default(),
     )

@@ -1,1 +1,24 @@
-//! See ARCHITECTURE.md.
+//! What is desired, compiled, and streamed to each node as far as that node needs it.
+//!
+//! Owns: the resources that operators wrote, the registry of workloads, their numeric security identities,
+//! and what each node was sent. What crosses the border is `weft.policy.v1` over mTLS (port 7303), a folder
+//! of manifests, and one database.
+//!
+//! How it fits: [`source`](self) reads the folder and calls arrive by gRPC; both become events of one task,
+//! the owner, which stores what must be stored, changes the world (pure, no I/O) and lets it send to each
+//! node what of the change concerns it.
+
+mod api;
+mod config;
+mod files;
+mod metrics;
+mod owner;
+mod roles;
+mod serve;
+mod source;
+mod store;
+mod world;
+
+pub use config::{Config, Token};
+pub use roles::ROLES;
+pub use serve::{Handle, ServeError, serve, start};

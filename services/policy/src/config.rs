@@ -1,0 +1,154 @@
+//! What the service can be told, and what is refused.
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use weft_enroll::{EnrollError, TokenSource};
+use weft_model::{SpiffeError, TrustDomain};
+
+const DAY: u64 = 24 * 3600;
+
+/// Configuration of the policy service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// Folder of manifests. Without one, nothing is desired and only the registry works.
+    pub resources: Option<PathBuf>,
+    /// Holds the database `policy.db` and, in `member`, this service's key and certificate.
+    pub state_dir: PathBuf,
+    /// Of the SPIFFE IDs that are derived.
+    #[serde(deserialize_with = "trust_domain")]
+    pub trust_domain: String,
+    /// `host:port` of the identity service.
+    #[serde(deserialize_with = "address")]
+    pub identity_addr: String,
+    /// Join token for the first start.
+    pub join_token: Option<Token>,
+    /// File with the join token for the first start.
+    pub join_token_file: Option<PathBuf>,
+    /// How long a number keeps its labels after its last workload went away.
+    #[serde(deserialize_with = "grace")]
+    pub identity_grace_seconds: u64,
+    /// How long a node may be away before its workloads count as gone.
+    #[serde(deserialize_with = "timeout")]
+    pub node_timeout_seconds: u64,
+    /// Logs, traces and metrics.
+    pub telemetry: weft_telemetry::TelemetryConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 7303)),
+            resources: None,
+            state_dir: weft_config::state_dir("policy"),
+            trust_domain: TrustDomain::default().as_str().to_owned(),
+            identity_addr: "127.0.0.1:7301".into(),
+            join_token: None,
+            join_token_file: None,
+            identity_grace_seconds: 60,
+            node_timeout_seconds: 600,
+            telemetry: weft_telemetry::TelemetryConfig::default(),
+        }
+    }
+}
+
+// Wrong values are found while the configuration is read, so that `--check-config` finds them too.
+
+fn trust_domain<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    TrustDomain::new(&text).map(|_| text).map_err(D::Error::custom)
+}
+
+fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    let parts = text.rsplit_once(':');
+    if !parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        return Err(D::Error::custom(format!("{text:?} is not host:port")));
+    }
+    Ok(text)
+}
+
+fn period<'de, D: Deserializer<'de>>(d: D, least: u64) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(d)?;
+    if !(least..=DAY).contains(&seconds) {
+        return Err(D::Error::custom(format!(
+            "{seconds} seconds, must be {least} to {DAY}"
+        )));
+    }
+    Ok(seconds)
+}
+
+fn grace<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    period(d, 0)
+}
+
+fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    period(d, 5)
+}
+
+/// A secret that `Debug` does not show.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(not shown)")
+    }
+}
+
+impl Config {
+    pub(crate) fn parsed_trust_domain(&self) -> Result<TrustDomain, SpiffeError> {
+        TrustDomain::new(&self.trust_domain)
+    }
+
+    pub(crate) fn token(&self) -> Result<Option<TokenSource>, EnrollError> {
+        if let Some(token) = &self.join_token {
+            return TokenSource::text(&token.0).map(Some);
+        }
+        Ok(self.join_token_file.clone().map(TokenSource::File))
+    }
+
+    pub(crate) fn identity_grace(&self) -> Duration {
+        Duration::from_secs(self.identity_grace_seconds)
+    }
+
+    pub(crate) fn node_timeout(&self) -> Duration {
+        Duration::from_secs(self.node_timeout_seconds)
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.state_dir.join("policy.db")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_not_work_is_refused_by_name() {
+        let read = serde_json::from_str::<Config>;
+        assert!(read("{}").is_ok());
+        assert!(read(r#"{"identity_addr": "identity:7301", "identity_grace_seconds": 0}"#).is_ok());
+        for bad in [
+            r#"{"trust_domain": "A"}"#,
+            r#"{"identity_addr": "x"}"#,
+            r#"{"node_timeout_seconds": 1}"#,
+            r#"{"resource": "/x"}"#,
+        ] {
+            assert!(read(bad).is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn the_token_is_not_shown() {
+        let config = Config {
+            join_token: Some(Token("secret".into())),
+            ..Config::default()
+        };
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+}

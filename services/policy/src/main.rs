@@ -1,0 +1,56 @@
+//! `weft-policy`: see the library.
+
+use serde::Serialize;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use weft_policy::Config;
+use weft_service::{Context, Info};
+
+#[derive(Debug, clap::Args, Serialize)]
+struct Flags {
+    /// Where gRPC is served
+    #[arg(long, env = "WEFT_POLICY_LISTEN", value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<SocketAddr>,
+    /// Folder of manifests, watched for changes
+    #[arg(long, env = "WEFT_POLICY_RESOURCES", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resources: Option<PathBuf>,
+    /// Where the database and this service's key are kept
+    #[arg(long, env = "WEFT_POLICY_STATE_DIR", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state_dir: Option<PathBuf>,
+    /// Trust domain of all SPIFFE IDs
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_domain: Option<String>,
+    /// The identity service, as host:port
+    #[arg(long, env = "WEFT_IDENTITY_ADDR", value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_addr: Option<String>,
+    /// Join token for the first start
+    #[arg(long, env = "WEFT_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token: Option<String>,
+    /// File with the join token for the first start
+    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_token_file: Option<PathBuf>,
+}
+
+const INFO: Info = Info {
+    binary: "weft-policy",
+    name: "policy",
+    about: "Reads what is desired, compiles it, and streams each node what that node needs",
+    metrics_port: 7313,
+    secrets: &["join_token"],
+};
+
+fn main() -> ExitCode {
+    weft_service::main::<Config, Flags, weft_policy::ServeError, _, _>(
+        INFO,
+        |config| &config.telemetry,
+        |config: Config, context: Context| {
+            weft_policy::serve(config, context.drain, context.metrics, context.health)
+        },
+    )
+}

@@ -1,0 +1,360 @@
+//! The task that owns the world: everything that happens reaches it by one channel, one thing at a time.
+//!
+//! What must outlive a restart is stored before the world changes; if it can not be stored, nothing
+//! changes and the caller is told.
+
+use crate::{
+    Config,
+    files::{Files, Reading},
+    metrics::Counts,
+    store::{State, Write},
+    world::{RegisterError, Session, World},
+};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
+use weft_drain::Watcher;
+use weft_proto::weft::policy::v1 as pb;
+use weft_store::StoreError;
+
+/// How often waiting periods are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Why a registration or its removal did not happen.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Register {
+        node: String,
+        workload: Box<pb::Workload>,
+        reply: oneshot::Sender<Result<pb::Workload, Refused>>,
+    },
+    Deregister {
+        node: String,
+        id: String,
+        reply: oneshot::Sender<Result<(), Refused>>,
+    },
+    /// Answered with a number for [`Event::News`] and a signal for when to ask.
+    Follow {
+        reply: oneshot::Sender<(u64, watch::Receiver<()>)>,
+    },
+    News {
+        number: u64,
+        reply: oneshot::Sender<Option<pb::WatchResponse>>,
+    },
+    Connect {
+        node: String,
+        session: Session,
+        hello: pb::Hello,
+    },
+    AskFor {
+        node: String,
+        namespaces: Vec<String>,
+    },
+    Ack {
+        node: String,
+        session: u64,
+        version: u64,
+    },
+    Nack {
+        node: String,
+        session: u64,
+        version: u64,
+        reasons: Vec<String>,
+    },
+    Disconnect {
+        node: String,
+        session: u64,
+    },
+    List {
+        request: pb::ListRequest,
+        reply: oneshot::Sender<pb::ListResponse>,
+    },
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    world: World,
+    files: Files,
+    state: State,
+    grace: Duration,
+    node_timeout: Duration,
+    /// Followers' numbers with the signal that tells them of news.
+    followers: Vec<(u64, watch::Sender<()>)>,
+    next_follower: u64,
+    /// Nodes that have workloads and no stream, and since when.
+    absent: std::collections::BTreeMap<String, Instant>,
+    counts: Counts,
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+impl Owner {
+    /// Restores what was stored, then takes over what the folder says.
+    pub(crate) async fn start(
+        config: &Config,
+        mut world: World,
+        state: State,
+        readings: Vec<Reading>,
+        counts: Counts,
+    ) -> Result<Self, StoreError> {
+        let stored = state.load().await?;
+        world.restore(stored.identities, stored.workloads, now());
+        let mut files = Files::default();
+        let present: BTreeSet<&String> = readings.iter().map(|r| &r.path).collect();
+        let mut gone = Vec::new();
+        for (path, content) in &stored.good_files {
+            if present.contains(path) {
+                for (key, resource) in files.restore(path, content) {
+                    world.set_object(&key, resource.as_ref());
+                }
+            } else {
+                gone.push(Write::RemoveGoodFile { path: path.clone() });
+            }
+        }
+        state.write(&gone).await?;
+        let mut owner = Self {
+            world,
+            files,
+            state,
+            grace: config.identity_grace(),
+            node_timeout: config.node_timeout(),
+            followers: Vec::new(),
+            next_follower: 1,
+            absent: Default::default(),
+            counts,
+        };
+        owner.read(readings).await;
+        owner.world.settle();
+        owner.count();
+        Ok(owner)
+    }
+
+    /// Runs until the drain.
+    pub(crate) async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut readings: mpsc::Receiver<Vec<Reading>>,
+        mut drain: Watcher,
+    ) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.handle(event).await,
+                    None => break,
+                },
+                Some(batch) = readings.recv() => self.read(batch).await,
+                _ = tick.tick() => self.look_at_periods().await,
+                () = drain.draining() => break,
+            }
+            self.world.settle();
+            self.signal();
+            self.count();
+        }
+        self.state.close().await;
+    }
+
+    async fn handle(&mut self, event: Event) {
+        // A caller that went away meanwhile does not want its answer any more.
+        match event {
+            Event::Register {
+                node,
+                workload,
+                reply,
+            } => {
+                let _ = reply.send(self.register(&node, *workload).await);
+            }
+            Event::Deregister { node, id, reply } => {
+                let _ = reply.send(self.deregister(&node, &id).await);
+            }
+            Event::Follow { reply } => {
+                let number = self.next_follower;
+                self.next_follower += 1;
+                let (signal, follower) = watch::channel(());
+                self.world.follow(number);
+                self.followers.push((number, signal));
+                let _ = reply.send((number, follower));
+            }
+            Event::News { number, reply } => {
+                let _ = reply.send(self.world.news(number));
+            }
+            Event::Connect { node, session, hello } => {
+                tracing::info!(node, held = hello.held_version, "node connected");
+                self.world.connect(&node, session, &hello);
+            }
+            Event::AskFor { node, namespaces } => self.world.ask_for(&node, namespaces),
+            Event::Ack {
+                node,
+                session,
+                version,
+            } => self.world.ack(&node, session, version),
+            Event::Nack {
+                node,
+                session,
+                version,
+                reasons,
+            } => {
+                tracing::warn!(node, version, ?reasons, "node could not apply an update");
+                self.counts.nacks.inc();
+                self.world.nack(&node, session, version, reasons);
+            }
+            Event::Disconnect { node, session } => {
+                tracing::info!(node, "node disconnected");
+                self.world.disconnect(&node, session);
+            }
+            Event::List { request, reply } => {
+                let resources = self.files.statuses(&request.kind, &request.namespace);
+                let _ = reply.send(pb::ListResponse {
+                    resources,
+                    nodes: self.world.node_statuses(),
+                });
+            }
+        }
+    }
+
+    async fn register(&mut self, node: &str, workload: pb::Workload) -> Result<pb::Workload, Refused> {
+        let now = now();
+        let planned = self.world.plan_registration(node, workload, now)?;
+        self.state.write(&planned.writes).await?;
+        let registered = self.world.register(planned, now);
+        tracing::info!(
+            workload = registered.id,
+            identity = registered.identity,
+            spiffe_id = registered.spiffe_id,
+            "workload registered"
+        );
+        Ok(registered)
+    }
+
+    async fn deregister(&mut self, node: &str, id: &str) -> Result<(), Refused> {
+        match self.world.node_of(id) {
+            // Not there: that is what the caller wants. A name under another node is refused all the same.
+            None if id.starts_with(&format!("{node}/")) => return Ok(()),
+            Some(owner) if owner == node => {}
+            owner => {
+                let owner = owner.or(id.split('/').next()).unwrap_or_default().to_owned();
+                return Err(RegisterError::NotYours {
+                    id: id.to_owned(),
+                    owner,
+                }
+                .into());
+            }
+        }
+        self.remove(&[id.to_owned()]).await?;
+        tracing::info!(workload = id, "workload deregistered");
+        Ok(())
+    }
+
+    async fn remove(&mut self, ids: &[String]) -> Result<(), StoreError> {
+        let now = now();
+        for id in ids {
+            self.state.write(&self.world.plan_removal(id, now)).await?;
+            self.world.deregister(id, now);
+        }
+        Ok(())
+    }
+
+    /// Takes over what the folder says. If it can not be stored, it is in force all the same: only a bad
+    /// file at the next start would miss it.
+    async fn read(&mut self, readings: Vec<Reading>) {
+        let paths: BTreeSet<String> = readings.iter().map(|r| r.path.clone()).collect();
+        let (changes, writes) = self.files.apply(readings);
+        for problem in self.files.problems_of(&paths) {
+            tracing::error!("{problem}");
+        }
+        for (key, resource) in &changes {
+            self.world.set_object(key, resource.as_ref());
+        }
+        if let Err(error) = self.state.write(&writes).await {
+            tracing::error!(%error, "the last good state of the resources could not be stored");
+        }
+        if !changes.is_empty() {
+            tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
+        }
+    }
+
+    async fn look_at_periods(&mut self) {
+        for identity in self
+            .world
+            .expired_identities(now().saturating_sub(self.grace.as_secs()))
+        {
+            match self
+                .state
+                .write(&[Write::RemoveIdentity { number: identity }])
+                .await
+            {
+                Ok(()) => self.world.take_back(identity),
+                Err(error) => {
+                    tracing::error!(%error, identity = identity.0, "a released identity could not be removed");
+                    break;
+                }
+            }
+        }
+        self.world.forget_lost_nodes(self.node_timeout);
+        let with_workloads: BTreeSet<String> = self.world.nodes_with_workloads().into_iter().collect();
+        self.absent.retain(|node, _| with_workloads.contains(node));
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for node in with_workloads {
+            if self.world.is_connected(&node) {
+                self.absent.remove(&node);
+            } else if now.duration_since(*self.absent.entry(node.clone()).or_insert(now)) >= self.node_timeout
+            {
+                over.push(node);
+            }
+        }
+        for node in over {
+            tracing::warn!(node, "node has been away for too long; its workloads are removed");
+            if let Err(error) = self.remove(&self.world.ids_of_node(&node)).await {
+                tracing::error!(%error, node, "workloads of a lost node could not be removed");
+            }
+        }
+    }
+
+    /// Tells followers that there may be news, and forgets those that went away.
+    fn signal(&mut self) {
+        let gone: Vec<u64> = self
+            .followers
+            .iter()
+            .filter(|(_, s)| s.is_closed())
+            .map(|(n, _)| *n)
+            .collect();
+        for number in gone {
+            self.world.unfollow(number);
+            self.followers.retain(|(n, _)| *n != number);
+        }
+        for (number, signal) in &self.followers {
+            if self.world.has_news(*number) {
+                signal.send_replace(());
+            }
+        }
+    }
+
+    fn count(&self) {
+        let (workloads, identities) = self.world.counts();
+        self.counts.workloads.set(workloads as i64);
+        self.counts.identities.set(identities as i64);
+        self.counts.nodes.set(self.world.connected_nodes() as i64);
+        self.counts.bad_files.set(self.files.bad_files() as i64);
+    }
+}

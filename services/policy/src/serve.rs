@@ -1,0 +1,173 @@
+//! The running service.
+
+use crate::{
+    Config, ROLES,
+    api::Api,
+    metrics::Counts,
+    owner::Owner,
+    source::{Folder, watch},
+    store::State,
+    world::World,
+};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use weft_drain::Watcher;
+use weft_enroll::{EnrollError, Enrollment};
+use weft_proto::weft::policy::v1 as pb;
+use weft_rpc::{GrpcServer, RpcError};
+use weft_store::StoreError;
+use weft_telemetry::{Health, Metrics};
+use weft_tls::{ClientAuth, SvidCell, TlsError, Trust, server_config};
+
+/// Larger than any workload that would be admitted.
+const MAX_REQUEST: usize = 256 * 1024;
+/// Events waiting for the owner; callers wait when there are more.
+const EVENTS: usize = 256;
+
+/// Why the service does not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The resources folder can not be listed.
+    #[error("resources folder {}: {source}; name an existing folder with --resources", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Listening or serving.
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// Becoming a member of the mesh.
+    #[error(transparent)]
+    Enroll(#[from] EnrollError),
+    /// The service's own name.
+    #[error(transparent)]
+    Name(#[from] weft_model::SpiffeError),
+    /// A part of the service ended by a defect.
+    #[error("a task of the policy service failed: {0}")]
+    Task(String),
+}
+
+/// The running service, for a process that holds it.
+#[derive(Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    tasks: JoinSet<Result<(), ServeError>>,
+}
+
+impl Handle {
+    /// Where gRPC is served.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits for the end: of the drain, or of a part that failed.
+    pub async fn wait(mut self) -> Result<(), ServeError> {
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.map_err(|e| ServeError::Task(e.to_string()))??;
+        }
+        Ok(())
+    }
+}
+
+/// Joins the mesh and runs until the drain.
+pub async fn serve(
+    config: Config,
+    drain: Watcher,
+    metrics: Metrics,
+    health: Health,
+) -> Result<(), ServeError> {
+    health.waiting("policy", "joining the mesh");
+    // What can not work is said before anything is asked of others.
+    open_folder(&config)?;
+    let id = config.parsed_trust_domain()?.service("policy")?;
+    let mut enrollment = Enrollment::new(id, config.state_dir.join("member"), config.identity_addr.clone());
+    if let Some(token) = config.token()? {
+        enrollment = enrollment.token(token);
+    }
+    let member = enrollment.enroll(drain.clone()).await?;
+    let handle = start(config, member.svid, member.trust, drain, &metrics).await?;
+    health.ready("policy");
+    handle.wait().await
+}
+
+fn open_folder(config: &Config) -> Result<Option<Folder>, ServeError> {
+    let Some(path) = &config.resources else {
+        return Ok(None);
+    };
+    Folder::open(path).map(Some).map_err(|source| ServeError::Folder {
+        path: path.clone(),
+        source,
+    })
+}
+
+/// Starts the service with a certificate that its holder keeps current; when this returns, the resources
+/// are read and it accepts connections.
+pub async fn start(
+    config: Config,
+    svid: SvidCell,
+    trust: Trust,
+    drain: Watcher,
+    metrics: &Metrics,
+) -> Result<Handle, ServeError> {
+    let mut folder = open_folder(&config)?;
+    let readings = match &mut folder {
+        Some(folder) => folder.changes().map_err(|source| ServeError::Folder {
+            path: config.resources.clone().unwrap_or_default(),
+            source,
+        })?,
+        None => Vec::new(),
+    };
+    let state = State::open(&config.database()).await?;
+    let counts = Counts::default();
+    counts.register(metrics);
+    let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string());
+    let owner = Owner::start(&config, world, state, readings, counts).await?;
+
+    let bind = |source| RpcError::Bind {
+        address: config.listen.to_string(),
+        source,
+    };
+    let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
+    let address = listener.local_addr().map_err(bind)?;
+    let tls = server_config(Arc::new(svid), &trust, ClientAuth::Required, &[b"h2"])?;
+    let (events, incoming) = mpsc::channel(EVENTS);
+    let api = Api::new(events, drain.clone());
+    let server = GrpcServer::new("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
+        .add_service(
+            pb::registry_server::RegistryServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST),
+        )
+        .add_service(
+            pb::distribution_server::DistributionServer::new(api.clone())
+                .max_decoding_message_size(MAX_REQUEST),
+        )
+        .add_service(pb::resources_server::ResourcesServer::new(api).max_decoding_message_size(MAX_REQUEST))
+        .build();
+
+    let mut tasks = JoinSet::new();
+    let (changes, changed) = mpsc::channel(1);
+    if let Some(folder) = folder {
+        let drain = drain.clone();
+        tasks.spawn(async move {
+            watch(folder, changes, drain).await;
+            Ok(())
+        });
+    }
+    {
+        let drain = drain.clone();
+        tasks.spawn(async move {
+            owner.run(incoming, changed, drain).await;
+            Ok(())
+        });
+    }
+    tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
+    tracing::info!(%address, "policy service ready");
+    Ok(Handle { address, tasks })
+}

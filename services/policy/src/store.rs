@@ -1,0 +1,152 @@
+//! What must outlive a restart: identities, workloads, and the last good content of each file.
+
+use prost::Message;
+use sqlx::{Row, migrate::Migrator};
+use std::{collections::BTreeMap, path::Path};
+use weft_model::{Labels, NumericIdentity};
+use weft_proto::weft::policy::v1 as pb;
+use weft_store::{Store, StoreError};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// One change. Several are made together or not at all.
+#[derive(Debug, Clone)]
+pub(crate) enum Write {
+    Identity {
+        number: NumericIdentity,
+        labels: String,
+        released_at: Option<u64>,
+    },
+    RemoveIdentity {
+        number: NumericIdentity,
+    },
+    Workload {
+        id: String,
+        node: String,
+        message: Box<pb::Workload>,
+    },
+    RemoveWorkload {
+        id: String,
+    },
+    GoodFile {
+        path: String,
+        content: Vec<u8>,
+    },
+    RemoveGoodFile {
+        path: String,
+    },
+}
+
+impl Write {
+    pub(crate) fn identity(number: NumericIdentity, labels: &Labels, released_at: Option<u64>) -> Self {
+        // A map of texts always has a JSON form; keys are in order, so equal sets give equal texts.
+        let labels = serde_json::to_string(labels).unwrap_or_default();
+        Self::Identity {
+            number,
+            labels,
+            released_at,
+        }
+    }
+}
+
+/// What was found at the start.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    pub identities: Vec<(NumericIdentity, Labels, Option<u64>)>,
+    pub workloads: Vec<pb::Workload>,
+    pub good_files: BTreeMap<String, Vec<u8>>,
+}
+
+/// The database.
+#[derive(Debug, Clone)]
+pub(crate) struct State(Store);
+
+impl State {
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self(Store::open(path, &MIGRATIONS).await?))
+    }
+
+    pub(crate) async fn load(&self) -> Result<Stored, StoreError> {
+        self.try_load().await.map_err(|e| self.0.error(&e))
+    }
+
+    async fn try_load(&self) -> Result<Stored, sqlx::Error> {
+        let mut stored = Stored::default();
+        let decode = |e: String| sqlx::Error::Decode(e.into());
+        for row in sqlx::query("SELECT number, labels, released_at FROM identity")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            let number: u32 = row.try_get(0)?;
+            let labels: Labels = serde_json::from_str(row.try_get(1)?)
+                .map_err(|e| decode(format!("identity {number}: {e}")))?;
+            let released_at: Option<i64> = row.try_get(2)?;
+            let released_at = released_at.and_then(|at| u64::try_from(at).ok());
+            stored
+                .identities
+                .push((NumericIdentity(number), labels, released_at));
+        }
+        for row in sqlx::query("SELECT id, message FROM workload ORDER BY id")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            let id: String = row.try_get(0)?;
+            let bytes: Vec<u8> = row.try_get(1)?;
+            let message =
+                pb::Workload::decode(bytes.as_slice()).map_err(|e| decode(format!("workload {id}: {e}")))?;
+            stored.workloads.push(message);
+        }
+        for row in sqlx::query("SELECT path, content FROM good_file")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            stored.good_files.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        Ok(stored)
+    }
+
+    pub(crate) async fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.0.begin_write().await?;
+        for write in writes {
+            let query = match write {
+                Write::Identity { number, labels, released_at } => sqlx::query(
+                    "INSERT INTO identity (number, labels, released_at) VALUES (?, ?, ?)
+                     ON CONFLICT (number) DO UPDATE SET labels = excluded.labels, released_at = excluded.released_at",
+                )
+                .bind(number.0)
+                .bind(labels)
+                .bind(released_at.and_then(|at| i64::try_from(at).ok())),
+                Write::RemoveIdentity { number } => {
+                    sqlx::query("DELETE FROM identity WHERE number = ?").bind(number.0)
+                }
+                Write::Workload { id, node, message } => sqlx::query(
+                    "INSERT INTO workload (id, node, message) VALUES (?, ?, ?)
+                     ON CONFLICT (id) DO UPDATE SET node = excluded.node, message = excluded.message",
+                )
+                .bind(id)
+                .bind(node)
+                .bind(message.encode_to_vec()),
+                Write::RemoveWorkload { id } => sqlx::query("DELETE FROM workload WHERE id = ?").bind(id),
+                Write::GoodFile { path, content } => sqlx::query(
+                    "INSERT INTO good_file (path, content) VALUES (?, ?)
+                     ON CONFLICT (path) DO UPDATE SET content = excluded.content",
+                )
+                .bind(path)
+                .bind(content),
+                Write::RemoveGoodFile { path } => sqlx::query("DELETE FROM good_file WHERE path = ?").bind(path),
+            };
+            query
+                .execute(&mut *transaction)
+                .await
+                .map_err(|e| self.0.error(&e))?;
+        }
+        transaction.commit().await.map_err(|e| self.0.error(&e))
+    }
+
+    pub(crate) async fn close(self) {
+        self.0.close().await;
+    }
+}

@@ -1,0 +1,99 @@
+//! Policy objects, and the set they compile to for each identity in use.
+
+use super::{Dirty, workloads::Workloads};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+use weft_model::{Labels, NumericIdentity};
+use weft_policy_engine::{PolicyObject, PolicySet, compile};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Policies {
+    /// By namespace and name: an object is about workloads of its own namespace only.
+    objects: BTreeMap<String, BTreeMap<String, PolicyObject>>,
+    sets: BTreeMap<NumericIdentity, Arc<PolicySet>>,
+    /// Identities whose set must be compiled again.
+    stale: BTreeSet<NumericIdentity>,
+}
+
+impl Policies {
+    /// Adds, replaces or removes an object. Workloads that neither the old nor the new one selects keep
+    /// their sets untouched.
+    pub(crate) fn set_object(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        object: Option<PolicyObject>,
+        workloads: &Workloads,
+    ) {
+        let objects = self.objects.entry(namespace.to_owned()).or_default();
+        let old = match &object {
+            Some(object) => objects.insert(name.to_owned(), object.clone()),
+            None => objects.remove(name),
+        };
+        if old == object {
+            return;
+        }
+        for (identity, labels) in workloads.identities() {
+            if [&old, &object].into_iter().flatten().any(|o| o.selects(labels)) {
+                self.stale.insert(identity);
+            }
+        }
+    }
+
+    /// An identity came or went: whoever is governed by an object that names it must know.
+    pub(crate) fn identity_changed(
+        &mut self,
+        identity: NumericIdentity,
+        labels: &Labels,
+        workloads: &Workloads,
+    ) {
+        self.stale.insert(identity);
+        let naming: Vec<&PolicyObject> = self
+            .objects
+            .values()
+            .flat_map(BTreeMap::values)
+            .filter(|o| o.names_peer(labels))
+            .collect();
+        if naming.is_empty() {
+            return;
+        }
+        for (subject, labels) in workloads.identities() {
+            if naming.iter().any(|o| o.selects(labels)) {
+                self.stale.insert(subject);
+            }
+        }
+    }
+
+    /// Compiles what is stale.
+    pub(crate) fn recompile(&mut self, workloads: &Workloads, dirty: &mut Dirty) {
+        for identity in std::mem::take(&mut self.stale) {
+            let set = workloads.labels(identity).map(|labels| {
+                let objects = labels.namespace().and_then(|n| self.objects.get(n));
+                Arc::new(compile(
+                    objects.into_iter().flat_map(BTreeMap::values),
+                    labels,
+                    workloads.known(),
+                ))
+            });
+            let old = self.sets.get(&identity);
+            if old.map(|s| s.id()) == set.as_ref().map(|s| s.id()) {
+                continue;
+            }
+            match set {
+                Some(set) => self.sets.insert(identity, set),
+                None => self.sets.remove(&identity),
+            };
+            let nodes = workloads
+                .with_identity(identity)
+                .filter_map(|id| workloads.get(id));
+            dirty.nodes.extend(nodes.map(|w| w.message.node.clone()));
+        }
+    }
+
+    pub(crate) fn set(&self, identity: NumericIdentity) -> Option<&Arc<PolicySet>> {
+        self.sets.get(&identity)
+    }
+}

@@ -1,0 +1,234 @@
+//! The objects that were read, in the form in which nodes get them.
+
+use super::{Dirty, Key, Kind, Shared, World, workloads::Workloads};
+use std::{collections::BTreeMap, sync::Arc};
+use weft_policy_engine::PolicyObject;
+use weft_proto::weft::policy::v1 as pb;
+use weft_resources::{Body, Meta, Resource, Service, TargetPort};
+
+/// What names an object among all that were read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ObjectKey {
+    pub kind: weft_resources::Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectKey {
+    pub(crate) fn of(resource: &Resource) -> Self {
+        let Meta { namespace, name, .. } = &resource.meta;
+        Self {
+            kind: resource.kind(),
+            namespace: namespace.clone(),
+            name: name.clone(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Objects {
+    /// By namespace and name.
+    services: BTreeMap<String, BTreeMap<String, Service>>,
+    built: BTreeMap<Key, Shared>,
+    scopes: BTreeMap<Key, Vec<String>>,
+}
+
+impl Objects {
+    pub(crate) fn resource(&self, key: &Key) -> Option<Shared> {
+        self.built.get(key).cloned()
+    }
+
+    pub(crate) fn scopes(&self, key: &Key) -> Option<&Vec<String>> {
+        self.scopes.get(key)
+    }
+
+    pub(crate) fn services_of(&self, namespace: &str) -> impl Iterator<Item = Key> {
+        let names = self.services.get(namespace).into_iter().flat_map(BTreeMap::keys);
+        names.map(move |name| Key::new(Kind::Service, format!("{namespace}/{name}")))
+    }
+
+    /// Components and Configurations of a namespace.
+    pub(crate) fn dapr_of(&self, namespace: &str) -> impl Iterator<Item = Key> {
+        let start = format!("{namespace}/");
+        let of_kind = move |kind| {
+            let start = start.clone();
+            let from = Key::new(kind, start.clone());
+            self.built
+                .range(from..)
+                .take_while(move |(k, _)| k.kind == kind && k.name.starts_with(&start))
+                .map(|(k, _)| k.clone())
+        };
+        of_kind(Kind::Component).chain(of_kind(Kind::Configuration))
+    }
+
+    fn put(&mut self, key: Key, resource: Option<Shared>, dirty: &mut Dirty) {
+        let old = match resource.clone() {
+            Some(new) => self.built.insert(key.clone(), new),
+            None => self.built.remove(&key),
+        };
+        if old != resource {
+            dirty.keys.insert(key);
+        }
+    }
+
+    fn set_service(
+        &mut self,
+        meta: (&str, &str),
+        service: Option<Service>,
+        workloads: &Workloads,
+        dirty: &mut Dirty,
+    ) {
+        let (namespace, name) = meta;
+        match service {
+            Some(service) => {
+                self.services
+                    .entry(namespace.to_owned())
+                    .or_default()
+                    .insert(name.to_owned(), service);
+            }
+            None => {
+                if let Some(all) = self.services.get_mut(namespace) {
+                    all.remove(name);
+                }
+            }
+        }
+        self.build_service(namespace, name, workloads, dirty);
+    }
+
+    fn build_service(&mut self, namespace: &str, name: &str, workloads: &Workloads, dirty: &mut Dirty) {
+        let key = Key::new(Kind::Service, format!("{namespace}/{name}"));
+        let resource = self
+            .services
+            .get(namespace)
+            .and_then(|all| all.get(name))
+            .map(|service| {
+                let matching = workloads
+                    .in_namespace(namespace)
+                    .filter_map(|id| workloads.get(id))
+                    .filter(|w| selects(service, &w.message))
+                    .map(|w| w.message.id.clone());
+                let body = to_wire(namespace, name, service, matching.collect());
+                key.clone().with(pb::resource::Body::Service(body)).1
+            });
+        self.put(key, resource, dirty);
+    }
+
+    /// Services that select the workload as it was or as it is are built again.
+    pub(crate) fn workload_changed(
+        &mut self,
+        old: Option<&pb::Workload>,
+        new: Option<&pb::Workload>,
+        workloads: &Workloads,
+        dirty: &mut Dirty,
+    ) {
+        let mut touched = Vec::new();
+        for message in old.into_iter().chain(new) {
+            let all = self.services.get(&message.namespace).into_iter().flatten();
+            let matching = all.filter(|(_, service)| selects(service, message));
+            touched.extend(matching.map(|(name, _)| (message.namespace.clone(), name.clone())));
+        }
+        touched.sort_unstable();
+        touched.dedup();
+        for (namespace, name) in touched {
+            self.build_service(&namespace, &name, workloads, dirty);
+        }
+    }
+}
+
+/// A Service without selector selects nothing: its endpoints are somebody else's business.
+fn selects(service: &Service, workload: &pb::Workload) -> bool {
+    !service.selector.is_empty()
+        && service
+            .selector
+            .iter()
+            .all(|(k, v)| workload.labels.get(k) == Some(v))
+}
+
+fn to_wire(namespace: &str, name: &str, service: &Service, endpoints: Vec<String>) -> pb::Service {
+    let ports = service.ports.iter().map(|port| pb::ServicePort {
+        name: port.name.clone(),
+        port: port.port.into(),
+        target_port: match &port.target {
+            TargetPort::Number(number) => u32::from(*number),
+            // A workload has one app port, so a name can only mean that one.
+            TargetPort::Named(_) => 0,
+        },
+        protocol: port.protocol.into(),
+        app_protocol: port.app_protocol.clone(),
+    });
+    pb::Service {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        cluster_ips: service.cluster_ips.iter().map(ToString::to_string).collect(),
+        ports: ports.collect(),
+        endpoints,
+    }
+}
+
+impl World {
+    /// Adds, replaces or removes an object.
+    pub(crate) fn set_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
+        let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
+        match key.kind {
+            weft_resources::Kind::CiliumNetworkPolicy => {
+                let object = resource.and_then(|r| match &r.body {
+                    Body::CiliumNetworkPolicy(policy) => Some(PolicyObject {
+                        kind: key.kind.name().to_owned(),
+                        namespace: namespace.to_owned(),
+                        name: name.to_owned(),
+                        rules: policy.rules.clone(),
+                    }),
+                    _ => None,
+                });
+                self.policies.set_object(namespace, name, object, &self.workloads);
+            }
+            weft_resources::Kind::Service => {
+                let service = resource.and_then(|r| match &r.body {
+                    Body::Service(service) => Some(service.clone()),
+                    _ => None,
+                });
+                self.objects
+                    .set_service((namespace, name), service, &self.workloads, &mut self.dirty);
+            }
+            weft_resources::Kind::Component | weft_resources::Kind::Configuration => {
+                self.set_dapr_object(key, resource);
+            }
+        }
+    }
+
+    fn set_dapr_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
+        let component = key.kind == weft_resources::Kind::Component;
+        let kind = if component {
+            Kind::Component
+        } else {
+            Kind::Configuration
+        };
+        let wire_key = Key::new(kind, format!("{}/{}", key.namespace, key.name));
+        let object = resource.and_then(|r| match &r.body {
+            Body::Component(object) | Body::Configuration(object) => Some(object),
+            _ => None,
+        });
+        let built = object.map(|object| {
+            let body = pb::DaprResource {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                scopes: object.scopes.clone(),
+                json: object.json.to_string().into_bytes(),
+            };
+            let body = match kind {
+                Kind::Component => pb::resource::Body::Component(body),
+                _ => pb::resource::Body::Configuration(body),
+            };
+            wire_key.clone().with(body).1
+        });
+        match object {
+            Some(object) => self
+                .objects
+                .scopes
+                .insert(wire_key.clone(), object.scopes.clone()),
+            None => self.objects.scopes.remove(&wire_key),
+        };
+        self.objects.put(wire_key, built, &mut self.dirty);
+    }
+}

@@ -1,0 +1,133 @@
+//! What one node needs of the world.
+
+use super::{Key, Kind, Shared, World};
+use std::collections::{BTreeMap, BTreeSet};
+use weft_model::NumericIdentity;
+use weft_policy_engine::DirectionPolicy;
+use weft_proto::weft::policy::v1 as pb;
+
+/// Namespaces that a node may ask for beside its own.
+pub(crate) const MAX_ASKED_FOR: usize = 1_000;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Scope {
+    /// Namespaces whose endpoints and Services it needs.
+    namespaces: BTreeSet<String>,
+    /// App-ids it hosts, by namespace.
+    apps: BTreeMap<String, BTreeSet<String>>,
+    /// Identities of its own workloads, with the id of the set that governs each.
+    sets: BTreeMap<String, NumericIdentity>,
+    /// Identities that those sets name.
+    named: BTreeSet<NumericIdentity>,
+    /// Namespaces that it asked for.
+    pub asked_for: BTreeSet<String>,
+}
+
+impl World {
+    pub(super) fn scope(&self, node: &str, asked_for: BTreeSet<String>) -> Scope {
+        let mut scope = Scope {
+            namespaces: asked_for.clone(),
+            asked_for,
+            ..Scope::default()
+        };
+        for workload in self.workloads.of_node(node) {
+            let message = &workload.message;
+            scope.namespaces.insert(message.namespace.clone());
+            if !message.app_id.is_empty() {
+                scope
+                    .apps
+                    .entry(message.namespace.clone())
+                    .or_default()
+                    .insert(message.app_id.clone());
+            }
+            let Some(set) = self.policies.set(workload.identity) else {
+                continue;
+            };
+            if scope
+                .sets
+                .insert(set.id().to_owned(), workload.identity)
+                .is_none()
+            {
+                let names = |d: &DirectionPolicy, into: &mut BTreeSet<NumericIdentity>| {
+                    let all = d.entries.iter().flat_map(|e| &e.peers.identities);
+                    into.extend(all.filter(|i| i.is_allocated()));
+                };
+                names(set.ingress(), &mut scope.named);
+                names(set.egress(), &mut scope.named);
+            }
+        }
+        scope
+    }
+
+    /// All that a node with this scope should have.
+    pub(super) fn share(&self, node: &str, scope: &Scope) -> BTreeMap<Key, Shared> {
+        let mut keys: BTreeSet<Key> = scope
+            .sets
+            .keys()
+            .map(|id| Key::new(Kind::PolicySet, id.clone()))
+            .collect();
+        for namespace in &scope.namespaces {
+            let ids = self.workloads.in_namespace(namespace);
+            keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
+            keys.extend(self.objects.services_of(namespace));
+            let identities = self.workloads.identities_of(namespace);
+            keys.extend(identities.map(|id| Key::new(Kind::Identity, id.to_string())));
+        }
+        for identity in &scope.named {
+            keys.insert(Key::new(Kind::Identity, identity.to_string()));
+            let ids = self.workloads.with_identity(*identity);
+            keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
+        }
+        for namespace in scope.apps.keys() {
+            keys.extend(self.objects.dapr_of(namespace));
+        }
+        keys.into_iter()
+            .filter_map(|key| self.wanted(node, scope, &key).map(|r| (key, r)))
+            .collect()
+    }
+
+    /// What a node with this scope should have at one key.
+    pub(super) fn wanted(&self, node: &str, scope: &Scope, key: &Key) -> Option<Shared> {
+        match key.kind {
+            Kind::Identity => {
+                let number = NumericIdentity(key.name.parse().ok()?);
+                let labels = self.workloads.labels(number)?;
+                let near = labels.namespace().is_some_and(|n| scope.namespaces.contains(n));
+                (near || scope.named.contains(&number)).then(|| self.workloads.identity_resource(number))?
+            }
+            Kind::PolicySet => {
+                let set = self.policies.set(*scope.sets.get(&key.name)?)?;
+                let body = pb::resource::Body::PolicySet(pb::PolicySet::from(&**set));
+                (set.id() == key.name).then(|| key.clone().with(body).1)
+            }
+            Kind::Endpoint => {
+                let workload = self.workloads.get(&key.name)?;
+                if workload.message.node == node {
+                    let set = self.policies.set(workload.identity).map(|s| s.id().to_owned());
+                    let endpoint = pb::Endpoint {
+                        workload: Some(workload.message.clone()),
+                        policy_set: set.unwrap_or_default(),
+                    };
+                    return Some(key.clone().with(pb::resource::Body::Endpoint(endpoint)).1);
+                }
+                let near = scope.namespaces.contains(&workload.message.namespace);
+                (near || scope.named.contains(&workload.identity)).then(|| workload.as_peer.clone())
+            }
+            Kind::Service => {
+                let (namespace, _) = key.name.split_once('/')?;
+                scope
+                    .namespaces
+                    .contains(namespace)
+                    .then(|| self.objects.resource(key))?
+            }
+            Kind::Component | Kind::Configuration => {
+                let (namespace, _) = key.name.split_once('/')?;
+                let apps = scope.apps.get(namespace)?;
+                let scopes = self.objects.scopes(key)?;
+                let meant = scopes.is_empty() || scopes.iter().any(|s| apps.contains(s));
+                meant.then(|| self.objects.resource(key))?
+            }
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! Workloads, and the numbers given to their label sets.
+
+use super::{
+    Key, Kind, Shared, World,
+    check::{RegisterError, check, invalid, spiffe_id},
+};
+use crate::store::Write;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+use weft_model::{Labels, NumericIdentity, TrustDomain};
+use weft_policy_engine::Identities;
+use weft_proto::weft::policy::v1 as pb;
+
+const MAX_WORKLOADS: usize = 50_000;
+const MAX_PER_NODE: usize = 4_096;
+
+/// One workload.
+#[derive(Debug, Clone)]
+pub(crate) struct Workload {
+    /// With what was derived.
+    pub message: pb::Workload,
+    pub identity: NumericIdentity,
+    /// As other nodes get it.
+    pub as_peer: Shared,
+}
+
+impl Workload {
+    pub(crate) fn new(message: pb::Workload) -> Self {
+        // Annotations are for the agent beside the workload; its peers have no use for them.
+        let peer = pb::Workload {
+            annotations: Default::default(),
+            ..message.clone()
+        };
+        let endpoint = pb::Endpoint {
+            workload: Some(peer),
+            policy_set: String::new(),
+        };
+        let key = Key::new(Kind::Endpoint, message.id.clone());
+        let (_, as_peer) = key.with(pb::resource::Body::Endpoint(endpoint));
+        Self {
+            identity: NumericIdentity(message.identity),
+            message,
+            as_peer,
+        }
+    }
+
+    fn pod_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let pod = self.message.kind() == pb::WorkloadKind::Pod;
+        self.message
+            .addresses
+            .iter()
+            .filter(move |_| pod)
+            .filter_map(|a| a.parse().ok())
+    }
+}
+
+fn labels(message: &pb::Workload) -> Labels {
+    let own = message.labels.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    Labels::for_workload(own, &message.namespace, &message.app_id, &message.service_account)
+}
+
+/// A number's labels, and since when nobody has them (seconds since the Unix epoch).
+#[derive(Debug, Clone)]
+struct Given {
+    labels: Labels,
+    released_at: Option<u64>,
+    workloads: BTreeSet<String>,
+}
+
+/// A change that was checked and not made yet: what to store, and the workload as it will be.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub writes: Vec<Write>,
+    pub message: pb::Workload,
+    labels: Labels,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Workloads {
+    all: BTreeMap<String, Workload>,
+    by_node: BTreeMap<String, BTreeSet<String>>,
+    by_namespace: BTreeMap<String, BTreeSet<String>>,
+    by_address: BTreeMap<IpAddr, String>,
+    given: BTreeMap<NumericIdentity, Given>,
+    by_labels: BTreeMap<Labels, NumericIdentity>,
+    identities_by_namespace: BTreeMap<String, BTreeSet<NumericIdentity>>,
+    /// The same numbers in the form that the compiler reads.
+    known: Identities,
+    /// The number given last: the next one is looked for above it, so that numbers are reused late.
+    last: u32,
+}
+
+impl Workloads {
+    pub(crate) fn get(&self, id: &str) -> Option<&Workload> {
+        self.all.get(id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Workload> {
+        self.all.values()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn of_node(&self, node: &str) -> impl Iterator<Item = &Workload> {
+        self.by_node
+            .get(node)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.all.get(id))
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &String> {
+        self.by_node.keys()
+    }
+
+    pub(crate) fn in_namespace(&self, namespace: &str) -> impl Iterator<Item = &String> {
+        self.by_namespace.get(namespace).into_iter().flatten()
+    }
+
+    pub(crate) fn with_identity(&self, identity: NumericIdentity) -> impl Iterator<Item = &String> {
+        self.given.get(&identity).into_iter().flat_map(|g| &g.workloads)
+    }
+
+    pub(crate) fn identities_of(&self, namespace: &str) -> impl Iterator<Item = NumericIdentity> {
+        self.identities_by_namespace
+            .get(namespace)
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+
+    pub(crate) fn identities(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
+        self.given.iter().map(|(id, given)| (*id, &given.labels))
+    }
+
+    pub(crate) fn labels(&self, identity: NumericIdentity) -> Option<&Labels> {
+        self.given.get(&identity).map(|g| &g.labels)
+    }
+
+    pub(crate) fn known(&self) -> &Identities {
+        &self.known
+    }
+
+    pub(crate) fn identity_resource(&self, identity: NumericIdentity) -> Option<Shared> {
+        let labels = self.labels(identity)?;
+        let labels = labels.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let body = pb::resource::Body::Identity(pb::Identity {
+            id: identity.0,
+            labels,
+        });
+        Some(Key::new(Kind::Identity, identity.to_string()).with(body).1)
+    }
+
+    fn free_number(&self) -> Option<NumericIdentity> {
+        let (first, last) = (
+            NumericIdentity::FIRST_ALLOCATED.0,
+            NumericIdentity::LAST_ALLOCATED.0,
+        );
+        let from = self.last.max(first - 1) + 1;
+        (from..=last)
+            .chain(first..from.min(last + 1))
+            .map(NumericIdentity)
+            .find(|n| !self.given.contains_key(n))
+    }
+
+    /// Checks a registration by `node` and works out what it derives. Changes nothing.
+    pub(crate) fn plan(
+        &self,
+        node: &str,
+        mut message: pb::Workload,
+        domain: &TrustDomain,
+        now: u64,
+    ) -> Result<Planned, RegisterError> {
+        check(node, &message)?;
+        if let Some(old) = self.all.get(&message.id)
+            && old.message.node != node
+        {
+            return Err(RegisterError::NotYours {
+                id: message.id,
+                owner: old.message.node.clone(),
+            });
+        }
+        let pod = message.kind() == pb::WorkloadKind::Pod;
+        for text in &message.addresses {
+            let address: IpAddr = text.parse().map_err(invalid("addresses"))?;
+            let other = self.by_address.get(&address).and_then(|id| self.all.get(id));
+            if let Some(other) = other.filter(|o| pod && o.message.node != node) {
+                let (by, node) = (other.message.id.clone(), other.message.node.clone());
+                return Err(RegisterError::AddressInUse { address, by, node });
+            }
+        }
+        if !self.all.contains_key(&message.id) {
+            if self.all.len() >= MAX_WORKLOADS {
+                return Err(RegisterError::Full(format!(
+                    "the registry is full with {MAX_WORKLOADS} workloads"
+                )));
+            }
+            if self
+                .by_node
+                .get(node)
+                .is_some_and(|ids| ids.len() >= MAX_PER_NODE)
+            {
+                return Err(RegisterError::Full(format!(
+                    "node {node} has its {MAX_PER_NODE} workloads already"
+                )));
+            }
+        }
+        let labels = labels(&message);
+        let identity = self
+            .by_labels
+            .get(&labels)
+            .copied()
+            .or_else(|| self.free_number())
+            .ok_or_else(|| {
+                RegisterError::Full("every security identity is in use by another label set".into())
+            })?;
+        message.identity = identity.0;
+        message.spiffe_id = spiffe_id(&message, domain)?;
+        let mut writes = vec![
+            Write::identity(identity, &labels, None),
+            Write::Workload {
+                id: message.id.clone(),
+                node: node.to_owned(),
+                message: Box::new(message.clone()),
+            },
+        ];
+        writes.extend(self.release(&message.id, Some(identity), now));
+        Ok(Planned {
+            writes,
+            message,
+            labels,
+        })
+    }
+
+    /// The write that a workload's leaving its identity takes, if it is the last one there.
+    fn release(&self, id: &str, stays_with: Option<NumericIdentity>, now: u64) -> Option<Write> {
+        let old = self.all.get(id)?.identity;
+        let given = self.given.get(&old)?;
+        let last = given.workloads.len() == 1 && given.workloads.contains(id);
+        (last && stays_with != Some(old)).then(|| Write::identity(old, &given.labels, Some(now)))
+    }
+
+    /// What removing a workload stores.
+    pub(crate) fn plan_removal(&self, id: &str, now: u64) -> Vec<Write> {
+        if !self.all.contains_key(id) {
+            return Vec::new();
+        }
+        let mut writes = vec![Write::RemoveWorkload { id: id.to_owned() }];
+        writes.extend(self.release(id, None, now));
+        writes
+    }
+
+    /// Numbers that nobody has had since before `until`.
+    pub(crate) fn expired(&self, until: u64) -> Vec<NumericIdentity> {
+        let old = |g: &Given| g.workloads.is_empty() && g.released_at.is_some_and(|at| at <= until);
+        self.given
+            .iter()
+            .filter(|(_, g)| old(g))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn give(&mut self, identity: NumericIdentity, labels: &Labels, released_at: Option<u64>) -> bool {
+        self.last = self.last.max(identity.0);
+        if let Some(given) = self.given.get_mut(&identity) {
+            given.released_at = released_at;
+            return false;
+        }
+        let given = Given {
+            labels: labels.clone(),
+            released_at,
+            workloads: BTreeSet::new(),
+        };
+        self.given.insert(identity, given);
+        self.by_labels.insert(labels.clone(), identity);
+        if let Some(namespace) = labels.namespace() {
+            self.identities_by_namespace
+                .entry(namespace.to_owned())
+                .or_default()
+                .insert(identity);
+        }
+        self.known.insert(identity, labels.clone());
+        true
+    }
+
+    fn take_back(&mut self, identity: NumericIdentity) -> Option<Labels> {
+        let given = self.given.remove(&identity)?;
+        self.by_labels.remove(&given.labels);
+        if let Some(namespace) = given.labels.namespace() {
+            unlist(&mut self.identities_by_namespace, namespace, &identity);
+        }
+        self.known.remove(identity);
+        Some(given.labels)
+    }
+
+    fn insert(&mut self, workload: Workload, now: u64) -> Option<Workload> {
+        let id = workload.message.id.clone();
+        let old = self.remove(&id, now);
+        let message = &workload.message;
+        self.by_node
+            .entry(message.node.clone())
+            .or_default()
+            .insert(id.clone());
+        self.by_namespace
+            .entry(message.namespace.clone())
+            .or_default()
+            .insert(id.clone());
+        for address in workload.pod_addresses() {
+            self.by_address.insert(address, id.clone());
+        }
+        if let Some(given) = self.given.get_mut(&workload.identity) {
+            given.workloads.insert(id.clone());
+            given.released_at = None;
+        }
+        self.all.insert(id, workload);
+        old
+    }
+
+    fn remove(&mut self, id: &str, now: u64) -> Option<Workload> {
+        let old = self.all.remove(id)?;
+        unlist(&mut self.by_node, &old.message.node, &id.to_owned());
+        unlist(&mut self.by_namespace, &old.message.namespace, &id.to_owned());
+        for address in old.pod_addresses() {
+            if self.by_address.get(&address).is_some_and(|by| by == id) {
+                self.by_address.remove(&address);
+            }
+        }
+        if let Some(given) = self.given.get_mut(&old.identity) {
+            given.workloads.remove(id);
+            if given.workloads.is_empty() {
+                given.released_at = Some(now);
+            }
+        }
+        Some(old)
+    }
+}
+
+fn unlist<V: Ord>(index: &mut BTreeMap<String, BTreeSet<V>>, key: &str, value: &V) {
+    if let Some(set) = index.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+impl World {
+    /// Takes over what was stored before a restart.
+    pub(crate) fn restore(
+        &mut self,
+        identities: Vec<(NumericIdentity, Labels, Option<u64>)>,
+        workloads: Vec<pb::Workload>,
+        now: u64,
+    ) {
+        for (number, labels, released_at) in identities {
+            self.workloads.give(number, &labels, released_at.or(Some(now)));
+            self.policies.identity_changed(number, &labels, &self.workloads);
+        }
+        for message in workloads {
+            self.workloads.insert(Workload::new(message), now);
+        }
+    }
+
+    pub(crate) fn plan_registration(
+        &self,
+        node: &str,
+        message: pb::Workload,
+        now: u64,
+    ) -> Result<Planned, RegisterError> {
+        self.workloads.plan(node, message, &self.trust_domain, now)
+    }
+
+    /// Makes a planned registration, which has been stored.
+    pub(crate) fn register(&mut self, planned: Planned, now: u64) -> pb::Workload {
+        let Planned { message, labels, .. } = planned;
+        let number = NumericIdentity(message.identity);
+        if self.workloads.give(number, &labels, None) {
+            self.policies.identity_changed(number, &labels, &self.workloads);
+            self.dirty
+                .keys
+                .insert(Key::new(Kind::Identity, number.to_string()));
+        }
+        let workload = Workload::new(message.clone());
+        let unchanged = self
+            .workloads
+            .get(&message.id)
+            .is_some_and(|old| old.message == message);
+        if unchanged {
+            return message;
+        }
+        let old = self.workloads.insert(workload, now);
+        self.workload_changed(&message.id, old.as_ref(), Some(&message));
+        message
+    }
+
+    pub(crate) fn plan_removal(&self, id: &str, now: u64) -> Vec<Write> {
+        self.workloads.plan_removal(id, now)
+    }
+
+    /// Makes a removal, which has been stored.
+    pub(crate) fn deregister(&mut self, id: &str, now: u64) {
+        if let Some(old) = self.workloads.remove(id, now) {
+            self.workload_changed(id, Some(&old), None);
+        }
+    }
+
+    fn workload_changed(&mut self, id: &str, old: Option<&Workload>, new: Option<&pb::Workload>) {
+        self.dirty.keys.insert(Key::new(Kind::Endpoint, id));
+        let before = old.map(|w| &w.message);
+        for message in before.into_iter().chain(new) {
+            self.dirty.nodes.insert(message.node.clone());
+        }
+        self.objects
+            .workload_changed(before, new, &self.workloads, &mut self.dirty);
+        self.tell_followers(id);
+    }
+
+    /// The node that a workload is of.
+    pub(crate) fn node_of(&self, id: &str) -> Option<&str> {
+        self.workloads.get(id).map(|w| w.message.node.as_str())
+    }
+
+    pub(crate) fn ids_of_node(&self, node: &str) -> Vec<String> {
+        self.workloads
+            .of_node(node)
+            .map(|w| w.message.id.clone())
+            .collect()
+    }
+
+    pub(crate) fn nodes_with_workloads(&self) -> Vec<String> {
+        self.workloads.nodes().cloned().collect()
+    }
+
+    pub(crate) fn expired_identities(&self, until: u64) -> Vec<NumericIdentity> {
+        self.workloads.expired(until)
+    }
+
+    /// Takes a number back for good.
+    pub(crate) fn take_back(&mut self, identity: NumericIdentity) {
+        if let Some(labels) = self.workloads.take_back(identity) {
+            self.policies.identity_changed(identity, &labels, &self.workloads);
+            self.dirty
+                .keys
+                .insert(Key::new(Kind::Identity, identity.to_string()));
+        }
+    }
+
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        (self.workloads.len(), self.workloads.given.len())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn workload(node: &str, name: &str, app: &str) -> pb::Workload {
+        pb::Workload {
+            id: format!("{node}/default/{name}/1"),
+            node: node.into(),
+            namespace: "default".into(),
+            name: name.into(),
+            kind: pb::WorkloadKind::Pod.into(),
+            labels: [("app".to_owned(), app.to_owned())].into(),
+            addresses: vec!["10.0.0.1".into()],
+            ..Default::default()
+        }
+    }
+
+    fn world() -> World {
+        World::new(TrustDomain::default(), "e".into())
+    }
+
+    fn put(world: &mut World, message: pb::Workload, now: u64) -> Result<pb::Workload, RegisterError> {
+        let node = message.node.clone();
+        let planned = world.plan_registration(&node, message, now)?;
+        Ok(world.register(planned, now))
+    }
+
+    #[test]
+    fn numbers_stand_for_label_sets_and_are_reused_late() {
+        let mut world = world();
+        let a = put(&mut world, workload("n", "a", "x"), 10).unwrap();
+        let same = put(&mut world, workload("n", "b", "x"), 10).unwrap();
+        let other = put(&mut world, workload("n", "c", "y"), 10).unwrap();
+        assert_eq!((a.identity, same.identity, other.identity), (256, 256, 257));
+        world.deregister(&other.id, 20);
+        assert_eq!(world.expired_identities(19), []);
+        assert_eq!(world.expired_identities(20), [NumericIdentity(257)]);
+        // Within the grace period the number is still theirs.
+        assert_eq!(
+            put(&mut world, workload("n", "c", "y"), 21).unwrap().identity,
+            257
+        );
+        assert_eq!(world.expired_identities(99), []);
+        world.deregister(&other.id, 30);
+        world.take_back(NumericIdentity(257));
+        assert_eq!(
+            put(&mut world, workload("n", "c", "y"), 31).unwrap().identity,
+            258
+        );
+    }
+
+    #[test]
+    fn the_spiffe_id_is_derived_from_app_id_or_account() {
+        let mut world = world();
+        let id = |world: &mut World, app_id: &str, account: &str| {
+            let app = pb::Workload {
+                app_id: app_id.into(),
+                service_account: account.into(),
+                ..workload("n", "a", "x")
+            };
+            put(world, app, 0).unwrap().spiffe_id
+        };
+        assert_eq!(
+            id(&mut world, "cart", "sa"),
+            "spiffe://cluster.local/ns/default/cart"
+        );
+        assert_eq!(id(&mut world, "", "sa"), "spiffe://cluster.local/ns/default/sa");
+        assert_eq!(
+            id(&mut world, "", ""),
+            "spiffe://cluster.local/ns/default/default"
+        );
+    }
+
+    #[test]
+    fn what_is_not_sound_is_refused() {
+        let mut world = world();
+        put(&mut world, workload("n", "a", "x"), 0).unwrap();
+        let field = |change: fn(&mut pb::Workload)| {
+            let mut message = workload("n", "b", "x");
+            change(&mut message);
+            match world.plan_registration("n", message, 0) {
+                Err(RegisterError::Invalid { field, .. }) => field,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(field(|w| w.namespace = "A".into()), "namespace");
+        assert_eq!(field(|w| w.id = "n/default/b/".into()), "id");
+        assert_eq!(field(|w| w.id = "n/other/b/1".into()), "id");
+        assert_eq!(field(|w| w.app_id = "a.b".into()), "app_id");
+        assert_eq!(field(|w| w.kind = 0), "kind");
+        assert_eq!(field(|w| w.addresses = vec!["x".into()]), "addresses");
+        assert_eq!(field(|w| w.app_protocol = "ftp".into()), "app_protocol");
+        assert_eq!(
+            field(|w| w.labels = [("a".into(), "x=y,z".into())].into()),
+            "labels"
+        );
+        // An address that another node's pod has.
+        let taken = world
+            .plan_registration("m", workload("m", "b", "x"), 0)
+            .unwrap_err();
+        assert!(matches!(taken, RegisterError::AddressInUse { .. }), "{taken}");
+        // Another node's workload, by either name.
+        for (node, message) in [
+            ("m", workload("n", "a", "x")),
+            (
+                "m",
+                pb::Workload {
+                    node: "m".into(),
+                    ..workload("n", "a", "x")
+                },
+            ),
+        ] {
+            assert!(world.plan_registration(node, message, 0).is_err());
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The service as its callers meet it: over mTLS, with a folder of files and a database.
+#![allow(clippy::unwrap_used)]
+
+mod distribution;
+mod files;
+mod registry;
+mod rig;
