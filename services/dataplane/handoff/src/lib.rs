@@ -11,14 +11,16 @@
 
 mod agent;
 mod error;
+mod incoming;
 mod message;
 mod node;
 mod pool;
 pub mod socket;
 pub mod wire;
 
-pub use agent::{AgentLink, Connected, Event, Events, Hello, PlacedWorkload};
+pub use agent::{AgentLink, Connected, Event, Events};
 pub use error::HandoffError;
+pub use incoming::{Hello, PlacedWorkload};
 pub use message::{Family, Listener, ListenerKind, MAX_SOCKETS};
 pub use node::{
     AgentRequest, Answer, HelloAnswer, NodeLink, NodeListener, NodeSender, Placed, Request, SharedListener,

@@ -24,8 +24,9 @@ use weft_proto::weft::{
     node::v1 as proto,
 };
 
-/// What may wait for an agent that does not read. Beyond it the link is given up.
-const QUEUE: usize = 1024;
+/// What may wait for an agent that does not read; beyond it the link is given up. All workloads of
+/// a node follow its hello at once.
+const QUEUE: usize = 8192;
 
 /// A listening socket that the node keeps and shares.
 #[derive(Debug, Clone)]

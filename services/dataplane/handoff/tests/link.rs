@@ -180,6 +180,21 @@ async fn more_descriptors_than_a_packet_takes_arrive_in_order() {
 }
 
 #[tokio::test]
+async fn a_full_node_says_hello() {
+    let workloads = (0..4096)
+        .map(|i| workload(&format!("w{i}"), vec![listener().0]))
+        .collect();
+    let rig = rig(HelloAnswer {
+        workloads,
+        ..Default::default()
+    })
+    .await;
+    let ids: Vec<_> = rig.connected.workloads.iter().map(|w| w.id.clone()).collect();
+    assert_eq!(ids, (0..4096).map(|i| format!("w{i}")).collect::<Vec<_>>());
+    rig.connected.link.ready().await.unwrap();
+}
+
+#[tokio::test]
 async fn requests_are_answered_and_refusals_carry_the_reason() {
     let rig = rig(HelloAnswer::default()).await;
     let link = &rig.connected.link;

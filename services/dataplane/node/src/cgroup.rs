@@ -41,16 +41,16 @@ impl Cgroups {
     /// Makes the subtree and moves this process into it. What an earlier node left is cleared:
     /// its agent is killed, empty folders go, folders with apps in them stay.
     pub(crate) fn prepare(root: &Path, cgroup2: &Path) -> Result<Self, NodeError> {
+        let home = own_cgroup(cgroup2)?;
+        if home.file_name().is_some_and(|name| name == OWN) {
+            return Err(NodeError::Busy { path: home });
+        }
         let own = root.join(OWN);
         fs::create_dir_all(&own).map_err(failed("make", &own))?;
         let folder = fs::File::open(root).map_err(failed("open", root))?;
         let lock = Flock::lock(folder, FlockArg::LockExclusiveNonblock).map_err(|_| NodeError::Busy {
             path: root.to_owned(),
         })?;
-        let home = own_cgroup(cgroup2)?;
-        if home.file_name().is_some_and(|name| name == OWN) {
-            return Err(NodeError::Busy { path: home });
-        }
         kill_all(&own)?;
         write(&own.join("cgroup.procs"), &std::process::id().to_string()).map_err(failed("enter", &own))?;
         let mut cgroups = Self {
@@ -130,8 +130,9 @@ impl Cgroups {
             .collect()
     }
 
-    /// Returns this process to where it came from and removes what is empty.
-    pub(crate) fn leave(&mut self) -> Result<(), NodeError> {
+    /// Returns this process to where it came from and removes what is empty. With `keep_root` the
+    /// subtree stays for the programs that are attached to it.
+    pub(crate) fn leave(&mut self, keep_root: bool) -> Result<(), NodeError> {
         write(&self.home.join("cgroup.procs"), &std::process::id().to_string())
             .map_err(failed("return to", &self.home))?;
         for (path, _) in self.folders() {
@@ -142,6 +143,9 @@ impl Cgroups {
         let own = self.root.join(OWN);
         kill_all(&own)?;
         remove_tree(&own).map_err(failed("remove", &own))?;
+        if keep_root {
+            return Ok(());
+        }
         // Others may be there: workloads that still run, other nodes.
         let _ = fs::remove_dir(&self.root);
         if let Some(parent) = self.root.parent().filter(|parent| parent.ends_with("weft")) {

@@ -8,29 +8,26 @@ use crate::{
     cgroup::Cgroups,
     kernel::Programs,
     listen,
+    meters::Meters,
     namespace::{Entrance, Namespace},
     watch::{Gone, Watches, Watching},
 };
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    os::fd::OwnedFd,
-    path::Path,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::AbortHandle,
 };
 use weft_handoff::{
     AgentRequest, Answer, Family, HandoffError, HelloAnswer, NodeLink, NodeSender, Placed, Request,
     SharedListener,
 };
-use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
 
 /// Requests of all agents that may wait; each link's reader waits then.
 pub(crate) const QUEUE: usize = 256;
+/// Requests for sockets that may be under way.
+const OPENING: usize = 256;
+/// How often the kernel's counters are read.
+const COUNTERS_EVERY: Duration = Duration::from_secs(5);
 
 /// What the core is told.
 #[derive(Debug)]
@@ -58,13 +55,13 @@ struct Link {
     ready: Option<oneshot::Sender<()>>,
 }
 
-struct Workload {
-    placed: Placed,
+pub(crate) struct Workload {
+    pub(crate) placed: Placed,
     /// Its own, or the node's for a process.
-    namespace: Arc<Namespace>,
+    pub(crate) namespace: Arc<Namespace>,
     /// The number by which the kernel's programs tell of it.
-    index: u32,
-    _watching: Option<Watching>,
+    pub(crate) index: u32,
+    pub(crate) _watching: Option<Watching>,
 }
 
 /// What the core starts with.
@@ -78,16 +75,19 @@ pub(crate) struct Parts {
     pub(crate) cgroups: Result<Cgroups, String>,
     pub(crate) programs: Programs,
     pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) meters: Meters,
 }
 
+/// The node's state.
 pub(crate) struct Core {
-    parts: Parts,
-    watches: Watches,
+    pub(crate) parts: Parts,
+    pub(crate) watches: Watches,
     links: HashMap<u64, Link>,
-    workloads: HashMap<String, Workload>,
+    pub(crate) workloads: HashMap<String, Workload>,
+    opening: Arc<Semaphore>,
     last_link: u64,
-    last_index: u32,
-    last_start: u128,
+    pub(crate) last_index: u32,
+    pub(crate) last_start: u128,
 }
 
 impl Core {
@@ -99,6 +99,7 @@ impl Core {
             watches: Watches::start(gone)?,
             links: HashMap::new(),
             workloads: HashMap::new(),
+            opening: Arc::new(Semaphore::new(OPENING)),
             last_link: 0,
             last_index: 0,
             last_start: 0,
@@ -108,8 +109,10 @@ impl Core {
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Gone>) {
+        let mut read_counters = tokio::time::interval(COUNTERS_EVERY);
         loop {
             tokio::select! {
+                _ = read_counters.tick() => self.parts.programs.count(&self.parts.meters),
                 command = commands.recv() => match command {
                     Some(Command::Attach { socket, ready }) => self.attach(socket, ready),
                     Some(Command::Request { link, request }) => self.request(link, request).await,
@@ -130,6 +133,14 @@ impl Core {
                     }
                 }
             }
+            self.parts
+                .meters
+                .workloads
+                .set(i64::try_from(self.workloads.len()).unwrap_or(i64::MAX));
+            self.parts
+                .meters
+                .links
+                .set(i64::try_from(self.links.len()).unwrap_or(i64::MAX));
         }
     }
 
@@ -282,7 +293,13 @@ impl Core {
             .get(workload)
             .map(|workload| Arc::clone(&workload.namespace));
         let (entrance, workload) = (self.parts.entrance.clone(), workload.to_owned());
+        let Ok(slot) = Arc::clone(&self.opening).try_acquire_owned() else {
+            let reason = format!("{OPENING} requests for sockets are under way already; ask again later");
+            let _ = sender.answer(request, Answer::Failure(reason));
+            return;
+        };
         tokio::spawn(async move {
+            let _slot = slot;
             let made = match namespace {
                 Some(namespace) => {
                     entrance
@@ -301,152 +318,6 @@ impl Core {
                 tracing::debug!(%error, "sockets for an agent that is gone");
             }
         });
-    }
-
-    async fn place(&mut self, mut spec: WorkloadSpec) -> Result<Placed, NodeError> {
-        let name = |what, e: weft_model::NameError| NodeError::Name {
-            what,
-            detail: e.to_string(),
-        };
-        weft_model::check_dns_label(&spec.namespace).map_err(|e| name("namespace of the workload", e))?;
-        weft_model::check_name(&spec.name).map_err(|e| name("name of the workload", e))?;
-        let limit = weft_bpf::MAX_WORKLOADS as usize;
-        if self.workloads.len() >= limit {
-            return Err(NodeError::Full(limit));
-        }
-        let start = self.next_start();
-        let id = format!("{}/{}/{}/{start}", self.parts.node, spec.namespace, spec.name);
-        let workload = match spec.place.take() {
-            None | Some(workload_spec::Place::Process(_)) => {
-                spec.place = Some(workload_spec::Place::Process(Default::default()));
-                self.place_process(&id, spec)?
-            }
-            Some(place) => {
-                let namespace = match &place {
-                    workload_spec::Place::NetnsPid(pid) => Namespace::by_pid(*pid)?,
-                    workload_spec::Place::NetnsPath(path) => Namespace::by_path(Path::new(path))?,
-                    workload_spec::Place::Process(_) => Namespace::own()?,
-                };
-                spec.place = Some(place);
-                self.place_pod(&id, spec, namespace).await?
-            }
-        };
-        let placed = workload.placed.clone();
-        self.workloads.insert(id, workload);
-        Ok(placed)
-    }
-
-    async fn place_pod(
-        &mut self,
-        id: &str,
-        spec: WorkloadSpec,
-        namespace: Namespace,
-    ) -> Result<Workload, NodeError> {
-        let place = namespace.place.to_string();
-        let refuse = |detail: String| {
-            Err(NodeError::Namespace {
-                place: place.clone(),
-                detail,
-            })
-        };
-        if namespace.same(&self.parts.namespace) {
-            return refuse("it is the node's own; add the workload as a process of the node".into());
-        }
-        if let Some(other) = self
-            .workloads
-            .values()
-            .find(|other| other.namespace.same(&namespace))
-        {
-            return refuse(format!(
-                "it belongs to workload {}; remove that one first",
-                other.placed.id
-            ));
-        }
-        let runtime = !spec.app_id.is_empty();
-        let words = format!("network namespace {place}");
-        let (listeners, found) = self
-            .parts
-            .entrance
-            .run(&namespace, move || {
-                let listeners = listen::open_all(runtime, &words)?;
-                let addresses = listen::addresses().map_err(|source| NodeError::Process {
-                    action: "read a namespace's addresses",
-                    source,
-                })?;
-                Ok((listeners, addresses))
-            })
-            .await?;
-        let addresses = match spec.addresses.is_empty() {
-            true => found,
-            false => spec
-                .addresses
-                .iter()
-                .map(|text| {
-                    text.parse().map_err(|_| NodeError::Name {
-                        what: "address of the workload",
-                        detail: format!("{text:?} is no IP address"),
-                    })
-                })
-                .collect::<Result<_, _>>()?,
-        };
-        let namespace = Arc::new(namespace);
-        let watching = self.watches.namespace(id, Arc::clone(&namespace))?;
-        let placed = Placed {
-            id: id.to_owned(),
-            spec,
-            listeners,
-            cgroup: None,
-            cgroup_id: 0,
-            addresses,
-            derived: None,
-        };
-        Ok(Workload {
-            placed,
-            namespace,
-            index: 0,
-            _watching: watching,
-        })
-    }
-
-    fn place_process(&mut self, id: &str, spec: WorkloadSpec) -> Result<Workload, NodeError> {
-        let cgroups = self
-            .parts
-            .cgroups
-            .as_mut()
-            .map_err(|reason| NodeError::NoCgroups(reason.clone()))?;
-        let (path, cgroup_id) = cgroups.make(&spec.namespace, &spec.name)?;
-        self.last_index += 1;
-        let index = self.last_index;
-        // Known to the kernel before its first process starts.
-        let made = self
-            .parts
-            .programs
-            .set(cgroup_id, index, 0)
-            .and_then(|()| self.watches.cgroup(id, &path));
-        let watching = match made {
-            Ok(watching) => watching,
-            Err(error) => {
-                self.parts.programs.remove(cgroup_id);
-                cgroups.release(&path);
-                return Err(error);
-            }
-        };
-        let placed = Placed {
-            id: id.to_owned(),
-            spec,
-            listeners: Vec::new(),
-            cgroup: Some(path),
-            cgroup_id,
-            addresses: Vec::new(),
-            derived: None,
-        };
-        let namespace = Arc::clone(&self.parts.namespace);
-        Ok(Workload {
-            placed,
-            namespace,
-            index,
-            _watching: Some(watching),
-        })
     }
 
     fn derived(&mut self, id: &str, identity: u32, spiffe_id: String) -> Result<(), NodeError> {
@@ -477,15 +348,6 @@ impl Core {
         Some(())
     }
 
-    /// Milliseconds since 1970, and more than the last one's.
-    fn next_start(&mut self) -> u128 {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_millis());
-        self.last_start = now.max(self.last_start + 1);
-        self.last_start
-    }
-
     fn stop(&mut self, keep_state: bool) {
         for link in std::mem::take(&mut self.links).into_values() {
             link.reader.abort();
@@ -500,7 +362,7 @@ impl Core {
             self.parts.programs.uninstall();
         }
         if let Ok(cgroups) = &mut self.parts.cgroups
-            && let Err(error) = cgroups.leave()
+            && let Err(error) = cgroups.leave(keep_state)
         {
             tracing::warn!(%error, "the node's cgroup stays");
         }

@@ -3,7 +3,7 @@
 //! Without the kernel's means the node goes on: pods are attributed by their own listeners and
 //! need no program. What is missing is told, never assumed.
 
-use crate::NodeError;
+use crate::{NodeError, meters::Meters};
 use std::{
     collections::HashSet,
     os::fd::OwnedFd,
@@ -109,6 +109,15 @@ impl Programs {
                 .filter(|(id, _)| !there.contains(id))
                 .for_each(|(id, _)| self.remove(*id)),
             Err(error) => tracing::warn!(%error, "adopted workloads cannot be read"),
+        }
+    }
+
+    /// Shows what the programs counted.
+    pub(crate) fn count(&self, meters: &Meters) {
+        match self.loaded.as_ref().map(|loaded| loaded.kernel.counters()) {
+            Some(Ok(counters)) => counters.iter().for_each(|c| meters.kernel(c.name, c.value)),
+            Some(Err(error)) => tracing::debug!(%error, "the kernel's counters cannot be read"),
+            None => {}
         }
     }
 

@@ -23,7 +23,9 @@ mod core;
 mod error;
 mod kernel;
 mod listen;
+mod meters;
 mod namespace;
+mod place;
 mod supervise;
 mod user;
 mod watch;
@@ -37,6 +39,7 @@ use crate::{
     cgroup::Cgroups,
     core::{Command, Core, Parts},
     kernel::Programs,
+    meters::Meters,
     namespace::{Entrance, Namespace},
     supervise::Supervisor,
 };
@@ -54,6 +57,7 @@ use tokio::sync::{mpsc, oneshot};
 use weft_drain::Watcher;
 use weft_handoff::{HandoffError, ListenerKind, NodeListener, SharedListener};
 use weft_proto::weft::dataplane::v1::Capability;
+use weft_service::Context;
 
 /// A node that is up. Dropping it cleans up in the background; [`Node::stop`] waits for it.
 #[derive(Debug)]
@@ -66,6 +70,10 @@ pub struct Node {
 
 /// Sets the node up: namespace, cgroups, programs, listeners. Must be called in a runtime.
 pub async fn start(config: &Config) -> Result<Node, NodeError> {
+    start_with(config, Meters::default()).await
+}
+
+async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(NodeError::NotRoot);
     }
@@ -127,6 +135,7 @@ pub async fn start(config: &Config) -> Result<Node, NodeError> {
         cgroups,
         programs,
         commands: commands.clone(),
+        meters,
     };
     Core::start(parts, queue)?;
     Ok(Node {
@@ -157,8 +166,8 @@ impl Node {
             .map_err(|_| NodeError::Stopped)
     }
 
-    /// Closes everything and removes what was made, except for programs and pins when
-    /// `keep_state` is set. Cgroups with processes in them stay.
+    /// Closes everything and removes what was made, and waits until that is done. Cgroups with
+    /// processes in them stay; with `keep_state`, so do programs and pins.
     pub async fn stop(self, keep_state: bool) {
         let (done, stopped) = oneshot::channel();
         if self
@@ -169,6 +178,17 @@ impl Node {
         {
             let _ = stopped.await;
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let (done, _) = oneshot::channel();
+        // Fails when it was stopped.
+        let _ = self.commands.try_send(Command::Stop {
+            keep_state: false,
+            done,
+        });
         let _ = fs::remove_file(&self.local_api);
     }
 }
@@ -176,7 +196,7 @@ impl Node {
 /// The process: sets the node up, keeps an agent running until the drain, cleans up.
 ///
 /// Each message on `replace` (SIGHUP in the binary) replaces the agent without losing a request.
-pub async fn serve(config: Config, drain: Watcher, replace: mpsc::Receiver<()>) -> Result<(), NodeError> {
+pub async fn serve(config: Config, context: Context, replace: mpsc::Receiver<()>) -> Result<(), NodeError> {
     let user = AgentUser::resolve(config.agent_user.as_deref())?;
     let mut program = Program {
         path: config.agent_bin.clone().unwrap_or_else(agent::beside_this),
@@ -192,14 +212,16 @@ pub async fn serve(config: Config, drain: Watcher, replace: mpsc::Receiver<()>) 
     if !config.no_agent {
         program.prepare()?;
     }
-    let node = start(&config).await?;
+    let meters = Meters::default();
+    meters.register(&context.metrics);
+    let node = start_with(&config, meters.clone()).await?;
     program.netns = node.namespace.clone();
+    let Context { drain, health, .. } = context;
     let ended = if config.no_agent {
         accept_agents(&node, &config.run_dir.join("node.sock"), user, drain).await
     } else {
-        Supervisor::new(program, node.commands.clone(), &config.run_dir)
-            .run(drain, replace)
-            .await
+        let supervisor = Supervisor::new(program, node.commands.clone(), &config.run_dir, meters, health);
+        supervisor.run(drain, replace).await
     };
     node.stop(config.keep_state).await;
     ended
@@ -261,7 +283,7 @@ impl Setup {
 impl Drop for Setup {
     fn drop(&mut self) {
         if let Some((_, Ok(cgroups))) = &mut self.cgroups
-            && let Err(error) = cgroups.leave()
+            && let Err(error) = cgroups.leave(false)
         {
             tracing::warn!(%error, "the node's cgroup stays");
         }

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
                     let _ = replace.try_send(());
                 }
             });
-            let ended = weft_node::serve(config, context.drain, asked).await;
+            let ended = weft_node::serve(config, context, asked).await;
             listening.abort();
             ended
         },

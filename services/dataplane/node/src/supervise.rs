@@ -1,7 +1,7 @@
 //! Keeps one agent running: starts it again when it dies, replaces it without losing a request
 //! when asked to, ends it in order.
 
-use crate::{NodeError, agent::Program, core::Command};
+use crate::{NodeError, agent::Program, core::Command, meters::Meters};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -17,6 +17,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 use weft_drain::Watcher;
+use weft_telemetry::Health;
 
 /// First pause before a dead agent is started again; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -34,6 +35,8 @@ pub(crate) struct Supervisor {
     program: Program,
     commands: mpsc::Sender<Command>,
     pid_file: PathBuf,
+    meters: Meters,
+    health: Health,
     /// Replaced agents that still finish what they have.
     retiring: JoinSet<()>,
 }
@@ -42,8 +45,12 @@ pub(crate) struct Supervisor {
 struct Running {
     child: Child,
     ready: oneshot::Receiver<()>,
+    serves: bool,
     started: Instant,
 }
+
+/// The part of the node's health that is the agent's.
+const AGENT: &str = "agent";
 
 enum Next {
     Died,
@@ -52,11 +59,21 @@ enum Next {
 }
 
 impl Supervisor {
-    pub(crate) fn new(program: Program, commands: mpsc::Sender<Command>, run_dir: &Path) -> Self {
+    pub(crate) fn new(
+        program: Program,
+        commands: mpsc::Sender<Command>,
+        run_dir: &Path,
+        meters: Meters,
+        health: Health,
+    ) -> Self {
+        health.waiting(AGENT, "the agent is not up yet");
+        let pid_file = run_dir.join("agent.pid");
         Self {
             program,
             commands,
-            pid_file: run_dir.join("agent.pid"),
+            pid_file,
+            meters,
+            health,
             retiring: JoinSet::new(),
         }
     }
@@ -72,8 +89,17 @@ impl Supervisor {
         let mut pause = FIRST_PAUSE;
         loop {
             let next = tokio::select! {
+                ready = &mut current.ready, if !current.serves => {
+                    current.serves = true;
+                    if ready.is_ok() {
+                        tracing::info!(after = ?current.started.elapsed(), "the agent serves");
+                        self.health.ready(AGENT);
+                    }
+                    continue;
+                }
                 status = current.child.wait() => {
                     let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
+                    self.health.waiting(AGENT, format!("the agent ended: {status}"));
                     tracing::error!(%status, "the agent ended; connects wait until the next one is up");
                     Next::Died
                 }
@@ -118,6 +144,7 @@ impl Supervisor {
             .await
             .map_err(|_| NodeError::Stopped)?;
         let child = self.program.start(theirs)?;
+        self.meters.agent_starts.inc();
         if let Some(pid) = child.id() {
             tracing::info!(pid, program = %self.program.path.display(), "agent started");
             if let Err(error) = std::fs::write(&self.pid_file, format!("{pid}\n")) {
@@ -127,6 +154,7 @@ impl Supervisor {
         Ok(Running {
             child,
             ready,
+            serves: false,
             started: Instant::now(),
         })
     }
@@ -155,6 +183,8 @@ impl Supervisor {
         match why {
             None => {
                 tracing::info!("the new agent serves; draining the old one");
+                new.serves = true;
+                self.health.ready(AGENT);
                 self.retiring
                     .spawn(async move { retire(&mut old.child, RETIRE_WITHIN).await });
                 new

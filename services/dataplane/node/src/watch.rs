@@ -8,13 +8,12 @@ use crate::{
     NodeError, cgroup,
     namespace::{Namespace, Place},
 };
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::{
-    collections::HashMap,
     fs,
     io::{self, Read as _, Seek as _},
     os::fd::{AsFd as _, AsRawFd, RawFd},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 use tokio::{
@@ -62,7 +61,7 @@ impl Watches {
 
     /// Watches a pod's namespace. `None` when it is the node's own, which stays.
     pub(crate) fn namespace(
-        &mut self,
+        &self,
         id: &str,
         namespace: Arc<Namespace>,
     ) -> Result<Option<Watching>, NodeError> {
@@ -175,7 +174,6 @@ fn register<T: AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
 #[derive(Debug)]
 struct Folders {
     inotify: Arc<AsyncFd<Instance>>,
-    watched: HashMap<PathBuf, WatchDescriptor>,
     changes: watch::Sender<u64>,
     task: AbortHandle,
 }
@@ -204,21 +202,19 @@ impl Folders {
         });
         Ok(Self {
             inotify,
-            watched: HashMap::new(),
             changes,
             task: task.abort_handle(),
         })
     }
 
     /// Ticks from now on whenever something in `folder` (or in another watched one) goes away.
-    fn watch(&mut self, folder: &Path) -> io::Result<watch::Receiver<u64>> {
+    fn watch(&self, folder: &Path) -> io::Result<watch::Receiver<u64>> {
         let events = AddWatchFlags::IN_DELETE
             | AddWatchFlags::IN_MOVED_FROM
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_MOVE_SELF;
-        // Adding a folder again answers with the same descriptor, also when it was made anew.
-        let descriptor = self.inotify.get_ref().0.add_watch(folder, events)?;
-        self.watched.insert(folder.to_owned(), descriptor);
+        // Adding a folder again changes nothing, and watches the new one if it was made anew.
+        self.inotify.get_ref().0.add_watch(folder, events)?;
         Ok(self.changes.subscribe())
     }
 }
@@ -240,7 +236,7 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let namespace = Arc::new(Namespace::by_pid(child.id()).unwrap());
         let (gone, mut told) = mpsc::channel(1);
-        let mut watches = Watches::start(gone).unwrap();
+        let watches = Watches::start(gone).unwrap();
         let _watching = watches.namespace("a", namespace).unwrap();
         assert!(
             tokio::time::timeout(Duration::from_millis(50), told.recv())
@@ -262,7 +258,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x");
         fs::write(&file, "").unwrap();
-        let mut folders = Folders::start().unwrap();
+        let folders = Folders::start().unwrap();
         let mut changes = folders.watch(folder.path()).unwrap();
         fs::write(folder.path().join("y"), "").unwrap();
         assert!(
