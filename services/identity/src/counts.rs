@@ -69,3 +69,26 @@ impl Counts {
         self.workloads.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decisions_are_counted_by_method_and_outcome() {
+        let metrics = Metrics::new("identity");
+        let counts = Counts::register(&metrics);
+        counts.issued("join");
+        counts.refused("join");
+        counts.refused("join");
+        counts.workloads(3);
+        let text = metrics.text();
+        for line in [
+            "weft_identity_decisions_total{action=\"join\",outcome=\"issue\"} 1",
+            "weft_identity_decisions_total{action=\"join\",outcome=\"refuse\"} 2",
+            "weft_identity_registry_workloads 3",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

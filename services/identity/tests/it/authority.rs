@@ -166,3 +166,33 @@ async fn no_key_is_in_the_database_in_clear() {
     ];
     assert!(!holds(&pkcs8) && holds(&spki));
 }
+
+#[tokio::test]
+async fn what_can_not_be_recorded_is_not_issued() {
+    use sqlx::{Connection, Executor, SqliteConnection};
+    use weft_proto::weft::identity::v1::{SignAdminRequest, admin_client::AdminClient};
+
+    let rig = Rig::new().await;
+    let mut admin = AdminClient::new(rig.local());
+    let request = || SignAdminRequest {
+        name: "ops".into(),
+        csr_der: weft_tls::new_key_and_csr().unwrap().csr_der,
+        ttl_seconds: 0,
+    };
+    let path = rig.dir.path().join("state/identity.db");
+    let mut other = SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let status = admin.sign_admin(request()).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    // The path is for the log, not for callers.
+    assert!(!status.message().contains(path.to_str().unwrap()), "{status}");
+    other.execute("ROLLBACK").await.unwrap();
+    admin.sign_admin(request()).await.unwrap();
+    let issued = rig
+        .audit()
+        .await
+        .into_iter()
+        .filter(|e| e.action == "sign-admin")
+        .count();
+    assert_eq!(issued, 1);
+}
