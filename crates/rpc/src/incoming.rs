@@ -1,9 +1,14 @@
 //! Accepting connections: TLS handshakes run beside each other, bounded in number and time, so a
-//! caller that stalls holds up nobody.
+//! caller that stalls holds up nobody. A connection ends with the certificate it was opened with.
 
-use crate::Caller;
+use crate::{
+    Caller,
+    gate::{Gate, Place},
+};
+use rustls::time_provider::TimeProvider;
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,17 +23,43 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 use weft_drain::Watcher;
 
-/// Open connections of one server; more wait in the kernel's backlog.
-const MAX_CONNECTIONS: usize = 4096;
+/// Open connections of one local socket; more wait in the kernel's backlog.
+const MAX_LOCAL: usize = 1024;
 /// A handshake that takes longer is dropped.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A caller without a certificate has this long for what it came for.
+const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(60);
 
 /// An accepted connection with what is known of its other end.
 #[derive(Debug)]
 pub(crate) struct Accepted<T> {
     io: T,
     caller: Caller,
-    _slot: OwnedSemaphorePermit,
+    until: Option<Until>,
+    _slot: Slot,
+}
+
+/// The place that a connection takes, until it ends.
+#[derive(Debug)]
+enum Slot {
+    Tls { _place: Place },
+    Local { _permit: OwnedSemaphorePermit },
+}
+
+/// When a connection must end, by the clock that judged its certificate.
+#[derive(Debug)]
+struct Until {
+    clock: Arc<dyn TimeProvider>,
+    unix_seconds: u64,
+}
+
+impl Until {
+    fn is_over(&self) -> bool {
+        // Without a clock nothing can be judged: closed.
+        self.clock
+            .current_time()
+            .is_none_or(|now| now.as_secs() > self.unix_seconds)
+    }
 }
 
 impl<T> Connected for Accepted<T> {
@@ -44,6 +75,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Accepted<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Looked at by each read. An idle connection reads the answers to keep-alive pings.
+        if self.until.as_ref().is_some_and(Until::is_over) {
+            let over = "the certificate that the connection was opened with has expired";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, over)));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -82,38 +118,38 @@ pub(crate) fn tls(
     mut drain: Watcher,
 ) -> Incoming<TlsStream<TcpStream>> {
     let (tx, rx) = mpsc::channel(16);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let gate = Gate::default();
+    let clock = config.time_provider.clone();
     let acceptor = TlsAcceptor::from(config);
     tokio::spawn(async move {
         loop {
-            let next = async {
-                let slot = slots.clone().acquire_owned().await.ok()?;
-                Some((listener.accept().await, slot))
-            };
-            let (accepted, slot) = tokio::select! {
+            let accepted = tokio::select! {
                 () = drain.draining() => return,
                 () = tx.closed() => return,
-                next = next => match next { Some(next) => next, None => return },
+                accepted = listener.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, from) = match accepted {
+                Ok((stream, from)) => (stream, from.ip()),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let (acceptor, tx) = (acceptor.clone(), tx.clone());
+            // Who is over the limit is closed rather than kept waiting: waiting would be a place too.
+            let Some(place) = gate.handshake(from) else {
+                tracing::debug!(%from, "connection refused: too many TLS handshakes");
+                continue;
+            };
+            let (acceptor, clock, gate, tx) = (acceptor.clone(), clock.clone(), gate.clone(), tx.clone());
             tokio::spawn(async move {
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&acceptor, stream)).await {
+                let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&acceptor, stream)).await;
+                drop(place);
+                match shaken {
                     Ok(Ok((io, caller))) => {
-                        let _ = tx
-                            .send(Ok(Accepted {
-                                io,
-                                caller,
-                                _slot: slot,
-                            }))
-                            .await;
+                        if let Some(accepted) = admit(io, caller, from, &gate, clock) {
+                            let _ = tx.send(Ok(accepted)).await;
+                        }
                     }
                     Ok(Err(error)) => tracing::debug!(%error, "TLS handshake refused"),
                     Err(_) => tracing::debug!("TLS handshake timed out"),
@@ -122,6 +158,32 @@ pub(crate) fn tls(
         }
     });
     rx.into()
+}
+
+/// Gives a connection its place and its end; none when its caller has too many.
+fn admit(
+    io: TlsStream<TcpStream>,
+    caller: Caller,
+    from: IpAddr,
+    gate: &Gate,
+    clock: Arc<dyn TimeProvider>,
+) -> Option<Accepted<TlsStream<TcpStream>>> {
+    let Some(place) = gate.connection(&caller, from) else {
+        tracing::debug!(%caller, %from, "connection refused: its caller has too many");
+        return None;
+    };
+    let unix_seconds = match &caller {
+        Caller::Tls(peer) => peer.not_after,
+        Caller::Anonymous | Caller::Local { .. } => {
+            clock.current_time()?.as_secs() + ANONYMOUS_LIFETIME.as_secs()
+        }
+    };
+    Some(Accepted {
+        io,
+        caller,
+        until: Some(Until { clock, unix_seconds }),
+        _slot: Slot::Tls { _place: place },
+    })
 }
 
 async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Caller)> {
@@ -135,7 +197,7 @@ async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<(Tls
 /// Connections of a unix socket from root or this process's own user, until the drain starts.
 pub(crate) fn local(listener: UnixListener, mut drain: Watcher) -> Incoming<UnixStream> {
     let (tx, rx) = mpsc::channel(16);
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let slots = Arc::new(Semaphore::new(MAX_LOCAL));
     tokio::spawn(async move {
         loop {
             let next = async {
@@ -153,7 +215,8 @@ pub(crate) fn local(listener: UnixListener, mut drain: Watcher) -> Incoming<Unix
                         .send(Ok(Accepted {
                             io,
                             caller: Caller::Local { uid },
-                            _slot: slot,
+                            until: None,
+                            _slot: Slot::Local { _permit: slot },
                         }))
                         .await;
                     continue;

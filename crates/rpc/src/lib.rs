@@ -5,10 +5,12 @@
 //! whether a caller may use a method ([`MethodRoles`]). A handler finds the caller as [`Caller`]
 //! in the request's extensions (see [`caller`]); it never reads identities from messages.
 //!
-//! Every connection ends after [`MAX_CONNECTION_AGE`], so a certificate that was rotated is shown
-//! again soon and one that expired is not used for long.
+//! Every connection takes no new calls after [`MAX_CONNECTION_AGE`], so a certificate that was
+//! rotated is shown again soon; and it ends, with all its streams, when the certificate that it
+//! was opened with expires.
 
 mod client;
+mod gate;
 mod incoming;
 mod local;
 mod roles;

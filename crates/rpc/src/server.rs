@@ -14,6 +14,9 @@ use weft_drain::Watcher;
 
 /// Connections are asked to end after this long; calls on them may finish.
 pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
+/// A call whose handler has not begun to answer after this long ends: its caller may be feeding it
+/// byte by byte. Streams that have begun are not limited.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Calls that run at once on one connection.
 const MAX_STREAMS: u32 = 256;
 /// Largest header block, bytes.
@@ -107,6 +110,7 @@ impl BuiltServer {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_connection_age(MAX_CONNECTION_AGE)
+            .timeout(ANSWER_TIMEOUT)
             .layer(RoleLayer(self.roles))
     }
 
