@@ -6,6 +6,7 @@
 
 use crate::{
     ALPN, Limits, TunnelStream,
+    life::{Acks, Listening},
     link::{self, Link, Terms},
     sni_of,
     stream::io_error,
@@ -170,14 +171,17 @@ impl Client {
             let (link, fresh) = self.link(source, destination).await?;
             // Before anything is put on a connection that was silent, its peer must answer.
             if !fresh && !link.is_alive(&self.0.limits).await {
-                link.retire();
+                link.suspect();
                 continue;
             }
             let counted = link.count_stream();
             let limit = self.0.limits.handshake_timeout;
             let opened = match timeout(limit, send_connect(&link, &request)).await {
                 Ok(opened) => opened,
-                Err(_) => return Err(OpenError::Timeout(address, "the answer to CONNECT", limit)),
+                Err(_) => {
+                    link.suspect();
+                    return Err(OpenError::Timeout(address, "the answer to CONNECT", limit));
+                }
             };
             match opened {
                 Ok((status, send, recv)) if status == StatusCode::OK => {
@@ -328,8 +332,9 @@ async fn handshake(
     let steps = async {
         let tcp = inner.dialer.dial(&key.source, address).await;
         let tcp = tcp.map_err(|e| OpenError::Connect(address, Arc::new(e)))?;
-        tcp.set_nodelay(true)
-            .map_err(|e| OpenError::Connect(address, Arc::new(e)))?;
+        let io = |e| OpenError::Connect(address, Arc::new(e));
+        tcp.set_nodelay(true).map_err(io)?;
+        let acks = Acks::of(&tcp).map_err(io)?;
         let tls = client_config(Some(&source.svid), &inner.trust, Expect::Id(key.id.clone()), ALPN)
             .map_err(|e| failed(e.to_string()))?;
         let name = ServerName::try_from(sni_of(&key.id)).map_err(|e| failed(e.to_string()))?;
@@ -346,6 +351,7 @@ async fn handshake(
             });
         }
         terms.expires = terms.expires.min(peer.not_after);
+        let (tls, heard) = Listening::new(tls);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(limits.stream_window)
             .initial_connection_window_size(limits.connection_window)
@@ -357,7 +363,7 @@ async fn handshake(
             .handshake::<_, Bytes>(tls)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        let (link, driver) = link::new(sender, connection, terms, limits.clone());
+        let (link, driver) = link::new(sender, connection, (heard, acks), terms, limits.clone());
         Ok((link, driver.boxed()))
     };
     match timeout(limits.handshake_timeout, steps).await {

@@ -14,6 +14,7 @@
 //! [`PeerIdentity`]: weft_tls::PeerIdentity
 
 mod client;
+mod life;
 mod limits;
 mod link;
 mod local;

@@ -1,17 +1,16 @@
 //! One connection of the opening side: its task drives HTTP/2, asks the peer for signs of life, and
 //! ends the connection when its certificate does.
 
-use crate::Limits;
+use crate::{
+    Limits,
+    life::{Acks, Heard, Watchdog},
+};
 use bytes::Bytes;
-use h2::{Ping, PingPong, client};
+use h2::client;
 use parking_lot::Mutex;
-use std::{
-    future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -30,6 +29,8 @@ pub(crate) struct Link {
     pub retired: Arc<AtomicBool>,
     streams: AtomicUsize,
     closed: AtomicBool,
+    /// It did not answer in time; nothing new is put on it until it is heard again.
+    suspect: AtomicBool,
     heard: Mutex<Instant>,
     probes: mpsc::Sender<oneshot::Sender<()>>,
 }
@@ -47,7 +48,9 @@ impl Drop for StreamCount {
 impl Link {
     /// Whether another stream may be put on it.
     pub fn has_room(&self, limits: &Limits) -> bool {
-        self.is_open() && self.streams.load(Ordering::Acquire) < limits.streams_per_connection
+        self.is_open()
+            && !self.suspect.load(Ordering::Acquire)
+            && self.streams.load(Ordering::Acquire) < limits.streams_per_connection
     }
 
     /// Neither ended nor to be ended.
@@ -67,10 +70,15 @@ impl Link {
 
     pub fn note_heard(&self) {
         *self.heard.lock() = Instant::now();
+        self.suspect.store(false, Ordering::Release);
     }
 
-    /// Whether the peer lives: heard from within [`Limits::fresh`], or answers a PING now. One
-    /// that does not answer is closed.
+    /// Nothing new is put on it until it is heard again.
+    pub fn suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    /// Whether the peer lives: heard from within [`Limits::fresh`], or answers a PING now.
     pub async fn is_alive(&self, limits: &Limits) -> bool {
         if !self.is_open() {
             return false;
@@ -115,6 +123,7 @@ impl Terms {
 pub(crate) fn new<T>(
     sender: client::SendRequest<Bytes>,
     connection: client::Connection<T, Bytes>,
+    signs: (Heard, Acks),
     terms: Terms,
     limits: Limits,
 ) -> (Arc<Link>, impl Future<Output = ()> + Send)
@@ -127,12 +136,13 @@ where
         retired: Arc::default(),
         streams: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
+        suspect: AtomicBool::new(false),
         heard: Mutex::new(Instant::now()),
         probes,
     });
     let end = EndGuard(link.clone());
     let task = async move {
-        let ended = drive(&end.0, connection, terms, limits, asked).await;
+        let ended = drive(&end.0, connection, signs, terms, limits, asked).await;
         tracing::debug!(reason = ended, "tunnel ended");
     };
     (link, task)
@@ -151,6 +161,7 @@ impl Drop for EndGuard {
 async fn drive<T>(
     link: &Link,
     mut connection: client::Connection<T, Bytes>,
+    signs: (Heard, Acks),
     mut terms: Terms,
     limits: Limits,
     mut asked: mpsc::Receiver<oneshot::Sender<()>>,
@@ -158,10 +169,10 @@ async fn drive<T>(
 where
     T: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(mut pings) = connection.ping_pong() else {
+    let Some(pings) = connection.ping_pong() else {
         return "no PING handle";
     };
-    let mut watchdog = Watchdog::default();
+    let mut watchdog = Watchdog::new(pings, signs);
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
     let mut retired_at: Option<Instant> = None;
     let mut idle_since = Instant::now();
@@ -171,28 +182,21 @@ where
         tokio::select! {
             biased;
             ended = &mut connection => return if ended.is_ok() { "closed" } else { "failed" },
-            Ok(()) = poll_fn(|cx| pings.poll_pong(cx).map_ok(|_| ())) => {
-                watchdog.answered();
-                link.note_heard();
-                for answer in waiting.drain(..) {
-                    // Whoever asked may have gone away.
-                    let _ = answer.send(());
-                }
-            }
+            () = watchdog.answered() => note_heard(link, &mut watchdog, &mut waiting),
             Some(answer) = asked.recv(), if waiting.len() < MAX_WAITING => {
                 waiting.push(answer);
-                watchdog.ask(&mut pings);
+                watchdog.ask();
             }
             // The SVID shown, or the roots it was checked with, are no longer the present ones.
             Ok(()) = terms.svid_changed.changed() => link.retire(),
             Ok(()) = terms.bundle_changed.changed() => link.retire(),
             _ = tick.tick() => {
                 let now = Instant::now();
-                if watchdog.waited_longer_than(limits.ping_timeout) {
+                if watchdog.is_dead(limits.ping_interval, limits.ping_timeout) {
                     return "the peer does not answer";
                 }
-                if link.heard.lock().elapsed() >= limits.ping_interval {
-                    watchdog.ask(&mut pings);
+                if watchdog.last_heard() > *link.heard.lock() {
+                    note_heard(link, &mut watchdog, &mut waiting);
                 }
                 let left = terms.expires.saturating_sub(terms.clock.unix_seconds());
                 if left == 0 {
@@ -218,25 +222,11 @@ where
     }
 }
 
-/// The PING under way, if one is.
-#[derive(Debug, Default)]
-pub(crate) struct Watchdog {
-    sent: Option<Instant>,
-}
-
-impl Watchdog {
-    /// Sends a PING unless one is under way.
-    pub fn ask(&mut self, pings: &mut PingPong) {
-        if self.sent.is_none() && pings.send_ping(Ping::opaque()).is_ok() {
-            self.sent = Some(Instant::now());
-        }
-    }
-
-    pub fn answered(&mut self) {
-        self.sent = None;
-    }
-
-    pub fn waited_longer_than(&self, limit: Duration) -> bool {
-        self.sent.is_some_and(|sent| sent.elapsed() >= limit)
+fn note_heard(link: &Link, watchdog: &mut Watchdog, waiting: &mut Vec<oneshot::Sender<()>>) {
+    *link.heard.lock() = watchdog.last_heard();
+    link.suspect.store(false, Ordering::Release);
+    for answer in waiting.drain(..) {
+        // Whoever asked may have gone away.
+        let _ = answer.send(());
     }
 }

@@ -1,12 +1,14 @@
 //! The accepting side: who connects is verified by its certificate, what it asks for is handed to
 //! a [`Handler`].
 
-use crate::{ALPN, Limits, Local, TunnelStream, link::Watchdog};
+use crate::{
+    ALPN, Limits, Local, TunnelStream,
+    life::{Acks, Heard, Listening, Watchdog},
+};
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use std::{
-    future::poll_fn,
     io,
     net::SocketAddr,
     sync::{
@@ -167,8 +169,10 @@ async fn connection<H: Handler>(
     let bundle_changed = shared.trust.subscribe();
     let handshake = async {
         tcp.set_nodelay(true)?;
+        let acks = Acks::of(&tcp)?;
         let tls = shared.acceptor.accept(tcp).await?;
         let (peer, local, expires) = identities(shared, &tls)?;
+        let (tls, heard) = Listening::new(tls);
         let http2 = h2::server::Builder::new()
             .initial_window_size(limits.stream_window)
             .initial_connection_window_size(limits.connection_window)
@@ -178,9 +182,9 @@ async fn connection<H: Handler>(
             .max_concurrent_streams(limits.max_streams)
             .handshake::<_, Bytes>(tls)
             .await?;
-        Ok::<_, ConnectionError>((http2, peer, local, expires))
+        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, expires))
     };
-    let (http2, peer, local, expires) = match timeout(limits.handshake_timeout, handshake).await {
+    let (http2, signs, peer, local, expires) = match timeout(limits.handshake_timeout, handshake).await {
         Ok(done) => done?,
         Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
     };
@@ -192,7 +196,7 @@ async fn connection<H: Handler>(
         expires,
         retired: Arc::default(),
     };
-    served.run(http2, bundle_changed, drain).await;
+    served.run(http2, signs, bundle_changed, drain).await;
     Ok(())
 }
 
@@ -215,6 +219,8 @@ fn identities<H>(
     Ok((peer, svid.id().clone(), expires))
 }
 
+type Http2 = h2::server::Connection<Listening<TlsStream<TcpStream>>, Bytes>;
+
 /// A connection whose other side is known.
 struct Served<'a, H> {
     shared: &'a Shared<H>,
@@ -228,17 +234,15 @@ struct Served<'a, H> {
 impl<H: Handler> Served<'_, H> {
     async fn run(
         &self,
-        mut http2: h2::server::Connection<TlsStream<TcpStream>, Bytes>,
+        mut http2: Http2,
+        signs: (Heard, Acks),
         mut bundle_changed: tokio::sync::watch::Receiver<u64>,
         mut drain: Watcher,
     ) {
         let limits = &self.shared.limits;
         let clock = self.shared.trust.clock();
-        let Some(mut pings) = http2.ping_pong() else {
-            return;
-        };
-        let mut watchdog = Watchdog::default();
-        let mut heard = Instant::now();
+        let Some(pings) = http2.ping_pong() else { return };
+        let mut watchdog = Watchdog::new(pings, signs);
         let mut retired_at: Option<Instant> = None;
         let mut force = drain.clone();
         // Dropped, and so aborted, with the connection.
@@ -267,19 +271,13 @@ impl<H: Handler> Served<'_, H> {
                     None => return,
                 },
                 Some(_) = streams.join_next(), if !streams.is_empty() => {}
-                Ok(()) = poll_fn(|cx| pings.poll_pong(cx).map_ok(|_| ())) => {
-                    watchdog.answered();
-                    heard = Instant::now();
-                }
+                () = watchdog.answered() => {}
                 () = force.forced(), if retiring => return,
                 () = drain.draining(), if !retiring => self.retire(&mut http2, &mut retired_at),
                 Ok(()) = bundle_changed.changed(), if !retiring => self.retire(&mut http2, &mut retired_at),
                 _ = tick.tick() => {
-                    if watchdog.waited_longer_than(limits.ping_timeout) {
+                    if watchdog.is_dead(limits.ping_interval, limits.ping_timeout) {
                         return;
-                    }
-                    if heard.elapsed() >= limits.ping_interval {
-                        watchdog.ask(&mut pings);
                     }
                     let left = self.expires.saturating_sub(clock.unix_seconds());
                     if left == 0 {
@@ -297,11 +295,7 @@ impl<H: Handler> Served<'_, H> {
         }
     }
 
-    fn retire(
-        &self,
-        http2: &mut h2::server::Connection<TlsStream<TcpStream>, Bytes>,
-        retired_at: &mut Option<Instant>,
-    ) {
+    fn retire(&self, http2: &mut Http2, retired_at: &mut Option<Instant>) {
         self.retired.store(true, Ordering::Release);
         retired_at.get_or_insert_with(Instant::now);
         http2.graceful_shutdown();

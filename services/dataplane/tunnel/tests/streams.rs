@@ -1,183 +1,32 @@
-//! Two ends of tunnels in one process, over real sockets and with real certificates.
+//! What tunnels carry, for whom, and how much of it.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod support;
+mod rig;
 
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
 use http::{HeaderMap, Method, Request, StatusCode};
 use proptest::{prelude::*, strategy::ValueTree};
-use rustls::pki_types::ServerName;
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+use rig::{
+    Rig, SOON, quick, rig, rig_with,
+    support::{Ca, spiffe},
 };
-use support::{Ca, spiffe};
+use rustls::pki_types::ServerName;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::TlsConnector;
-use weft_tls::{Clock, Expect, ManualClock, SvidCell, Trust, client_config};
-use weft_tunnel::{
-    Client, Destination, Dialer, Handler, Incoming, Limits, Local, OpenError, SharedIdentities, Source,
-    TunnelStream, serve, sni_of,
-};
-
-const SOON: Duration = Duration::from_secs(10);
-
-fn quick() -> Limits {
-    Limits {
-        tick: Duration::from_millis(20),
-        ping_interval: Duration::from_secs(1),
-        ping_timeout: Duration::from_millis(300),
-        handshake_timeout: Duration::from_secs(5),
-        ..Limits::default()
-    }
-}
-
-/// Hands accepted streams to the test, or refuses what asks for `refused.default:50002`.
-struct ToTest(mpsc::Sender<(Incoming2, TunnelStream)>);
-
-struct Incoming2 {
-    peer: String,
-    node: String,
-    local: String,
-    authority: String,
-    trace: Option<String>,
-}
-
-impl Handler for ToTest {
-    async fn handle(self: Arc<Self>, incoming: Incoming) {
-        let seen = Incoming2 {
-            peer: incoming.peer.id.to_string(),
-            node: incoming.peer.node.clone().unwrap(),
-            local: incoming.local.to_string(),
-            authority: incoming.authority.to_string(),
-            trace: incoming
-                .headers
-                .get("traceparent")
-                .map(|v| v.to_str().unwrap().to_owned()),
-        };
-        if seen.authority.starts_with("refused.") {
-            return incoming.refuse(StatusCode::FORBIDDEN);
-        }
-        let stream = incoming.accept().unwrap();
-        self.0.send((seen, stream)).await.ok();
-        // The handler is the stream's task; the test has the stream, so wait for the tunnel's end.
-        std::future::pending::<()>().await;
-    }
-}
-
-#[derive(Default)]
-struct Direct(AtomicUsize);
-
-impl Dialer for Direct {
-    fn dial(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        TcpStream::connect(to).boxed()
-    }
-}
-
-struct Rig {
-    ca: Ca,
-    trust: Trust,
-    server_trust: Trust,
-    client: Client,
-    dials: Arc<Direct>,
-    source: Source,
-    destination: Destination,
-    accepted: mpsc::Receiver<(Incoming2, TunnelStream)>,
-    trigger: weft_drain::Trigger,
-    server: tokio::task::JoinHandle<()>,
-}
-
-async fn rig(limits: Limits) -> Rig {
-    rig_with(limits, weft_tls::SystemClock::shared(), None).await
-}
-
-async fn rig_with(limits: Limits, clock: Clock, local: Option<Local>) -> Rig {
-    let ca = Ca::new();
-    let (trust, server_trust) = (ca.trust_with(clock.clone()), ca.trust_with(clock));
-    let local = local.unwrap_or_else(|| Local::One(ca.cell("cart", "n2")));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (to_test, accepted) = mpsc::channel(256);
-    let (trigger, drain) = weft_drain::channel();
-    let handler = Arc::new(ToTest(to_test));
-    let serving = serve(
-        listener,
-        local,
-        server_trust.clone(),
-        limits.clone(),
-        handler,
-        drain,
-    );
-    let server = tokio::spawn(async move { serving.await.unwrap() });
-    let dials = Arc::new(Direct::default());
-    Rig {
-        client: Client::new(trust.clone(), dials.clone(), limits),
-        source: Source {
-            workload: "n1/default/shop/1".into(),
-            svid: ca.cell("shop", "n1"),
-        },
-        destination: Destination {
-            address,
-            id: spiffe("cart").parse().unwrap(),
-            node: "n2".into(),
-        },
-        ca,
-        trust,
-        server_trust,
-        dials,
-        accepted,
-        trigger,
-        server,
-    }
-}
-
-impl Rig {
-    async fn open(&mut self) -> (TunnelStream, Incoming2, TunnelStream) {
-        let stream = self.try_open().await.unwrap();
-        let (seen, other) = timeout(SOON, self.accepted.recv()).await.unwrap().unwrap();
-        (stream, seen, other)
-    }
-
-    async fn try_open(&self) -> Result<TunnelStream, OpenError> {
-        let mut headers = HeaderMap::new();
-        headers.insert("traceparent", "00-x".parse().unwrap());
-        let opening = self
-            .client
-            .open(&self.source, &self.destination, "cart.default:50002", headers);
-        timeout(SOON, opening).await.unwrap()
-    }
-
-    fn dials(&self) -> usize {
-        self.dials.0.load(Ordering::SeqCst)
-    }
-}
-
-async fn ends(mut stream: TunnelStream) {
-    let mut sink = Vec::new();
-    timeout(SOON, stream.read_to_end(&mut sink))
-        .await
-        .expect("the stream goes on")
-        .ok();
-}
+use weft_tls::{Expect, SvidCell, client_config};
+use weft_tunnel::{Limits, Local, OpenError, SharedIdentities, TunnelStream, sni_of};
 
 #[tokio::test]
 async fn both_ends_know_each_other_and_each_direction_ends_by_itself() {
     let mut rig = rig(quick()).await;
     let (mut here, seen, mut there) = rig.open().await;
-    assert_eq!((seen.peer, seen.node.as_str()), (spiffe("shop"), "n1"));
+    assert_eq!((seen.peer, seen.node.as_deref()), (spiffe("shop"), Some("n1")));
     assert_eq!(
         (seen.local, seen.authority.as_str()),
         (spiffe("cart"), "cart.default:50002")
@@ -387,138 +236,6 @@ async fn a_reader_that_does_not_read_stops_its_writer_and_nobody_else() {
         .unwrap()
         .unwrap();
     assert_eq!(all.len(), taken);
-}
-
-/// A TCP relay that can stop passing anything on, as a network that lost its way does.
-async fn relay(to: SocketAddr) -> (SocketAddr, watch::Sender<usize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    // Connections with a number below this one are frozen.
-    let (freeze, frozen) = watch::channel(0);
-    tokio::spawn(async move {
-        for number in 0.. {
-            let (near, _) = listener.accept().await.unwrap();
-            let far = TcpStream::connect(to).await.unwrap();
-            let mut frozen = frozen.clone();
-            tokio::spawn(async move {
-                let (near, far) = (near.into_split(), far.into_split());
-                let (mut a, mut b) = (near, far);
-                tokio::select! {
-                    _ = tokio::io::copy(&mut a.0, &mut b.1) => {}
-                    _ = tokio::io::copy(&mut b.0, &mut a.1) => {}
-                    () = async { drop(frozen.wait_for(|below| *below > number).await) } => {
-                        // Nothing passes, nothing is closed.
-                        std::future::pending::<()>().await;
-                    }
-                }
-            });
-        }
-    });
-    (address, freeze)
-}
-
-#[tokio::test]
-async fn a_dead_tunnel_is_noticed_before_it_is_used_again() {
-    let mut rig = rig(Limits {
-        fresh: Duration::ZERO,
-        ..quick()
-    })
-    .await;
-    let (address, freeze) = relay(rig.destination.address).await;
-    rig.destination.address = address;
-    let (mut old, _, mut old_there) = rig.open().await;
-    old.write_all(b"x").await.unwrap();
-    assert_eq!(old_there.read_u8().await.unwrap(), b'x');
-    // Alive: it is used again.
-    drop(rig.open().await);
-    assert_eq!(rig.dials(), 1);
-
-    freeze.send_replace(1);
-    let (mut new, _, mut new_there) = rig.open().await;
-    assert_eq!(rig.dials(), 2);
-    new.write_all(b"y").await.unwrap();
-    assert_eq!(new_there.read_u8().await.unwrap(), b'y');
-    // What was on the dead one ends with an error instead of waiting for ever.
-    assert!(timeout(SOON, old.read_u8()).await.unwrap().is_err());
-}
-
-#[tokio::test]
-async fn a_dead_peer_ends_the_streams_of_both_sides_without_anyone_asking() {
-    let mut rig = rig(quick()).await;
-    let (address, freeze) = relay(rig.destination.address).await;
-    rig.destination.address = address;
-    let (here, _, there) = rig.open().await;
-    freeze.send_replace(1);
-    tokio::join!(ends(here), ends(there));
-    assert_eq!(rig.client.connections(), 0);
-}
-
-#[tokio::test]
-async fn a_new_bundle_retires_connections_made_under_the_old_one() {
-    let mut rig = rig(Limits {
-        retire_grace: Duration::from_millis(500),
-        ..quick()
-    })
-    .await;
-    let (mut here, _, mut there) = rig.open().await;
-    rig.ca.publish(&rig.trust, 2);
-    let retired = here.retired();
-    timeout(SOON, async {
-        while !retired.load(Ordering::SeqCst) {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await
-    .unwrap();
-    // What is under way is finished, what is new goes elsewhere.
-    here.write_all(b"x").await.unwrap();
-    assert_eq!(there.read_u8().await.unwrap(), b'x');
-    let _new = rig.open().await;
-    assert_eq!(rig.dials(), 2);
-    ends(here).await;
-}
-
-#[tokio::test]
-async fn a_root_that_is_trusted_no_more_ends_what_was_made_under_it() {
-    let mut rig = rig(Limits {
-        retire_grace: Duration::from_millis(200),
-        ..quick()
-    })
-    .await;
-    let (here, _, there) = rig.open().await;
-    Ca::new().publish(&rig.server_trust, 2);
-    tokio::join!(ends(here), ends(there));
-    assert!(rig.try_open().await.is_err());
-}
-
-#[tokio::test]
-async fn an_expired_certificate_ends_its_connections() {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let clock = ManualClock::at(now);
-    let mut rig = rig_with(quick(), clock.shared(), None).await;
-    let until = SystemTime::now() + Duration::from_secs(600);
-    rig.source
-        .svid
-        .set(rig.ca.svid_until(&spiffe("shop"), Some("n1"), until));
-    let (here, _, there) = rig.open().await;
-    clock.advance(Duration::from_secs(601));
-    tokio::join!(ends(here), ends(there));
-    assert!(rig.try_open().await.is_err());
-    clock.set(now);
-    assert!(rig.try_open().await.is_ok());
-}
-
-#[tokio::test]
-async fn the_drain_lets_streams_finish_and_the_listener_is_closed() {
-    let mut rig = rig(quick()).await;
-    let (mut here, _, mut there) = rig.open().await;
-    let draining = tokio::spawn(rig.trigger.drain(Duration::from_millis(500)));
-    here.write_all(b"x").await.unwrap();
-    assert_eq!(timeout(SOON, there.read_u8()).await.unwrap().unwrap(), b'x');
-    // The handler never ends by itself here, so the deadline does it.
-    assert_eq!(draining.await.unwrap(), weft_drain::Outcome::Forced);
-    timeout(SOON, rig.server).await.unwrap().unwrap();
-    assert!(TcpStream::connect(rig.destination.address).await.is_err());
 }
 
 /// A TLS connection with a tunnel certificate, on which a test says what it likes.
