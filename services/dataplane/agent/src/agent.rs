@@ -229,6 +229,11 @@ pub async fn start(
     if let Err(error) = subscription::restore(&mesh, &data.mesh) {
         tracing::warn!(%error, "starting without the last good state");
     }
+    let mut tasks = JoinSet::new();
+    spawn(
+        &mut tasks,
+        identity.clone().watch(identity_channel.clone(), drain.clone()),
+    );
     let certificates = Certificates::new(
         identity_channel,
         identity.clone(),
@@ -277,7 +282,6 @@ pub async fn start(
         tunnels: Box::new(move || tunnels.connections()),
     }));
 
-    let mut tasks = JoinSet::new();
     let subscription = Subscription {
         mesh: mesh.clone(),
         channel: policy_channel,

@@ -78,10 +78,11 @@ impl Registry {
         let reason = explain(&status);
         let id = id.to_owned();
         match status.code() {
-            Code::InvalidArgument
-            | Code::PermissionDenied
-            | Code::FailedPrecondition
-            | Code::AlreadyExists => Err(RegistryError::Refused { id, reason }),
+            Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {
+                Err(RegistryError::Refused { id, reason })
+            }
+            // Both end by themselves: an address is free again, a bound is not reached any more.
+            Code::AlreadyExists | Code::ResourceExhausted => Err(RegistryError::Unavailable { id, reason }),
             _ => {
                 self.upstream.failed(&reason);
                 Err(RegistryError::Unavailable { id, reason })

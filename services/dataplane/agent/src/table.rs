@@ -12,7 +12,6 @@ use crate::{
 };
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -74,6 +73,10 @@ enum Command {
         attached: bool,
         reply: Reply<Box<Added>>,
     },
+    Resume {
+        id: String,
+        reply: Reply<Box<Added>>,
+    },
     Remove {
         id: String,
         reply: Reply<()>,
@@ -131,11 +134,24 @@ impl Table {
                 reply,
             })
             .await?;
+        let mut unready = RemoveOnDrop(Some((self.clone(), added.placed.id.clone())));
+        let placed = self.ready(name, *added).await?;
+        unready.0 = None;
+        Ok(placed)
+    }
+
+    /// Takes up a workload whose launcher was attached to an agent before this one.
+    pub async fn resume(&self, id: &str) -> Result<Placed, TableError> {
+        let id = id.to_owned();
+        let added = self.ask(|reply| Command::Resume { id, reply }).await?;
+        self.ready(added.placed.id.clone(), *added).await
+    }
+
+    async fn ready(&self, name: String, added: Added) -> Result<Placed, TableError> {
         let Added {
             mut placed,
             mut progress,
-        } = *added;
-        let mut unready = RemoveOnDrop(Some((self.clone(), placed.id.clone())));
+        } = added;
         let ended = {
             let ready = progress.wait_for(|p| !matches!(p, Progress::Waiting(_)));
             let ready = tokio::time::timeout(START_WITHIN, ready).await;
@@ -155,7 +171,6 @@ impl Table {
         let member = member.ok_or_else(|| TableError::NotFound(placed.id.clone()))?;
         placed.identity = member.workload.identity;
         placed.spiffe_id = member.workload.spiffe_id.clone();
-        unready.0 = None;
         Ok(placed)
     }
 
@@ -237,14 +252,20 @@ fn check(spec: &WorkloadSpec) -> Result<(), TableError> {
 }
 
 /// A workload in its place, on its way to be served.
+#[derive(Clone)]
 struct Added {
     placed: Placed,
     progress: watch::Receiver<Progress>,
 }
 
+struct Entry {
+    local: Arc<Local>,
+    added: Added,
+}
+
 struct Owner {
     shared: Arc<Shared>,
-    entries: HashMap<String, Arc<Local>>,
+    entries: HashMap<String, Entry>,
     placing: JoinSet<Placing>,
     background: JoinSet<()>,
 }
@@ -304,6 +325,10 @@ impl Owner {
                     Placing { result, reply }
                 });
             }
+            Command::Resume { id, reply } => {
+                let found = self.entries.get(&id).map(|e| Box::new(e.added.clone()));
+                let _ = reply.send(found.ok_or(TableError::NotFound(id)));
+            }
             Command::Remove { id, reply } => {
                 let removed = self.remove(&id, true);
                 let _ = reply.send(if removed {
@@ -346,29 +371,27 @@ impl Owner {
                 return;
             }
         };
-        let placed = Placed {
-            id: placement.id.clone(),
-            cgroup: placement
-                .cgroup
-                .as_ref()
-                .map_or_else(String::new, |p: &PathBuf| p.display().to_string()),
-            environment: placement.environment.clone(),
-            identity: 0,
-            spiffe_id: String::new(),
-        };
-        let progress = self.insert(placement);
-        let id = placed.id.clone();
-        if reply.send(Ok(Box::new(Added { placed, progress }))).is_err() {
+        let added = self.insert(placement);
+        let id = added.placed.id.clone();
+        if reply.send(Ok(Box::new(added))).is_err() {
             // Who asked has gone.
             self.remove(&id, true);
         }
     }
 
-    fn insert(&mut self, placement: Placement) -> watch::Receiver<Progress> {
+    fn insert(&mut self, placement: Placement) -> Added {
         // A node that starts anew hands over the same workload with other listeners.
         if let Some(old) = self.entries.remove(&placement.id) {
-            old.gone.cancel();
+            old.local.gone.cancel();
         }
+        let cgroup = placement.cgroup.as_ref();
+        let placed = Placed {
+            id: placement.id.clone(),
+            cgroup: cgroup.map_or_else(String::new, |p| p.display().to_string()),
+            environment: placement.environment.clone(),
+            identity: 0,
+            spiffe_id: String::new(),
+        };
         let local = Local::new(
             &placement.id,
             placement.kind,
@@ -389,8 +412,16 @@ impl Owner {
             progress,
         };
         tokio::spawn(driver.run());
-        self.entries.insert(placement.id, local);
-        progressed
+        let added = Added {
+            placed,
+            progress: progressed,
+        };
+        let entry = Entry {
+            local,
+            added: added.clone(),
+        };
+        self.entries.insert(placement.id, entry);
+        added
     }
 
     /// `true`: it was there. `at_host`: the host is to take it away too.
@@ -398,11 +429,11 @@ impl Owner {
         let Some(entry) = self.entries.remove(id) else {
             return false;
         };
-        entry.gone.cancel();
+        entry.local.gone.cancel();
         let shared = self.shared.clone();
         shared.view.locals.remove(id);
         shared.view.mesh.change_local(|e| e.local_down(id));
-        if let Some(member) = entry.member() {
+        if let Some(member) = entry.local.member() {
             // Another workload of this node may have the same identity and answer for it.
             let other = shared
                 .view

@@ -1,8 +1,15 @@
 //! The control services as this agent sees them: for `weft status` and the metrics.
 
+use crate::subscription::explain;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tonic::transport::Channel;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use weft_drain::Watcher;
 use weft_proto::weft::dataplane::v1 as pb;
+
+/// A service that is called now and then only is asked so often whether it is there.
+const ASK_EVERY: Duration = Duration::from_secs(5);
 
 /// One service's connection. Clones share.
 #[derive(Debug, Clone)]
@@ -60,6 +67,23 @@ impl Upstream {
             connected: false,
             error: error.to_owned(),
         };
+    }
+
+    /// Asks the service how it is, now and then, until the drain: for one that no stream is kept to.
+    pub async fn watch(self, channel: Channel, drain: Watcher) {
+        let asking = async {
+            let mut client = HealthClient::new(channel);
+            loop {
+                let asked = client.check(HealthCheckRequest::default());
+                match tokio::time::timeout(ASK_EVERY, asked).await {
+                    Ok(Ok(_)) => self.connected(),
+                    Ok(Err(status)) => self.failed(&explain(&status)),
+                    Err(_) => self.failed(&format!("no answer within {} s", ASK_EVERY.as_secs())),
+                }
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        };
+        let _: Option<()> = drain.until_draining(asking).await;
     }
 
     /// As the status API tells it.

@@ -42,7 +42,12 @@ impl Workloads for Service {
     type AttachStream = ReceiverStream<Result<AttachResponse, Status>>;
 
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
-        let placed = self.table.add(spec(request.into_inner().spec)?, true).await?;
+        let request = request.into_inner();
+        let placed = if request.resume_id.is_empty() {
+            self.table.add(spec(request.spec)?, true).await?
+        } else {
+            self.table.resume(&request.resume_id).await?
+        };
         let id = placed.id.clone();
         let (answers, stream) = mpsc::channel(1);
         let first = AttachResponse { placed: Some(placed) };

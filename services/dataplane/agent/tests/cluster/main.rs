@@ -1,0 +1,8 @@
+//! Agents in a whole mesh: the real control services in the same process, real sockets and
+//! certificates, no root.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod failures;
+mod invocation;
+mod support;
+mod surface;
