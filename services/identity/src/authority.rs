@@ -9,7 +9,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 use time::OffsetDateTime;
-use weft_model::{SpiffeId, TrustDomain};
+use weft_model::{Principal, SpiffeId, TrustDomain};
 use weft_tls::NODE_EXTENSION_OID;
 use zeroize::Zeroizing;
 
@@ -197,6 +197,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::OrganizationName, "Weft");
         params.subject_alt_names = vec![uri(order.id.as_str())?];
+        params.subject_alt_names.extend(dns_name(order.id)?);
         params.not_before = date(not_before)?;
         params.not_after = date(not_after)?;
         params.serial_number = Some(serial);
@@ -304,6 +305,17 @@ fn serial() -> Result<(SerialNumber, String), AuthorityError> {
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
     bytes[0] = (bytes[0] & 0x7f) | 0x40;
     Ok((SerialNumber::from_slice(&bytes), hex::encode(bytes)))
+}
+
+/// The name by which tools that know nothing of SPIFFE, such as grpcurl, check whom they call: the
+/// binary's. Nothing of Weft reads it.
+fn dns_name(id: &SpiffeId) -> Result<Option<SanType>, AuthorityError> {
+    let name = match id.principal() {
+        Principal::Service(name) => format!("weft-{name}"),
+        Principal::Node(_) => "weft-agent".to_owned(),
+        Principal::Admin(_) | Principal::Workload { .. } | Principal::Other => return Ok(None),
+    };
+    Ok(Some(SanType::DnsName(name.try_into()?)))
 }
 
 fn uri(text: &str) -> Result<SanType, AuthorityError> {
