@@ -1,6 +1,8 @@
 //! One file per command.
 
 pub mod admin;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod identity;
 pub mod observe;
 pub mod run;

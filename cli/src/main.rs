@@ -21,6 +21,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run all services in this process, on SQLite, for development
+    #[cfg(feature = "dev")]
+    Dev(commands::dev::Dev),
     /// Run an app in the mesh
     Run(commands::run::Run),
     /// Show the agent of this node: what it enforces, its workloads, its connections
@@ -47,6 +50,8 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match cli.command {
+            #[cfg(feature = "dev")]
+            Command::Dev(c) => c.run().await,
             Command::Run(c) => c.run().await,
             Command::Status(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),

@@ -126,7 +126,10 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
         LogFormat::Text => false,
         LogFormat::Json => true,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    // A file full of colour codes helps nobody.
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let lines = if json {
         lines.json().flatten_event(true).with_current_span(false).boxed()
     } else {

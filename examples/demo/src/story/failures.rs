@@ -23,7 +23,7 @@ fn plan(to: &str, reconnect: bool) -> Plan {
         path: format!("/v1.0/invoke/{to}/method/echo?id="),
         expect: vec![format!("\"app\":\"{to}\""), "\"caller\":\"cart\"".into()],
         connections: 16,
-        rate: if reconnect { 200 } else { 600 },
+        rate: if reconnect { 200 } else { 800 },
         reconnect,
     }
 }

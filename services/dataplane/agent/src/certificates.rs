@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::watch;
 use tonic::{Code, transport::Channel};
 use weft_proto::weft::identity::v1::{self as pb, certificates_client::CertificatesClient};
 use weft_tls::{Svid, SvidCell, TlsError, Trust, new_key_and_csr};
@@ -39,6 +40,8 @@ pub enum CertificateError {
         reason: String,
         /// The workload has not reached it yet.
         not_known_yet: bool,
+        /// It will not give one: this node may not host the workload.
+        refused: bool,
     },
     /// What it gave is for somebody else.
     #[error("identity service sent a certificate for {got}, {wanted} was asked for")]
@@ -96,7 +99,15 @@ impl Certificates {
     }
 
     /// Keeps `cell` filled for one workload until dropped. Never ends by itself.
-    pub async fn keep(&self, workload: &str, spiffe_id: &str, cell: &SvidCell) {
+    ///
+    /// `refused` is told when the service says that this node may not have it.
+    pub async fn keep(
+        &self,
+        workload: &str,
+        spiffe_id: &str,
+        cell: &SvidCell,
+        refused: &watch::Sender<Option<String>>,
+    ) {
         match self.load(spiffe_id).await {
             Ok(Some(svid)) => cell.set(svid),
             Ok(None) => {}
@@ -125,6 +136,9 @@ impl Certificates {
                 }) => tokio::time::sleep(backoff.pause().min(NOT_KNOWN_YET)).await,
                 Err(error) => {
                     tracing::warn!(workload, %error, "no tunnel certificate yet");
+                    if matches!(error, CertificateError::Service { refused: true, .. }) {
+                        refused.send_replace(Some(error.to_string()));
+                    }
                     tokio::time::sleep(backoff.pause()).await;
                 }
             }
@@ -139,14 +153,14 @@ impl Certificates {
             r#use: pb::SvidUse::Tunnel.into(),
         };
         let mut client = self.client.clone();
-        let service = |reason: String, not_known_yet| CertificateError::Service {
+        let service = |reason: String, code| CertificateError::Service {
             reason,
-            not_known_yet,
+            not_known_yet: code == Code::NotFound,
+            refused: code == Code::PermissionDenied,
         };
         let answer = match tokio::time::timeout(ATTEMPT, client.sign_workload(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => {
-                let not_known_yet = status.code() == Code::NotFound;
                 let reason = explain(&status);
                 if matches!(
                     status.code(),
@@ -154,12 +168,12 @@ impl Certificates {
                 ) {
                     self.upstream.failed(&reason);
                 }
-                return Err(service(reason, not_known_yet));
+                return Err(service(reason, status.code()));
             }
             Err(_) => {
                 let reason = format!("no answer within {} s", ATTEMPT.as_secs());
                 self.upstream.failed(&reason);
-                return Err(service(reason, false));
+                return Err(service(reason, Code::DeadlineExceeded));
             }
         };
         let chain = answer.svid.unwrap_or_default().chain_der;

@@ -16,6 +16,9 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("--check-seccomp") {
         return check_seccomp();
     }
+    // weft-node starts this program through a descriptor, so the kernel named it by a number. Only
+    // the name in process lists depends on it.
+    let _ = std::fs::write("/proc/self/comm", "weft-agent");
     // Before there are threads and before the first byte is read.
     if let Err(error) = harden::harden() {
         eprintln!("weft-agent: {error}");

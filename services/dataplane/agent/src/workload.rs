@@ -125,7 +125,13 @@ impl Driver {
         }
         let (registry, certificates) = (self.shared.registry.clone(), self.shared.certificates.clone());
         let Some(member) = self.local.member() else { return };
-        let certified = certificates.keep(&self.local.id, member.spiffe_id.as_str(), &self.local.svid);
+        let refusal = watch::Sender::new(None);
+        let certified = certificates.keep(
+            &self.local.id,
+            member.spiffe_id.as_str(),
+            &self.local.svid,
+            &refusal,
+        );
         let renewed = async {
             // A workload that was named before is registered again at the first session.
             if start {
@@ -139,10 +145,18 @@ impl Driver {
             }
         };
         let served = async {
-            self.ready().await;
+            if let Err(reason) = self.ready(refusal.subscribe()).await {
+                tracing::error!(workload = &*self.local.id, reason, "workload is not served");
+                self.progress.send_replace(Progress::Refused(reason));
+                return;
+            }
             self.serve().await;
+            std::future::pending().await
         };
-        tokio::join!(certified, renewed, served, self.probe());
+        tokio::select! {
+            () = served => {}
+            _ = async { tokio::join!(certified, renewed, self.probe()) } => {}
+        }
     }
 
     /// Until the service knows it; `false` when it never will.
@@ -217,14 +231,24 @@ impl Driver {
         Ok(())
     }
 
-    /// Until certificate and policy are here.
-    async fn ready(&self) {
+    /// Until certificate and policy are here, or the identity service says that this node may not
+    /// host the workload: then it must not be served under that name on this node either.
+    async fn ready(&self, mut refusal: watch::Receiver<Option<String>>) -> Result<(), String> {
         let mut svid = self.local.svid.subscribe();
         if self.local.svid.get().is_none() {
             let waiting = "its tunnel certificate from the identity service";
             self.progress.send_replace(Progress::Waiting(waiting.into()));
-            let came = svid.wait_for(|_| self.local.svid.get().is_some());
-            if tokio::time::timeout(CERTIFICATE_WITHIN, came).await.is_err() {
+            let came = async {
+                tokio::select! {
+                    _ = svid.wait_for(|_| self.local.svid.get().is_some()) => None,
+                    Ok(reason) = refusal.wait_for(Option::is_some) => reason.clone(),
+                }
+            };
+            let came = tokio::time::timeout(CERTIFICATE_WITHIN, came).await;
+            if let Ok(Some(reason)) = came {
+                return Err(reason);
+            }
+            if came.is_err() {
                 tracing::warn!(
                     workload = &*self.local.id,
                     "served without a tunnel certificate: calls to other nodes fail until it comes"
@@ -234,6 +258,7 @@ impl Driver {
         let waiting = "its policy from the policy service";
         self.progress.send_replace(Progress::Waiting(waiting.into()));
         self.shared.view.mesh.governed(&self.local.id).await;
+        Ok(())
     }
 
     async fn serve(&self) {

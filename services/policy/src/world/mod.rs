@@ -291,7 +291,3 @@ impl World {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "convergence_tests.rs"]
-mod tests;

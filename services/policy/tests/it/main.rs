@@ -3,6 +3,5 @@
 
 mod distribution;
 mod files;
-mod process;
 mod registry;
 mod rig;
