@@ -7,7 +7,7 @@
 
 use crate::{
     CidrPeer, Entry, Peers, Ports,
-    judge::{PeerRef, is_outside},
+    judge::{PeerRef, is_local, is_outside},
 };
 use std::{
     collections::HashMap,
@@ -161,7 +161,7 @@ impl Index {
 
     pub(crate) fn find(&self, peer: PeerRef, protocol: u8, port: u16) -> Hit {
         let mut hit = Hit::default();
-        let identity = if is_outside(peer.identity) {
+        let identity = if is_local(peer.identity) {
             NumericIdentity::WORLD
         } else {
             peer.identity

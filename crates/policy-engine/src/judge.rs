@@ -63,10 +63,15 @@ impl Verdict {
     }
 }
 
-/// Whether an identity is outside the cluster: `world`, its two address families, and what a node
-/// numbers locally for address ranges (scope bits 24 to 31 set).
+/// Whether a node gave the number itself to an address range (scope bits 24 to 31 are 1). Sets do not
+/// name such numbers; they are parts of `world`.
+pub(crate) fn is_local(identity: NumericIdentity) -> bool {
+    identity.0 >> 24 == 1
+}
+
+/// Whether an identity is outside the cluster: `world`, its two address families, and their parts.
 pub(crate) fn is_outside(identity: NumericIdentity) -> bool {
-    matches!(identity.0, 2 | 9 | 10) || identity.0 >> 24 == 1
+    matches!(identity.0, 2 | 9 | 10) || is_local(identity)
 }
 
 impl PolicySet {

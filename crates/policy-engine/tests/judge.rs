@@ -11,7 +11,7 @@ use weft_policy_engine::{
 use weft_proto::weft::policy::v1 as pb;
 
 /// Few values, so that entries overlap; with the edges of every type.
-const IDENTITIES: [u32; 7] = [0, 2, 11, 256, 257, 65_535, 0x0100_0001];
+const IDENTITIES: [u32; 8] = [0, 2, 9, 11, 256, 257, 65_535, 0x0100_0001];
 const PORTS: [u16; 6] = [1, 79, 80, 81, 8080, 65_535];
 const ADDRESSES: [&str; 5] = [
     "10.0.0.1",
@@ -22,8 +22,8 @@ const ADDRESSES: [&str; 5] = [
 ];
 
 fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
-    let outside =
-        [2, 9, 10].contains(&peer.identity.0) || (0x0100_0000..0x0200_0000).contains(&peer.identity.0);
+    let local = (0x0100_0000..0x0200_0000).contains(&peer.identity.0);
+    let outside = local || [2, 9, 10].contains(&peer.identity.0);
     let in_range = |c: &CidrPeer, deny: bool| match peer.address {
         _ if !outside => false,
         None => deny,
@@ -34,7 +34,7 @@ fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Ve
     let matches = |e: &Entry| {
         let who = e.peers.any
             || e.peers.identities.contains(&peer.identity)
-            || outside && e.peers.identities.contains(&NumericIdentity::WORLD)
+            || local && e.peers.identities.contains(&NumericIdentity::WORLD)
             || e.peers.cidrs.iter().any(|c| in_range(c, e.deny));
         let how = match e.protocol {
             Some(p) => p == protocol,
@@ -67,7 +67,7 @@ fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Ve
 
 fn peers() -> impl Strategy<Value = Peers> {
     // Local numbers are bound by nodes and never in a set: a node's own belong to `world`.
-    let ids = proptest::sample::subsequence(&IDENTITIES[..6], 0..4);
+    let ids = proptest::sample::subsequence(&IDENTITIES[..7], 0..4);
     let cidr = (
         proptest::sample::select(vec![
             "10.0.0.0/8",

@@ -314,9 +314,12 @@ fn identities() -> Identities {
 }
 
 fn reserved(number: u32) -> Option<Labels> {
-    let name = NumericIdentity(number)
-        .reserved_name()
-        .filter(|_| ![0, 11].contains(&number))?;
+    let name = match number {
+        0 | 11 => return None,
+        9 => "world-ipv4",
+        10 => "world-ipv6",
+        _ => NumericIdentity(number).reserved_name()?,
+    };
     Some(
         [(format!("reserved:{name}"), String::new())]
             .into_iter()
@@ -337,11 +340,16 @@ fn questions(known: &Identities) -> Vec<(PeerRef, Option<Labels>)> {
             )
         })
         .collect();
-    for number in [0, 1, 2, 3, 4, 5, 6, 7, 8, 11] {
+    for number in 0..=11 {
         for address in ["10.0.0.1", "10.1.2.3", "192.0.2.1", "2001:db8::1"] {
+            let address: IpAddr = address.parse().unwrap();
+            // The numbers of one address family have no addresses of the other.
+            if number == 9 && address.is_ipv6() || number == 10 && address.is_ipv4() {
+                continue;
+            }
             let peer = PeerRef {
                 identity: NumericIdentity(number),
-                address: Some(address.parse().unwrap()),
+                address: Some(address),
             };
             peers.push((peer, reserved(number)));
         }
