@@ -25,6 +25,9 @@ use weft_store::StoreError;
 /// How often waiting periods are looked at.
 const TICK: Duration = Duration::from_millis(500);
 
+/// Each follower costs memory for what it has not fetched yet.
+const MAX_FOLLOWERS: usize = 4_096;
+
 /// Why a registration or its removal did not happen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
@@ -188,6 +191,12 @@ impl Owner {
                 let _ = reply.send(self.deregister(&node, &id).await);
             }
             Event::Follow { reply } => {
+                if self.followers.len() >= MAX_FOLLOWERS {
+                    // The dropped reply says so.
+                    return tracing::warn!(
+                        "more than {MAX_FOLLOWERS} follow the registry; one more is refused"
+                    );
+                }
                 let number = self.next_follower;
                 self.next_follower += 1;
                 let (signal, follower) = watch::channel(());

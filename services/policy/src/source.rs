@@ -4,7 +4,10 @@
 //! stamp, every few seconds also without a notification (network file systems send none).
 
 use crate::files::{Content, Reading};
-use notify::{RecursiveMode, Watcher as _};
+use notify::{
+    EventKind, RecursiveMode, Watcher as _,
+    event::{AccessKind, AccessMode},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
@@ -132,10 +135,18 @@ fn read(path: &Path) -> Option<Reading> {
     })
 }
 
+/// Looking is itself an event: one that may not lead to the next look.
+fn matters(kind: EventKind) -> bool {
+    !kind.is_access() || kind == EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
 /// Sends what changes until the drain.
 pub(crate) async fn watch(mut folder: Folder, readings: mpsc::Sender<Vec<Reading>>, drain: Watcher) {
     let (wake, mut woken) = mpsc::channel::<()>(1);
-    let notifier = notify::recommended_watcher(move |_| {
+    let notifier = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|e| !matters(e.kind)) {
+            return;
+        }
         // One wake-up waiting is enough.
         let _ = wake.try_send(());
     });
@@ -188,6 +199,29 @@ pub(crate) async fn watch(mut folder: Folder, readings: mpsc::Sender<Vec<Reading
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn looking_does_not_lead_to_looking() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.yaml"), "x: 1").unwrap();
+        let (events, mut seen) = mpsc::unbounded_channel();
+        let mut notifier = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let _ = events.send(event.unwrap().kind);
+        })
+        .unwrap();
+        notifier.watch(dir.path(), RecursiveMode::Recursive).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        folder.changes().unwrap();
+        // A write is the first thing among what was notified that matters.
+        fs::write(dir.path().join("b.yaml"), "x: 1").unwrap();
+        let first = loop {
+            let kind = seen.recv().await.unwrap();
+            if matters(kind) {
+                break kind;
+            }
+        };
+        assert!(first.is_create(), "{first:?}");
+    }
 
     #[test]
     fn only_what_changed_is_read_again() {
