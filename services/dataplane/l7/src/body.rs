@@ -1,6 +1,9 @@
 //! The one body type of requests and responses on their way through.
 
-use crate::{pool::Lease, server::Busy};
+use crate::{
+    pool::Lease,
+    server::{Busy, RequestBusy},
+};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -37,8 +40,10 @@ pub struct Body {
     source: Source,
     /// The connection it comes from; goes back to its pool at the end of the body.
     lease: Option<Lease>,
-    /// The served connection that is busy until this body is sent.
+    /// The served connection that is busy until this response's body is sent.
     pub(crate) busy: Option<Busy>,
+    /// The served connection that is busy until this request's body is read.
+    request_busy: Option<RequestBusy>,
 }
 
 #[derive(Debug, Default)]
@@ -71,7 +76,19 @@ impl Body {
         Self {
             source: Source::Incoming(incoming),
             lease: Some(lease),
-            busy: None,
+            ..Self::default()
+        }
+    }
+
+    /// The body of a request that was received.
+    pub(crate) fn received(incoming: Incoming, busy: impl FnOnce() -> RequestBusy) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
+        Self {
+            source: Source::Incoming(incoming),
+            request_busy: Some(busy()),
+            ..Self::default()
         }
     }
 
@@ -81,6 +98,7 @@ impl Body {
             lease.finish();
         }
         self.busy = None;
+        self.request_busy = None;
     }
 }
 

@@ -78,8 +78,9 @@ struct Watch {
     head_since: AtomicU32,
     /// Tick at which the last response ended.
     idle_since: AtomicU32,
-    busy: AtomicBool,
-    /// Bytes came while a request was under way: its body, or the head of the next.
+    /// Bodies of the request under way that have not ended: its own, and its response's.
+    busy: AtomicU32,
+    /// Bytes came after the request's body had ended: the head of the next, pipelined.
     read_while_busy: AtomicBool,
     /// Only ever locked by this connection's own task.
     scan: Mutex<HeadScan>,
@@ -87,7 +88,7 @@ struct Watch {
 
 impl Watch {
     fn on_bytes(&self, bytes: &[u8]) {
-        if self.busy.load(Ordering::Relaxed) {
+        if self.busy.load(Ordering::Relaxed) > 0 {
             self.read_while_busy.store(true, Ordering::Relaxed);
             return;
         }
@@ -100,25 +101,46 @@ impl Watch {
 
     /// A request's head is complete. `false` when its framing is ambiguous, or when nobody looked
     /// at the head of a chunked request because it was pipelined behind another.
-    fn begin(&self, chunked: bool) -> bool {
+    fn begin(self: &Arc<Self>, chunked: bool) -> (Busy, bool) {
         let scan = std::mem::take(&mut *self.scan.lock());
-        self.busy.store(true, Ordering::Relaxed);
+        self.busy.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(NEVER, Ordering::Relaxed);
         // Bytes behind the head may have been read together with it.
         self.read_while_busy.store(false, Ordering::Relaxed);
-        !scan.is_ambiguous() && (!chunked || scan.transfer_encoding)
+        (
+            Busy(self.clone()),
+            !scan.is_ambiguous() && (!chunked || scan.transfer_encoding),
+        )
     }
 
     fn end(&self) {
         let now = self.now.load(Ordering::Relaxed);
         self.idle_since.store(now, Ordering::Relaxed);
-        self.busy.store(false, Ordering::Relaxed);
+        self.busy.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Marks the connection as busy until dropped with the response's body.
+/// Marks the connection as busy until dropped with a body.
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Watch>);
+
+impl Busy {
+    /// For the request's own body: what came while it was read was that body.
+    fn with_body(&self) -> RequestBusy {
+        self.0.busy.fetch_add(1, Ordering::Relaxed);
+        RequestBusy(Self(self.0.clone()))
+    }
+}
+
+/// As [`Busy`], for the body of the request.
+#[derive(Debug)]
+pub(crate) struct RequestBusy(Busy);
+
+impl Drop for RequestBusy {
+    fn drop(&mut self) {
+        self.0.0.read_while_busy.store(false, Ordering::Relaxed);
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
@@ -183,21 +205,21 @@ pub async fn serve_connection<T, H, F>(
 ) -> Result<(), ServeError>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
+    H: Fn(Request<Body>) -> F,
     F: Future<Output = Response<Body>>,
 {
     let watch = Arc::new(Watch {
         now: AtomicU32::new(0),
         head_since: AtomicU32::new(NEVER),
         idle_since: AtomicU32::new(0),
-        busy: AtomicBool::new(false),
+        busy: AtomicU32::new(0),
         read_while_busy: AtomicBool::new(false),
         scan: Mutex::default(),
     });
     let service = service_fn(|request: Request<Incoming>| {
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
-        let sound = watch.begin(chunked);
-        let busy = Busy(watch.clone());
+        let (busy, sound) = watch.begin(chunked);
+        let request = request.map(|incoming| Body::received(incoming, || busy.with_body()));
         // Only made when it is used.
         let answer = sound.then(|| handle(request));
         async move {
@@ -241,7 +263,7 @@ where
             () = force.forced(), if draining => return Err(ServeError::Forced),
             _ = tick.tick() => {
                 let now = watch.now.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                if watch.busy.load(Ordering::Relaxed) {
+                if watch.busy.load(Ordering::Relaxed) > 0 {
                     continue;
                 }
                 let head_since = watch.head_since.load(Ordering::Relaxed);

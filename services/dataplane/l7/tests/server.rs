@@ -4,7 +4,6 @@
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use std::{
     io,
     net::SocketAddr,
@@ -43,11 +42,17 @@ async fn served(gate: Option<Arc<Notify>>, drain: weft_drain::Watcher) -> (TcpSt
     let socket = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (accepted, _) = listener.accept().await.unwrap();
     let ended = tokio::spawn(async move {
-        serve_connection(accepted, &quick(), drain, |_: Request<Incoming>| {
+        serve_connection(accepted, &quick(), drain, |request: Request<Body>| {
             let gate = gate.clone();
             async move {
+                use http_body_util::BodyExt;
                 if let Some(gate) = gate {
                     gate.notified().await;
+                } else if request.uri() != "/early" {
+                    request.into_body().collect().await.unwrap();
+                } else {
+                    // Goes on reading after it has answered.
+                    tokio::spawn(request.into_body().collect());
                 }
                 Response::new(Body::from("ok"))
             }
@@ -113,6 +118,32 @@ async fn a_connection_without_requests_is_closed_in_order() {
         "{:?}",
         since.elapsed()
     );
+    assert!(ended(task).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_body_that_comes_late_is_no_head() {
+    let (_trigger, drain) = weft_drain::channel();
+    let (mut socket, task) = served(None, drain).await;
+    for path in ["/late", "/early"] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 40\r\n\r\n");
+        socket.write_all(head.as_bytes()).await.unwrap();
+        if path == "/early" {
+            answer(&mut socket).await;
+        }
+        for _ in 0..40 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            socket.write_all(b"x").await.unwrap();
+        }
+        if path == "/late" {
+            answer(&mut socket).await;
+        }
+        // Longer than a head may take: it is idle, not in the middle of a head.
+        tokio::time::sleep(Duration::from_millis(350)).await;
+    }
+    socket.write_all(GET).await.unwrap();
+    answer(&mut socket).await;
+    assert_eq!(timeout(SOON, socket.read(&mut [0; 1])).await.unwrap().unwrap(), 0);
     assert!(ended(task).await.is_ok());
 }
 

@@ -7,7 +7,6 @@ use crate::{
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde_json::json;
 use std::time::Duration;
 use weft_l7::Body;
@@ -97,7 +96,7 @@ pub(crate) fn metadata(app: &AppContext, method: &Method) -> Response<Body> {
 }
 
 /// `PUT /v1.0/metadata/{key}`: the body is the value.
-pub(crate) async fn set_metadata(app: &AppContext, key: &str, request: Request<Incoming>) -> Response<Body> {
+pub(crate) async fn set_metadata(app: &AppContext, key: &str, request: Request<Body>) -> Response<Body> {
     if request.method() != Method::PUT {
         return empty(StatusCode::METHOD_NOT_ALLOWED);
     }

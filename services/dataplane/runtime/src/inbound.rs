@@ -8,7 +8,6 @@ use crate::{
     truth,
 };
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
-use hyper::body::Incoming as HttpBody;
 use parking_lot::Mutex;
 use std::{sync::Arc, time::SystemTime};
 use weft_drain::Watcher;
@@ -138,7 +137,7 @@ fn endpoint(directory: &dyn Directory, workload: &str) -> Option<Arc<Endpoint>> 
 impl Runtime {
     /// One request from another node. Who is there is asked anew each time: a stream may outlive
     /// what was known when it was opened.
-    async fn receive(&self, origin: &Origin, request: Request<HttpBody>) -> Response<Body> {
+    async fn receive(&self, origin: &Origin, mut request: Request<Body>) -> Response<Body> {
         let Some(endpoint) = endpoint(&*self.env.directory, &origin.destination) else {
             return ApiError::unavailable("", "the app is no longer on this node").into();
         };
@@ -147,7 +146,6 @@ impl Runtime {
             self.write_down_mismatch(&origin.peer, &endpoint);
             return ApiError::denied(app_id).into();
         };
-        let mut request = request.map(Body::from);
         let method = request.method().clone();
         if let Err(e) = hygiene::prepare_request(&method, request.headers_mut()) {
             return ApiError::malformed(e).into();

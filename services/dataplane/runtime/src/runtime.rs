@@ -11,7 +11,6 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
-use hyper::body::Incoming;
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -170,7 +169,7 @@ impl Runtime {
         .await
     }
 
-    async fn handle(&self, app: &Arc<AppContext>, mut request: Request<Incoming>) -> Response<Body> {
+    async fn handle(&self, app: &Arc<AppContext>, mut request: Request<Body>) -> Response<Body> {
         let uri = request.uri().clone();
         let route = path::route(uri.path());
         // Whoever starts the app must be able to ask before it has the token.
@@ -196,7 +195,7 @@ impl Runtime {
                 match addressee(&uri, &route, request.headers_mut()) {
                     Ok((part, forwarded)) => {
                         *request.uri_mut() = forwarded;
-                        self.invoke(app, &part, request.map(Body::from)).await
+                        self.invoke(app, &part, request).await
                     }
                     Err(e) => e.into(),
                 }
