@@ -172,6 +172,8 @@ async fn one(plan: &Plan, connection: &mut Option<Sender>, id: &str) -> Event {
     .await
     {
         Ok(Ok((200, body))) => {
+            // The apps' JSON libraries differ in the spaces they write.
+            let body = body.replace(' ', "");
             let mut wanted = plan.expect.iter().map(String::as_str).chain([id]);
             match wanted.find(|w| !body.contains(*w)) {
                 None => Event::Good(begun.elapsed()),

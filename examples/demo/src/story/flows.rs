@@ -17,7 +17,7 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     }
     let sent = flows(stage, "n1", "cart", "billing").await?;
     let received = flows(stage, "n2", "cart", "billing").await?;
-    let spiffe = |flow: &Value, side: &str| flow[side]["spiffeId"].as_str().unwrap_or_default().to_owned();
+    let spiffe = |flow: &Value, side: &str| flow[side]["spiffe_id"].as_str().unwrap_or_default().to_owned();
     let whole = |flows: &[Value], direction: &str| {
         flows.iter().any(|f| {
             f["direction"] == direction
@@ -35,16 +35,16 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     );
     report.check(
         "the callee's node shows it as ingress, proven by the tunnel's certificate",
-        whole(&received, "ingress") && received.iter().any(|f| f["callerProof"] == "tunnel-svid"),
+        whole(&received, "ingress") && received.iter().any(|f| f["caller_proof"] == "tunnel-svid"),
         received
             .last()
-            .map(|f| f["callerProof"].to_string())
+            .map(|f| f["caller_proof"].to_string())
             .unwrap_or_default(),
     );
-    let traces: Vec<&str> = sent.iter().filter_map(|f| f["traceId"].as_str()).collect();
+    let traces: Vec<&str> = sent.iter().filter_map(|f| f["trace_id"].as_str()).collect();
     let same = received
         .iter()
-        .filter_map(|f| f["traceId"].as_str())
+        .filter_map(|f| f["trace_id"].as_str())
         .any(|t| !t.is_empty() && traces.contains(&t));
     report.check(
         "both carry the same W3C trace id",
