@@ -11,15 +11,14 @@ mod dapr;
 mod fields;
 mod meta;
 mod policy;
+mod selector;
 mod service;
 mod tree;
 
 pub use dapr::DaprObject;
 pub use meta::Meta;
-pub use policy::{
-    CidrRule, Entity, LabelKey, LabelSelector, NetworkPolicy, Operator, PeerRule, PolicyRule, PortRule,
-    Requirement,
-};
+pub use policy::{CidrRule, Entity, NetworkPolicy, PeerRule, PolicyRule, PortRule};
+pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 
 use fields::{Field, Problems};
