@@ -9,17 +9,37 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::Semaphore,
+};
 use weft_drain::Watcher;
 
 /// Scrapers at once; more wait in the backlog.
 const MAX_CONNECTIONS: usize = 32;
 
-/// Binds `address`.
+/// Set by whoever replaces a process by a new one that overlaps with it: ports that both need are
+/// shared then. Without it a port in use is an error, as operators expect.
+pub const SHARE_PORTS_ENV: &str = "WEFT_SHARE_PORTS";
+
+/// Binds `address`; see [`listen`].
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, TelemetryError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| TelemetryError::Listen { address, source })
+    listen(address).map_err(|source| TelemetryError::Listen { address, source })
+}
+
+/// Listens at `address`, together with the process's predecessor or successor if it has one. The
+/// kernel lets only processes of one user share. Must be called in a runtime.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    if std::env::var_os(SHARE_PORTS_ENV).is_some() {
+        socket.set_reuseport(true)?;
+    }
+    socket.bind(address)?;
+    socket.listen(1024)
 }
 
 /// Serves until the drain starts.

@@ -338,7 +338,12 @@ async fn serve_api(
         address: config.listen.clone(),
         source,
     };
-    let listener = TcpListener::bind(&config.listen).await.map_err(bind)?;
+    let mut addresses = tokio::net::lookup_host(&config.listen).await.map_err(bind)?;
+    let address = addresses
+        .next()
+        .ok_or_else(|| bind(std::io::ErrorKind::AddrNotAvailable.into()))?;
+    // Shared with the agent that this one replaces, or that will replace it.
+    let listener = weft_telemetry::http::listen(address).map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
     let certificates = Arc::new(member.svid.clone());
     let tls = weft_tls::server_config(certificates, &member.trust, ClientAuth::Required, &[b"h2"])?;

@@ -76,6 +76,8 @@ impl Program {
             .env("WEFT_NODE", &self.node)
             .env("WEFT_AGENT_DATA_DIR", &self.data_dir)
             .env("HOME", &self.data_dir)
+            // An agent and the one that replaces it have the same ports of their own.
+            .env(weft_telemetry::http::SHARE_PORTS_ENV, "1")
             // This process's own; the agent has others.
             .env_remove("WEFT_METRICS_LISTEN")
             .current_dir("/")

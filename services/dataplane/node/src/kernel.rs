@@ -134,11 +134,21 @@ impl Programs {
         let mounted = loaded.mounted.clone();
         drop(loaded);
         if let Some(path) = mounted
-            && std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none())
+            && is_unused(&path)
+            && let Err(error) = nix::mount::umount(&path)
         {
-            let _ = nix::mount::umount(&path);
+            tracing::warn!(%error, path = %path.display(), "the bpf file system stays mounted");
         }
     }
+}
+
+/// Whether a bpf file system holds just the two files that the kernel puts into each.
+fn is_unused(bpffs: &Path) -> bool {
+    std::fs::read_dir(bpffs).is_ok_and(|entries| {
+        entries
+            .flatten()
+            .all(|entry| entry.file_name() == "maps.debug" || entry.file_name() == "progs.debug")
+    })
 }
 
 fn load(node: &str, cgroup_root: &Path, bpffs: &Path) -> Result<Loaded, weft_bpf::Error> {

@@ -100,6 +100,7 @@ impl Supervisor {
                 status = current.child.wait() => {
                     let status = status.map_or_else(|e| e.to_string(), |status| status.to_string());
                     self.health.waiting(AGENT, format!("the agent ended: {status}"));
+                    let _ = std::fs::remove_file(&self.pid_file);
                     tracing::error!(%status, "the agent ended; connects wait until the next one is up");
                     Next::Died
                 }

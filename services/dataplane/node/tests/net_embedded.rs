@@ -29,7 +29,8 @@ async fn a_node_in_the_agents_own_process() {
         node_name: "n1".into(),
         netns: Some(node.namespace().path().to_owned()),
         cgroup_root: Some(node.cgroup().to_owned()),
-        bpffs: net.bpffs().unwrap(),
+        // Not mounted yet: the node does it, and undoes it.
+        bpffs: net.dir().join("own-bpffs"),
         run_dir: net.dir().join("run"),
         ..Config::default()
     };
@@ -95,6 +96,11 @@ async fn a_node_in_the_agents_own_process() {
     let again = weft_node::start(&config).await.unwrap();
     again.stop(false).await;
     assert!(!config.bpffs.join("weft").exists());
+    // What the first of the two mounted was kept for the second, which did not mount it.
+    assert!(weft_bpf::is_bpffs(&config.bpffs));
+    nix::mount::umount(&config.bpffs).unwrap();
+    weft_node::start(&config).await.unwrap().stop(false).await;
+    assert!(!weft_bpf::is_bpffs(&config.bpffs));
     assert!(!node.cgroup().exists());
     assert_eq!(own_cgroup(), before);
 }

@@ -205,16 +205,17 @@ pub fn listener(workload: &PlacedWorkload, kind: ListenerKind, v6: bool) -> std:
 
 /// Connects from inside and asks for whatever answers there; `Err` when nobody listens.
 pub fn ask(from: &Namespace, address: SocketAddr, question: &str) -> std::io::Result<String> {
-    from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&address, SOON)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.write_all(question.as_bytes())?;
-        stream.write_all(b"\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    })
-    .unwrap()
+    from.run(|| ask_here(address, question)).unwrap()
+}
+
+/// The same from the calling thread's namespace.
+pub fn ask_here(address: SocketAddr, question: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
+    stream.write_all(format!("{question}\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Answers one connection with `name` and what was asked.

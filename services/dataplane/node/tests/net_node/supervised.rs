@@ -1,11 +1,12 @@
 //! The agent as a process that the node starts: its rights, its death, its replacement.
 
 use crate::{
-    rig::{AGENT_UID, Rig, SOON, ask, eventually, processes_in, signal},
+    rig::{AGENT_UID, Rig, SOON, ask, ask_here, eventually, processes_in, signal},
     stub,
 };
 use std::{
     collections::HashSet,
+    io::ErrorKind,
     net::SocketAddr,
     sync::{
         Arc,
@@ -58,11 +59,9 @@ async fn supervised() -> Supervised {
 }
 
 fn agent_pid(rig: &Rig) -> u32 {
-    std::fs::read_to_string(rig.run_dir.join("agent.pid"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+    // There is none while there is no agent.
+    let text = std::fs::read_to_string(rig.run_dir.join("agent.pid")).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,55 +173,144 @@ async fn connects_wait_for_the_next_agent_when_one_is_killed() {
     assert!(!ask_all(s.pod.namespace(), 10).contains(&second));
 }
 
+/// Sixteen clients that ask over and over, each request over a connection of its own, until dropped.
+struct Load {
+    done: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+    started: Instant,
+    running: std::thread::JoinHandle<Outcome>,
+}
+
+#[derive(Default)]
+struct Outcome {
+    answered_by: HashSet<u32>,
+    failed: Vec<std::io::Error>,
+}
+
+const CLIENTS: usize = 16;
+
+impl Load {
+    fn start(namespace: &Namespace) -> Self {
+        let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (inside, over, count) = (namespace.clone(), Arc::clone(&done), Arc::clone(&asked));
+        let client = move |client: usize| {
+            let mut outcome = Outcome::default();
+            while !over.load(Ordering::SeqCst) {
+                let question = format!("{client} {}", count.fetch_add(1, Ordering::SeqCst));
+                match ask_here(address(), &question) {
+                    Ok(text) if text.is_empty() => outcome.failed.push(ErrorKind::UnexpectedEof.into()),
+                    Ok(text) => {
+                        let (pid, rest) = text.split_once(' ').unwrap();
+                        assert_eq!(rest.trim_end(), question);
+                        outcome.answered_by.insert(pid.parse().unwrap());
+                    }
+                    Err(error) => outcome.failed.push(error),
+                }
+            }
+            outcome
+        };
+        let running = std::thread::spawn(move || {
+            let clients = || {
+                std::thread::scope(|scope| {
+                    let clients: Vec<_> = (0..CLIENTS)
+                        .map(|i| {
+                            scope.spawn({
+                                let client = &client;
+                                move || client(i)
+                            })
+                        })
+                        .collect();
+                    clients.into_iter().fold(Outcome::default(), |mut all, one| {
+                        let one = one.join().unwrap();
+                        all.answered_by.extend(one.answered_by);
+                        all.failed.extend(one.failed);
+                        all
+                    })
+                })
+            };
+            inside.run(clients).unwrap()
+        });
+        Self {
+            done,
+            asked,
+            started: Instant::now(),
+            running,
+        }
+    }
+
+    async fn flows(&self) {
+        let before = self.asked.load(Ordering::SeqCst);
+        eventually("requests flow", || {
+            self.asked.load(Ordering::SeqCst) >= before + 1000
+        })
+        .await;
+    }
+
+    fn stop(self) -> Outcome {
+        let rate = self.asked.load(Ordering::SeqCst) as f64 / self.started.elapsed().as_secs_f64();
+        self.done.store(true, Ordering::SeqCst);
+        println!("{rate:.0} requests/s over {CLIENTS} connections");
+        assert!(rate >= 500.0, "{rate} requests/s are no load");
+        self.running.join().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_under_load_costs_the_requests_in_flight_and_no_connect() {
+    let s = supervised().await;
+    let first = agent_pid(&s.rig);
+    let load = Load::start(s.pod.namespace());
+    load.flows().await;
+    signal(first, libc::SIGKILL);
+    eventually("another agent is started", || {
+        ![0, first].contains(&agent_pid(&s.rig))
+    })
+    .await;
+    load.flows().await;
+    let outcome = load.stop();
+    assert_eq!(outcome.answered_by, HashSet::from([first, agent_pid(&s.rig)]));
+    // What the agent had accepted dies with it: at most one request of each client.
+    assert!(outcome.failed.len() <= CLIENTS, "{:?}", outcome.failed);
+    for error in outcome.failed {
+        assert!(
+            matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe
+            ),
+            "{error}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replacement_loses_no_request() {
     let s = supervised().await;
     let first = agent_pid(&s.rig);
-    let (done, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let load = {
-        let (namespace, done, asked) = (s.pod.namespace().clone(), Arc::clone(&done), Arc::clone(&asked));
-        std::thread::spawn(move || {
-            let mut seen = HashSet::new();
-            while !done.load(Ordering::SeqCst) {
-                seen.extend(ask_all(&namespace, 16));
-                asked.fetch_add(16, Ordering::SeqCst);
-            }
-            seen
-        })
-    };
-    let requests = |n| {
-        let (asked, before) = (Arc::clone(&asked), asked.load(Ordering::SeqCst));
-        move || asked.load(Ordering::SeqCst) >= before + n
-    };
-    eventually("requests flow", requests(200)).await;
+    let load = Load::start(s.pod.namespace());
+    load.flows().await;
     signal(s.rig.pid(), libc::SIGHUP);
-    let second = {
-        eventually("another agent is started", || agent_pid(&s.rig) != first).await;
-        agent_pid(&s.rig)
-    };
-    eventually("the old one has ended", || {
-        !processes_in(&s.rig.node.cgroup().join("_node")).contains(&first)
+    eventually("another agent is started", || {
+        ![0, first].contains(&agent_pid(&s.rig))
     })
     .await;
-    eventually("requests flow on", requests(200)).await;
+    let second = agent_pid(&s.rig);
+    let own = s.rig.node.cgroup().join("_node");
+    eventually("the old one has ended", || !processes_in(&own).contains(&first)).await;
+    load.flows().await;
 
     // A release that does not come up changes nothing.
     let broken = s.rig.net.dir().join("broken");
     std::fs::write(&broken, "").unwrap();
     signal(s.rig.pid(), libc::SIGHUP);
     let deadline = Instant::now() + SOON;
-    while !s
-        .rig
-        .log
-        .recv_timeout(Duration::from_secs(1))
-        .unwrap_or_default()
-        .contains("the old one stays")
-    {
+    let told = |rig: &Rig| rig.log.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+    while !told(&s.rig).contains("the old one stays") {
         assert!(Instant::now() < deadline, "the failure is not told");
     }
     std::fs::remove_file(&broken).unwrap();
-    eventually("requests flow on", requests(200)).await;
+    load.flows().await;
     assert_eq!(agent_pid(&s.rig), second);
-    done.store(true, Ordering::SeqCst);
-    assert_eq!(load.join().unwrap(), HashSet::from([first, second]));
+    let outcome = load.stop();
+    assert!(outcome.failed.is_empty(), "{:?}", outcome.failed);
+    assert_eq!(outcome.answered_by, HashSet::from([first, second]));
 }
