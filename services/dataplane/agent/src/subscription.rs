@@ -22,7 +22,7 @@ use weft_proto::weft::policy::v1::{
 /// Largest single update that is taken.
 const MAX_UPDATE: usize = 128 * 1024 * 1024;
 /// Changes are gathered for so long before the file is written.
-const SAVE_AFTER: Duration = Duration::from_millis(500);
+const SAVE_AFTER: Duration = Duration::from_millis(200);
 /// Reasons in one Nack.
 const MAX_REASONS: usize = 100;
 

@@ -2,6 +2,8 @@
 //! certificates, no root.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../common/control.rs"]
+mod control;
 mod failures;
 mod invocation;
 mod support;

@@ -1,6 +1,7 @@
 //! A mesh in one process: identity, policy and placement over mTLS on loopback, agents without
 //! root, apps, and a client for their runtime APIs.
 
+use crate::control::Control;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -10,15 +11,12 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::IpAddr,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use weft_agent::{AgentConfig, Environment, Handle, Secret};
 use weft_drain::{Outcome, Trigger};
-use weft_identity::{HostPattern, Kind};
-use weft_model::TrustDomain;
 use weft_proto::weft::dataplane::v1::{
     AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
     observe_response::Item, status_client::StatusClient, workloads_client::WorkloadsClient,
@@ -40,13 +38,6 @@ pub async fn eventually<T>(what: &str, mut done: impl AsyncFnMut() -> Option<T>)
     }
 }
 
-/// The control services of a mesh.
-pub struct Control {
-    identity: (weft_identity::Handle, Trigger),
-    policy: (weft_policy::Handle, Trigger),
-    placement: (weft_placement::Handle, Trigger),
-}
-
 /// A mesh in a temporary folder.
 pub struct Mesh {
     pub folder: TempDir,
@@ -65,52 +56,25 @@ impl Mesh {
         for (name, text) in manifests {
             std::fs::write(resources.join(name), text).unwrap();
         }
-        let control = Control::start(folder.path()).await;
-        let addresses = [
-            control.identity.0.address().to_string(),
-            control.policy.0.address().to_string(),
-            control.placement.0.address().to_string(),
-        ];
+        let control = Control::start(folder.path(), [127, 0, 0, 1].into()).await;
         Self {
+            addresses: control.addresses(),
             folder,
             control: Some(control),
-            addresses,
             tunnel_port: free_port().await,
         }
     }
 
     /// Ends identity, policy and placement.
     pub async fn stop_control(&mut self) {
-        let Control {
-            identity,
-            policy,
-            placement,
-        } = self.control.take().unwrap();
-        let limit = Duration::from_secs(5);
-        policy.1.drain(limit).await;
-        policy.0.wait().await.unwrap();
-        placement.1.drain(limit).await;
-        placement.0.ended().await.unwrap();
-        identity.1.drain(limit).await;
-        identity.0.wait().await.unwrap();
+        self.control.take().unwrap().stop().await;
     }
 
     /// Starts an agent; the first time with a token, later with what it kept.
     pub async fn agent(&self, name: &str, address: [u8; 4]) -> Agent {
         let data_dir = self.folder.path().join(name);
         let join_token = match &self.control {
-            Some(control) if !data_dir.exists() => {
-                let may_host = vec![HostPattern {
-                    namespace: "*".into(),
-                    app_id: "*".into(),
-                }];
-                let identity = &control.identity.0;
-                let token = identity
-                    .create_join_token(Kind::Node, name, may_host, LIMIT)
-                    .await
-                    .unwrap();
-                Some(Secret(token.reveal().to_string()))
-            }
+            Some(control) if !data_dir.exists() => Some(Secret(control.node_token(name).await)),
             _ => None,
         };
         let [identity, policy, placement] = self.addresses.clone();
@@ -138,67 +102,6 @@ impl Mesh {
             metrics,
         }
     }
-}
-
-impl Control {
-    async fn start(folder: &Path) -> Self {
-        let loopback = "127.0.0.1:0".parse().unwrap();
-        let (identity_trigger, drain) = weft_drain::channel();
-        let config = weft_identity::Config {
-            listen: loopback,
-            state_dir: folder.join("identity"),
-            run_dir: None,
-            ..weft_identity::Config::default()
-        };
-        let mut identity = weft_identity::start(config, drain.clone()).await.unwrap();
-
-        let (policy_trigger, policy_drain) = weft_drain::channel();
-        let member = member(&identity, folder, "policy", &policy_drain).await;
-        let config = weft_policy::Config {
-            listen: loopback,
-            resources: Some(folder.join("resources")),
-            state_dir: folder.join("policy"),
-            identity_addr: identity.address().to_string(),
-            ..weft_policy::Config::default()
-        };
-        let metrics = Metrics::new("policy");
-        let policy = weft_policy::start(config, member.svid, member.trust, policy_drain, &metrics);
-        let policy = policy.await.unwrap();
-        identity.follow_policy(policy.address().to_string(), drain);
-
-        let (placement_trigger, drain) = weft_drain::channel();
-        let member = self::member(&identity, folder, "placement", &drain).await;
-        let listener = weft_placement::bind(loopback).await.unwrap();
-        let database = folder.join("placement").join("placement.db");
-        let options = weft_placement::Options::new(listener, database, member.svid, member.trust);
-        let placement = weft_placement::start(options, drain).await.unwrap();
-        Self {
-            identity: (identity, identity_trigger),
-            policy: (policy, policy_trigger),
-            placement: (placement, placement_trigger),
-        }
-    }
-}
-
-async fn member(
-    identity: &weft_identity::Handle,
-    folder: &Path,
-    name: &str,
-    drain: &weft_drain::Watcher,
-) -> weft_enroll::Member {
-    let state: PathBuf = folder.join(name);
-    std::fs::create_dir_all(&state).unwrap();
-    let token = identity
-        .create_join_token(Kind::Service, name, Vec::new(), LIMIT)
-        .await
-        .unwrap();
-    let id = TrustDomain::default().service(name).unwrap();
-    let address = identity.address().to_string();
-    weft_enroll::Enrollment::new(id, state.join("member"), address)
-        .token(weft_enroll::TokenSource::Given(token))
-        .enroll(drain.clone())
-        .await
-        .unwrap()
 }
 
 /// A port that is free on the addresses of both nodes.

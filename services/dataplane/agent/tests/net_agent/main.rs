@@ -1,0 +1,8 @@
+//! The real `weft-node` and `weft-agent` on networks of namespaces: who called whom, as the kernel
+//! knows it. Needs root.
+#![allow(clippy::unwrap_used)]
+
+mod attribution;
+#[path = "../common/control.rs"]
+mod control;
+mod rig;

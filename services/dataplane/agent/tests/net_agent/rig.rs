@@ -1,0 +1,337 @@
+//! Control services in a namespace of their own, nodes with both processes, apps in pods and
+//! cgroups.
+
+use crate::control::Control;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+use weft_proto::weft::dataplane::v1::{
+    AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
+    observe_response::Item, workload_spec::Place, workloads_client::WorkloadsClient,
+};
+use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
+
+const AGENT_UID: u32 = 65101;
+/// For anything that should have happened.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Control services on a thread that is in their namespace.
+pub struct ControlPlane {
+    addresses: [String; 3],
+    tokens: Vec<String>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl ControlPlane {
+    fn start(place: Node, folder: PathBuf, nodes: &[&str]) -> Self {
+        let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        let (ready, started) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let address = place.v4().into();
+        let serve = async move {
+            let control = Control::start(&folder, address).await;
+            let mut tokens = Vec::new();
+            for node in &nodes {
+                tokens.push(control.node_token(node).await);
+            }
+            ready.send((control.addresses(), tokens)).unwrap();
+            let _ = stopped.await;
+            control.stop().await;
+        };
+        let thread = std::thread::spawn(move || {
+            place
+                .namespace()
+                .run(|| tokio::runtime::Runtime::new().unwrap().block_on(serve))
+                .unwrap();
+        });
+        let (addresses, tokens) = started.recv_timeout(SOON).unwrap();
+        Self {
+            addresses,
+            tokens,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends the services.
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for ControlPlane {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+/// A node with both processes.
+pub struct Running {
+    pub node: Node,
+    run_dir: PathBuf,
+    data_dir: PathBuf,
+    _process: Process,
+}
+
+/// A network with a control plane and two nodes.
+pub struct Rig {
+    pub nodes: Vec<Running>,
+    pub control: ControlPlane,
+    /// Last, so that everything above is gone before it.
+    _net: Testnet,
+}
+
+fn binary(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_BIN_EXE_weft-agent")).with_file_name(name);
+    assert!(
+        path.exists(),
+        "{} is missing: cargo build -p {name}",
+        path.display()
+    );
+    path
+}
+
+impl Rig {
+    /// With these manifests and nodes.
+    pub fn new(manifests: &[(&str, &str)], names: &[&str]) -> Self {
+        weft_tls::install_provider();
+        let net = Testnet::new().unwrap();
+        let folder = net.dir().join("control");
+        std::fs::create_dir_all(folder.join("resources")).unwrap();
+        for (name, text) in manifests {
+            std::fs::write(folder.join("resources").join(name), text).unwrap();
+        }
+        let control = ControlPlane::start(net.node("control").unwrap(), folder, names);
+        let nodes = names.iter().zip(&control.tokens);
+        let nodes = nodes.map(|(name, token)| Running::start(&net, name, &control.addresses, token));
+        Self {
+            nodes: nodes.collect(),
+            control,
+            _net: net,
+        }
+    }
+}
+
+impl Running {
+    fn start(net: &Testnet, name: &str, [identity, policy, placement]: &[String; 3], token: &str) -> Self {
+        let node = net.node(name).unwrap();
+        let run_dir = net.dir().join(format!("run-{name}"));
+        let data_dir = net.dir().join(format!("agent-{name}"));
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut command = Command::new(binary("weft-node"));
+        for (flag, value) in [
+            ("--node-name", name.to_owned()),
+            ("--netns", text(node.namespace().path())),
+            ("--cgroup-root", text(node.cgroup())),
+            ("--bpffs", text(&net.bpffs().unwrap())),
+            ("--run-dir", text(&run_dir)),
+            ("--agent-bin", text(&binary("weft-agent"))),
+            ("--agent-data-dir", text(&data_dir)),
+            ("--agent-user", AGENT_UID.to_string()),
+            ("--metrics-listen", "127.0.0.1:0".to_owned()),
+        ] {
+            command.args([flag, &value]);
+        }
+        for argument in [
+            format!("--identity={identity}"),
+            format!("--policy={policy}"),
+            format!("--placement={placement}"),
+            "--listen=127.0.0.1:0".into(),
+            "--metrics-listen=127.0.0.1:0".into(),
+        ] {
+            command.args(["--agent-arg", &argument]);
+        }
+        command
+            .env("WEFT_JOIN_TOKEN", token)
+            .env("WEFT_LOG_FORMAT", "text");
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut process = net.spawn(command, &Spawn::root()).unwrap();
+        let errors = BufReader::new(process.stderr.take().unwrap());
+        let prefix = name.to_owned();
+        std::thread::spawn(move || {
+            for line in errors.lines().map_while(Result::ok) {
+                eprintln!("  {prefix}: {line}");
+            }
+        });
+        Self {
+            node,
+            run_dir,
+            data_dir,
+            _process: process,
+        }
+    }
+
+    fn channel(&self) -> tonic::transport::Channel {
+        weft_rpc::channel_local(self.run_dir.join("agent.sock")).unwrap()
+    }
+
+    /// Adds a workload; the agent may be starting.
+    pub async fn add(&self, name: &str, port: u16, place: Place) -> Placed {
+        let spec = WorkloadSpec {
+            namespace: "default".into(),
+            name: name.into(),
+            app_id: name.into(),
+            app_port: port.into(),
+            place: Some(place),
+            ..Default::default()
+        };
+        let request = AddRequest { spec: Some(spec) };
+        let mut client = WorkloadsClient::new(self.channel());
+        let deadline = Instant::now() + SOON;
+        loop {
+            match client.add(request.clone()).await {
+                Ok(added) => return added.into_inner().placed.unwrap(),
+                Err(status) => assert!(Instant::now() < deadline, "{status}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Adds an app in a pod.
+    pub async fn add_pod(&self, pod: &Pod) {
+        let app = pod.namespace().listen("127.0.0.1:0").unwrap();
+        let port = app.local_addr().unwrap().port();
+        serve(pod.name(), app);
+        let place = Place::NetnsPath(pod.namespace().path().to_str().unwrap().into());
+        self.add(pod.name(), port, place).await;
+    }
+
+    /// Adds a process; answers with its cgroup and its first process, with which it would go.
+    pub async fn add_process(&self, name: &str) -> (PathBuf, Process) {
+        let app = self.node.namespace().listen("127.0.0.1:0").unwrap();
+        let port = app.local_addr().unwrap().port();
+        serve(name, app);
+        let placed = self.add(name, port, Place::Process(Default::default())).await;
+        assert!(placed.environment.is_empty(), "plain localhost:3500 must work");
+        let cgroup = PathBuf::from(placed.cgroup);
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let spawn = Spawn::nobody().cgroup(&cgroup);
+        let process = self.node.namespace().spawn(command, &spawn).unwrap();
+        (cgroup, process)
+    }
+
+    /// The flows about a path.
+    pub async fn flows(&self, path: &str) -> Vec<Flow> {
+        let mut client = FlowsClient::new(self.channel());
+        let mut stream = client
+            .observe(ObserveRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        let mut flows = Vec::new();
+        while let Some(answer) = stream.message().await.unwrap() {
+            if let Some(Item::Flow(flow)) = answer.item
+                && flow.path == path
+            {
+                flows.push(flow);
+            }
+        }
+        flows
+    }
+
+    /// Whether the last good state on the disk has a workload in it.
+    pub fn has_kept(&self, workload: &str) -> bool {
+        let state = std::fs::read(self.data_dir.join("mesh.state")).unwrap_or_default();
+        state.windows(workload.len()).any(|w| w == workload.as_bytes())
+    }
+
+    /// Process id of the agent.
+    pub fn agent(&self) -> i32 {
+        let text = std::fs::read_to_string(self.run_dir.join("agent.pid")).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    /// Runs a script as an unprivileged user, in a cgroup or in none of the node's.
+    pub fn script(&self, cgroup: Option<&Path>, script: &str) -> String {
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).stdout(Stdio::piped());
+        let spawn = match cgroup {
+            Some(cgroup) => Spawn::nobody().cgroup(cgroup),
+            None => Spawn::nobody(),
+        };
+        let mut process = self.node.namespace().spawn(command, &spawn).unwrap();
+        let mut answer = String::new();
+        process
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut answer)
+            .unwrap();
+        answer
+    }
+}
+
+/// A request for another app, with what a liar would add.
+pub fn request(app: &str, method: &str) -> String {
+    format!(
+        "GET /v1.0/invoke/{app}/method/{method} HTTP/1.1\r\nhost: localhost\r\ndapr-caller-app-id: admin\r\n\
+         dapr-caller-namespace: kube-system\r\nconnection: close\r\n\r\n"
+    )
+}
+
+/// The same as a script.
+pub fn request_script(app: &str, method: &str) -> String {
+    let request = request(app, method).replace('\r', "\\r").replace('\n', "\\n");
+    format!("exec 3<>/dev/tcp/127.0.0.1/3500; printf '{request}' >&3; cat <&3")
+}
+
+/// Asks from inside a namespace; the whole answer.
+pub fn ask(from: &Namespace, app: &str, method: &str) -> String {
+    let runtime: SocketAddr = "127.0.0.1:3500".parse().unwrap();
+    let mut stream: TcpStream = from.connect(runtime).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request(app, method).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// An app that answers with its name and who it was told has called.
+fn serve(name: &str, listener: TcpListener) {
+    let name = name.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let name = name.clone();
+            std::thread::spawn(move || answer(&name, &stream.unwrap()));
+        }
+    });
+}
+
+fn answer(name: &str, mut stream: &TcpStream) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let header = |name: &str| {
+            let line = head
+                .lines()
+                .find(|l| l.to_lowercase().starts_with(&format!("{name}:")));
+            line.and_then(|l| l.split_once(": "))
+                .map_or("-", |(_, v)| v)
+                .to_owned()
+        };
+        let body = format!(
+            "{name} asked by {} of {}",
+            header("dapr-caller-app-id"),
+            header("dapr-caller-namespace")
+        );
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        if stream.write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
