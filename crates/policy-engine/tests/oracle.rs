@@ -245,6 +245,8 @@ fn peer_rule() -> impl Strategy<Value = PeerRule> {
         2 => prop::collection::vec(entities, 0..3).prop_map(|l| (None, Some(l), None)),
         2 => prop::collection::vec(cidr(), 0..3).prop_map(|l| (None, None, Some(l))),
         2 => Just((None, None, None)),
+        // An empty list beside a filled one.
+        1 => any::<bool>().prop_map(|cidr| (Some(vec![]), Some(vec![E::All]), cidr.then(Vec::new))),
     ];
     (peers, prop::option::of(prop::collection::vec(port(), 1..3))).prop_map(
         |((endpoints, entities, cidrs), ports)| PeerRule {

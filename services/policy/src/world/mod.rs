@@ -291,3 +291,7 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "convergence_tests.rs"]
+mod tests;

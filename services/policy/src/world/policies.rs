@@ -1,19 +1,18 @@
 //! Policy objects, and the set they compile to for each identity in use.
 
-use super::{Dirty, workloads::Workloads};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use super::{Dirty, Key, Kind, Shared, workloads::Workloads};
+use std::collections::{BTreeMap, BTreeSet};
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{PolicyObject, PolicySet, compile};
+use weft_proto::weft::policy::v1 as pb;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
     /// By namespace and name: an object is about workloads of its own namespace only.
     objects: BTreeMap<String, BTreeMap<String, PolicyObject>>,
-    sets: BTreeMap<NumericIdentity, Arc<PolicySet>>,
+    /// With the form in which nodes get it.
+    sets: BTreeMap<NumericIdentity, (PolicySet, Shared)>,
     /// Identities whose set must be compiled again.
     stale: BTreeSet<NumericIdentity>,
 }
@@ -33,6 +32,9 @@ impl Policies {
             Some(object) => objects.insert(name.to_owned(), object.clone()),
             None => objects.remove(name),
         };
+        if objects.is_empty() {
+            self.objects.remove(namespace);
+        }
         if old == object {
             return;
         }
@@ -72,18 +74,22 @@ impl Policies {
         for identity in std::mem::take(&mut self.stale) {
             let set = workloads.labels(identity).map(|labels| {
                 let objects = labels.namespace().and_then(|n| self.objects.get(n));
-                Arc::new(compile(
+                compile(
                     objects.into_iter().flat_map(BTreeMap::values),
                     labels,
                     workloads.known(),
-                ))
+                )
             });
             let old = self.sets.get(&identity);
-            if old.map(|s| s.id()) == set.as_ref().map(|s| s.id()) {
+            if old.map(|(s, _)| s.id()) == set.as_ref().map(|s| s.id()) {
                 continue;
             }
             match set {
-                Some(set) => self.sets.insert(identity, set),
+                Some(set) => {
+                    let body = pb::resource::Body::PolicySet(pb::PolicySet::from(&set));
+                    let (_, wire) = Key::new(Kind::PolicySet, set.id()).with(body);
+                    self.sets.insert(identity, (set, wire))
+                }
                 None => self.sets.remove(&identity),
             };
             let nodes = workloads
@@ -93,7 +99,12 @@ impl Policies {
         }
     }
 
-    pub(crate) fn set(&self, identity: NumericIdentity) -> Option<&Arc<PolicySet>> {
-        self.sets.get(&identity)
+    pub(crate) fn set(&self, identity: NumericIdentity) -> Option<&PolicySet> {
+        self.sets.get(&identity).map(|(set, _)| set)
+    }
+
+    /// The set in the form in which nodes get it.
+    pub(crate) fn resource(&self, identity: NumericIdentity) -> Option<Shared> {
+        self.sets.get(&identity).map(|(_, wire)| wire.clone())
     }
 }

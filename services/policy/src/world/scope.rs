@@ -97,9 +97,9 @@ impl World {
                 (near || scope.named.contains(&number)).then(|| self.workloads.identity_resource(number))?
             }
             Kind::PolicySet => {
-                let set = self.policies.set(*scope.sets.get(&key.name)?)?;
-                let body = pb::resource::Body::PolicySet(pb::PolicySet::from(&**set));
-                (set.id() == key.name).then(|| key.clone().with(body).1)
+                let identity = *scope.sets.get(&key.name)?;
+                let current = self.policies.set(identity)?.id() == key.name;
+                current.then(|| self.policies.resource(identity))?
             }
             Kind::Endpoint => {
                 let workload = self.workloads.get(&key.name)?;

@@ -3,5 +3,6 @@
 
 mod distribution;
 mod files;
+mod process;
 mod registry;
 mod rig;

@@ -163,3 +163,38 @@ async fn numbers_outlive_a_restart() {
         .unwrap();
     assert!(!numbers.contains(&c.identity));
 }
+
+#[tokio::test]
+async fn a_number_that_nobody_has_is_taken_back_after_the_grace_period() {
+    let rig = Rig::configured(|c| c.identity_grace_seconds = 0).await;
+    let mut node = rig.node("n1").await;
+    let old = node
+        .register(node.workload("default", "cart", &[("v", "1")]))
+        .await;
+    node.until("endpoint", &old.id).await;
+    let new = node
+        .register(node.workload("default", "cart", &[("v", "2")]))
+        .await;
+    assert_ne!(new.identity, old.identity);
+    while node.names("identity") != [new.identity.to_string()] {
+        node.apply().await;
+    }
+}
+
+#[tokio::test]
+async fn workloads_of_a_node_that_stays_away_are_removed() {
+    let rig = Rig::configured(|c| c.node_timeout_seconds = 1).await;
+    let lost = rig.node("n1").await;
+    let mut stays = rig.node("n2").await;
+    let mut registry = lost.registry.clone();
+    registry
+        .register(register(lost.workload("default", "cart", &[])))
+        .await
+        .unwrap();
+    stays.register(stays.workload("default", "web", &[])).await;
+    stays.until("endpoint", "n1/default/cart/1").await;
+    drop(lost);
+    while stays.names("endpoint") != ["n2/default/web/1"] {
+        stays.apply().await;
+    }
+}

@@ -78,16 +78,24 @@ impl Rig {
         for (name, text) in files {
             put(&dir.path().join("resources"), name, text);
         }
-        Self::with(dir, Authority::new()).await
+        Self::with(dir, Authority::new(), |_| {}).await
     }
 
-    async fn with(dir: TempDir, authority: Authority) -> Self {
-        let config = Config {
+    /// With other settings than the defaults.
+    pub async fn configured(change: impl FnOnce(&mut Config)) -> Self {
+        let dir = TempDir::new().unwrap();
+        std::fs::create_dir(dir.path().join("resources")).unwrap();
+        Self::with(dir, Authority::new(), change).await
+    }
+
+    async fn with(dir: TempDir, authority: Authority, change: impl FnOnce(&mut Config)) -> Self {
+        let mut config = Config {
             listen: ([127, 0, 0, 1], 0).into(),
             resources: Some(dir.path().join("resources")),
             state_dir: dir.path().join("state"),
             ..Config::default()
         };
+        change(&mut config);
         let (trigger, drain) = weft_drain::channel();
         let svid = authority.svid("/weft/service/policy");
         let metrics = Metrics::new("policy");
@@ -112,7 +120,7 @@ impl Rig {
         assert_eq!(outcome, weft_drain::Outcome::Drained);
         self.handle.wait().await.unwrap();
         meanwhile(&self.dir.path().join("resources"));
-        Self::with(self.dir, self.authority).await
+        Self::with(self.dir, self.authority, |_| {}).await
     }
 
     pub fn put(&self, name: &str, text: &str) {
