@@ -21,23 +21,30 @@ pub(crate) const ORIGINS: &str = "origins";
 pub(crate) struct Programs {
     loaded: Option<Loaded>,
     capabilities: Vec<Capability>,
+    /// Also kept when loading failed half-way: something may be there.
+    pins: PathBuf,
+    /// A file system that was mounted here by us, so unmounted by us.
+    mounted: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 struct Loaded {
     kernel: Kernel,
     origins: Arc<OwnedFd>,
-    pins: PathBuf,
-    /// Mounted here by us, so unmounted by us.
-    mounted: Option<PathBuf>,
 }
 
 impl Programs {
     /// Loads or adopts. `cgroup_root` is `Err` with the reason when there are no cgroups.
     pub(crate) fn start(node: &str, cgroup_root: Result<&Path, &str>, bpffs: &Path) -> Self {
-        let loaded = cgroup_root
-            .map_err(ToOwned::to_owned)
-            .and_then(|root| load(node, root, bpffs).map_err(|error| error.to_string()));
+        let pins = weft_bpf::pin_dir(bpffs, node);
+        let mut mounted = None;
+        let loaded = cgroup_root.map_err(ToOwned::to_owned).and_then(|root| {
+            let mut load = || {
+                mounted = weft_bpf::ensure_bpffs(bpffs)?.then(|| bpffs.to_owned());
+                load(root, &pins)
+            };
+            load().map_err(|error: weft_bpf::Error| error.to_string())
+        });
         let mut capabilities = vec![capability(
             "pod-listeners",
             Ok("callers in pods are known by the listener inside their namespace".into()),
@@ -67,6 +74,8 @@ impl Programs {
         Self {
             loaded: loaded.ok(),
             capabilities,
+            pins,
+            mounted,
         }
     }
 
@@ -123,17 +132,16 @@ impl Programs {
 
     /// Detaches the programs and removes their pins.
     pub(crate) fn uninstall(&mut self) {
-        let Some(loaded) = self.loaded.take() else { return };
-        if let Err(error) = weft_bpf::uninstall(&loaded.pins) {
+        // Closed before its file system can go.
+        self.loaded = None;
+        if let Err(error) = weft_bpf::uninstall(&self.pins) {
             tracing::warn!(%error, "pins stay");
         }
         // `<bpffs>/weft` is shared by nodes; only the last one can remove it.
-        if let Some(parent) = loaded.pins.parent() {
+        if let Some(parent) = self.pins.parent() {
             let _ = std::fs::remove_dir(parent);
         }
-        let mounted = loaded.mounted.clone();
-        drop(loaded);
-        if let Some(path) = mounted
+        if let Some(path) = self.mounted.take()
             && is_unused(&path)
             && let Err(error) = nix::mount::umount(&path)
         {
@@ -151,18 +159,11 @@ fn is_unused(bpffs: &Path) -> bool {
     })
 }
 
-fn load(node: &str, cgroup_root: &Path, bpffs: &Path) -> Result<Loaded, weft_bpf::Error> {
-    let mounted = weft_bpf::ensure_bpffs(bpffs)?.then(|| bpffs.to_owned());
-    let pins = weft_bpf::pin_dir(bpffs, node);
-    let kernel = Kernel::load(&Options::new(cgroup_root, &pins))?;
+fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
+    let kernel = Kernel::load(&Options::new(cgroup_root, pins))?;
     let origins = Arc::new(kernel.origins_map_fd()?);
     tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
-    Ok(Loaded {
-        kernel,
-        origins,
-        pins,
-        mounted,
-    })
+    Ok(Loaded { kernel, origins })
 }
 
 fn capability(name: &str, found: Result<String, String>) -> Capability {

@@ -10,7 +10,7 @@ use prost::Message as _;
 use std::{
     path::Path,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use weft_handoff::Placed;
 use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
@@ -18,6 +18,10 @@ use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
 /// Largest specification: with its answer's other fields it must fit one message to the agent, now
 /// and each time an agent starts.
 const MAX_SPEC: usize = weft_handoff::wire::MAX_MESSAGE / 2;
+
+/// How often, and after which pause, a port that is in use is tried again.
+const PORT_TRIES: u32 = 5;
+const PORT_PAUSE: Duration = Duration::from_millis(40);
 
 impl Core {
     /// Checks a specification, makes what the workload needs and remembers it.
@@ -91,18 +95,27 @@ impl Core {
         }
         let runtime = !spec.app_id.is_empty();
         let words = format!("network namespace {place}");
-        let (listeners, found) = self
-            .parts
-            .entrance
-            .run(&namespace, move || {
+        let mut tries = 0;
+        let (listeners, found) = loop {
+            let words = words.clone();
+            let opened = self.parts.entrance.run(&namespace, move || {
                 let listeners = listen::open_all(runtime, &words)?;
                 let addresses = listen::addresses().map_err(|source| NodeError::Process {
                     action: "read a namespace's addresses",
                     source,
                 })?;
                 Ok((listeners, addresses))
-            })
-            .await?;
+            });
+            match opened.await {
+                // Whoever had this pod before may be just about to close its listeners: an agent
+                // that hears of a removal, a process between fork and exec.
+                Err(NodeError::PortInUse { .. }) if tries < PORT_TRIES => {
+                    tries += 1;
+                    tokio::time::sleep(PORT_PAUSE).await;
+                }
+                opened => break opened?,
+            }
+        };
         let addresses = match spec.addresses.is_empty() {
             true => found,
             false => spec
