@@ -88,6 +88,9 @@ pub struct Shared {
     pub flows: FlowLog,
     /// What is counted.
     pub counters: Counters,
+    /// Cancelled once what was here before this agent is there again: until then nothing is
+    /// accepted, so that nobody is told that an app is missing which only comes back.
+    pub settled: CancellationToken,
     /// Ends everything.
     pub drain: Watcher,
     runtime: Arc<Runtime>,
@@ -267,6 +270,7 @@ pub async fn start(
         certificates,
         identities: SharedIdentities::new(),
         sessions: watch::Sender::new(0),
+        settled: CancellationToken::new(),
         flows: flows.clone(),
         counters: Counters::register(metrics),
         drain: drain.clone(),

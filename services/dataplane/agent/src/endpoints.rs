@@ -76,6 +76,11 @@ impl Endpoints {
         self.apps.get(namespace)?.get(app_id)?.target.clone()
     }
 
+    /// Whether any app of a namespace is known.
+    pub fn knows(&self, namespace: &str) -> bool {
+        self.apps.contains_key(namespace)
+    }
+
     /// A workload of this node.
     pub fn local(&self, id: &str) -> Option<Arc<Endpoint>> {
         self.local.get(id).cloned()

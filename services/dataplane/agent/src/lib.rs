@@ -15,6 +15,7 @@ mod error;
 mod grpc;
 pub mod harden;
 mod host;
+mod interest;
 mod listen;
 mod locals;
 mod mesh;

@@ -5,7 +5,7 @@
 //! and clone an `Arc`; one task writes ([`crate::subscription`]). What can not be used is left
 //! out and named: an endpoint whose policy is missing is closed, never open.
 
-use crate::endpoints::Endpoints;
+use crate::{endpoints::Endpoints, interest::Interest};
 use parking_lot::RwLock;
 use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
@@ -56,6 +56,8 @@ pub struct Position {
 pub struct Mesh {
     tables: Arc<RwLock<Tables>>,
     changed: watch::Sender<Position>,
+    /// What is to be asked for.
+    pub interest: Interest,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl Mesh {
         Self {
             tables: Arc::new(RwLock::new(tables)),
             changed: watch::Sender::new(Position::default()),
+            interest: Interest::default(),
         }
     }
 

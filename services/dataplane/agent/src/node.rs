@@ -163,6 +163,10 @@ pub async fn run(
     else {
         return rootless(shared, config, drain).await;
     };
+    tokio::select! {
+        () = shared.settled.cancelled() => {}
+        () = drain.draining() => return Ok(()),
+    }
     let mut replaced = serve_node(&shared, *hello)?;
     tell_ready(&current.load_full()).await;
     loop {

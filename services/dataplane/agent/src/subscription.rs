@@ -134,7 +134,23 @@ impl Subscription {
         self.upstream.connected();
         backoff.reset();
         self.sessions.send_modify(|n| *n += 1);
-        while let Some(update) = updates.message().await? {
+        let mut interest = self.mesh.interest.subscribe();
+        interest.mark_changed();
+        loop {
+            let update = tokio::select! {
+                update = updates.message() => match update? {
+                    Some(update) => update,
+                    None => return Ok(()),
+                },
+                Ok(()) = interest.changed() => {
+                    let namespaces = self.mesh.interest.all();
+                    if !namespaces.is_empty() {
+                        let interest = Said::Interest(pb::Interest { namespaces });
+                        say.send(request(interest)).await.map_err(gone)?;
+                    }
+                    continue;
+                }
+            };
             let version = update.version;
             let mut reasons = self.mesh.apply(update);
             let answer = if reasons.is_empty() {
@@ -148,7 +164,6 @@ impl Subscription {
             };
             say.send(request(answer)).await.map_err(gone)?;
         }
-        Ok(())
     }
 }
 

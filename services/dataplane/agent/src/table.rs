@@ -31,6 +31,8 @@ const MAX_PAIRS: usize = 256;
 const QUEUE: usize = 256;
 /// So long an added workload may take to become ready.
 const START_WITHIN: Duration = Duration::from_secs(20);
+/// So long a new agent waits for what was here before it, before it accepts.
+const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 /// So long a deregistration is tried; reconciliation does the rest.
 const DEREGISTER_WITHIN: Duration = Duration::from_secs(20);
 
@@ -153,7 +155,7 @@ impl Table {
             mut progress,
         } = added;
         let ended = {
-            let ready = progress.wait_for(|p| !matches!(p, Progress::Waiting(_)));
+            let ready = progress.wait_for(|p| matches!(p, Progress::Ready | Progress::Refused(_)));
             let ready = tokio::time::timeout(START_WITHIN, ready).await;
             ready.map(|r| r.map(|p| p.clone()))
         };
@@ -166,6 +168,10 @@ impl Table {
             Progress::Ready => {}
             Progress::Refused(reason) => return Err(TableError::Refused(reason)),
             Progress::Waiting(waiting) => return Err(TableError::NotReady { name, waiting }),
+            Progress::Known => {
+                let waiting = "the workloads that were here before".into();
+                return Err(TableError::NotReady { name, waiting });
+            }
         }
         let member = self.locals.get(&placed.id).and_then(|l| l.member());
         let member = member.ok_or_else(|| TableError::NotFound(placed.id.clone()))?;
@@ -277,9 +283,24 @@ struct Placing {
 
 impl Owner {
     async fn run(mut self, replayed: Vec<Placement>, mut queue: mpsc::Receiver<Command>, mut drain: Watcher) {
+        let mut known = Vec::new();
         for placement in replayed {
-            self.insert(placement);
+            let named = placement.derived.is_some();
+            let added = self.insert(placement);
+            if named {
+                known.push(added.progress);
+            }
         }
+        let settled = self.shared.settled.clone();
+        self.background.spawn(async move {
+            let all = async {
+                for mut progress in known {
+                    let _ = progress.wait_for(|p| !matches!(p, Progress::Waiting(_))).await;
+                }
+            };
+            let _ = tokio::time::timeout(SETTLE_WITHIN, all).await;
+            settled.cancel();
+        });
         let mut sessions = self.shared.sessions.subscribe();
         let mut view = self.shared.view.mesh.subscribe();
         // Set by a new session, done at the first view after it.

@@ -28,7 +28,13 @@ pub struct View {
 
 impl Directory for View {
     fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
-        self.mesh.read(|e| e.target(namespace, app_id))
+        let found = self
+            .mesh
+            .read(|e| e.target(namespace, app_id).ok_or(e.knows(namespace)));
+        if let Err(false) = found {
+            self.mesh.interest.add(namespace);
+        }
+        found.ok()
     }
 
     fn local(&self, workload: &str) -> Option<Arc<Endpoint>> {
@@ -41,7 +47,11 @@ impl Directory for View {
         self.mesh.read(|endpoints| {
             let mut holders = endpoints.holders(peer.id.as_str()).peekable();
             if holders.peek().is_none() {
-                return Some(unknown(peer, node));
+                let stranger = unknown(peer, node);
+                if !endpoints.knows(&stranger.namespace) {
+                    self.mesh.interest.add(&stranger.namespace);
+                }
+                return Some(stranger);
             }
             let here: Vec<_> = holders.filter(|(_, party)| &*party.node == node).collect();
             // Known, and not there: a node goes on with the name of what has left it.

@@ -30,6 +30,8 @@ const PROBE_MOST: Duration = Duration::from_secs(1);
 pub enum Progress {
     /// Waiting for this.
     Waiting(String),
+    /// It can be called; its own listeners are next.
+    Known,
     /// It is served.
     Ready,
     /// It will not be served.
@@ -274,6 +276,9 @@ impl Driver {
             .mesh
             .change_local(|e| e.local_up(member.endpoint.clone()));
         self.local.health.set_outbound(true);
+        // Known and ready to be called: this much others wait for before anything is accepted.
+        self.progress.send_replace(Progress::Known);
+        self.shared.settled.cancelled().await;
         match self.listen() {
             Ok(()) => {
                 self.progress.send_replace(Progress::Ready);

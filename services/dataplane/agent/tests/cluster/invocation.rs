@@ -1,7 +1,7 @@
 //! Apps call each other, on one node and between two, and policy has its say on both.
 
-use crate::support::{Mesh, eventually, get, serve_app};
-use weft_proto::weft::dataplane::v1::Verdict;
+use crate::support::{Mesh, eventually, get, serve_app, spec};
+use weft_proto::weft::dataplane::v1::{AddRequest, Verdict, WorkloadSpec};
 
 const CART_FOR_ORDERS: &str = r#"
 apiVersion: cilium.io/v2
@@ -67,6 +67,39 @@ async fn two_apps_of_one_node_call_each_other() {
     let other = [("dapr-api-token", cart.token.as_str())];
     assert_eq!(get(orders.http, path, &other).await.unwrap().status, 401);
     agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_of_another_namespace_on_another_node_is_found_when_it_is_called() {
+    let mesh = Mesh::new(&[]).await;
+    let near = mesh.agent("n1", [127, 0, 0, 2]).await;
+    let far = mesh.agent("n2", [127, 0, 0, 3]).await;
+    let orders = near.add("orders", serve_app("orders").await).await;
+    let cart = WorkloadSpec {
+        namespace: "stock".into(),
+        ..spec("cart", serve_app("cart").await)
+    };
+    far.workloads()
+        .add(AddRequest { spec: Some(cart) })
+        .await
+        .unwrap();
+    let answer = eventually("the other namespace", async || {
+        let answer = orders.invoke("cart.stock", "x").await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.body, "cart /x by orders of default");
+    // In its own namespace there is none of that name.
+    assert_ne!(orders.invoke("cart", "x").await.status, 200);
+    // The callee's node comes to know the caller, too.
+    eventually("the caller to be known", async || {
+        orders.invoke("cart.stock", "who").await;
+        let flow = far.flow("/who", "ingress").await;
+        flow.source.is_some_and(|s| s.identity >= 256).then_some(())
+    })
+    .await;
+    far.stop().await;
+    near.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

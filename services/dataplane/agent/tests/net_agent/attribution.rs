@@ -1,8 +1,12 @@
 //! Who calls is what the kernel says, whatever the caller says; and it stays so when the agent is
 //! killed and the control plane is away.
 
-use crate::rig::{Rig, SOON, ask, request_script};
-use std::time::Instant;
+use crate::rig::{Rig, SOON, ask, request_script, signal};
+use nix::sys::signal::Signal;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 use weft_proto::weft::dataplane::v1::Verdict;
 
 const CART_FOR_SHOP: &str = r#"
@@ -113,11 +117,7 @@ async fn pods_and_processes_are_who_the_kernel_says() {
     rig.control.stop();
     let (near, far) = (&rig.nodes[0], &rig.nodes[1]);
     let killed = near.agent();
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(killed),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    signal(killed, Signal::SIGKILL);
     let answer = ask(shop.namespace(), "cart", "after-kill");
     assert!(answer.contains("cart asked by shop of default"), "{answer}");
     assert_ne!(near.agent(), killed);
@@ -131,4 +131,43 @@ async fn pods_and_processes_are_who_the_kernel_says() {
         far.script(Some(&remote), &request_script("cart", "after-kill-tunnel"))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_agent_loses_no_request() {
+    let rig = Rig::new(&[], &["n1"]);
+    let node = &rig.nodes[0];
+    let [cart, shop] = ["cart", "shop"].map(|name| node.node.pod(name).unwrap());
+    node.add_pod(&cart).await;
+    node.add_pod(&shop).await;
+    let first = node.agent();
+    let done = AtomicBool::new(false);
+    let asked = std::thread::scope(|scope| {
+        let load = |n: usize| {
+            let (done, shop) = (&done, shop.namespace());
+            scope.spawn(move || {
+                let mut asked = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let answer = ask(shop, "cart", &format!("load-{n}-{asked}"));
+                    assert!(answer.contains("cart asked by shop of default"), "{answer}");
+                    asked += 1;
+                }
+                asked
+            })
+        };
+        let loads: Vec<_> = (0..4).map(load).collect();
+        node.replace_agent();
+        let deadline = Instant::now() + SOON;
+        let alive = |pid: i32| std::path::Path::new(&format!("/proc/{pid}")).exists();
+        while node.agent() == first || alive(first) {
+            if Instant::now() > deadline || loads.iter().any(|l| l.is_finished()) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        done.store(true, Ordering::Relaxed);
+        loads.into_iter().map(|l| l.join().unwrap()).sum::<usize>()
+    });
+    assert_ne!(node.agent(), first, "it was not replaced");
+    assert!(asked > 50, "only {asked} requests");
 }

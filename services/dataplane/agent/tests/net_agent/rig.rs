@@ -2,6 +2,7 @@
 //! cgroups.
 
 use crate::control::Control;
+use nix::sys::signal::Signal;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -79,7 +80,7 @@ pub struct Running {
     pub node: Node,
     run_dir: PathBuf,
     data_dir: PathBuf,
-    _process: Process,
+    process: Process,
 }
 
 /// A network with a control plane and two nodes.
@@ -145,8 +146,6 @@ impl Running {
             format!("--identity={identity}"),
             format!("--policy={policy}"),
             format!("--placement={placement}"),
-            "--listen=127.0.0.1:0".into(),
-            "--metrics-listen=127.0.0.1:0".into(),
         ] {
             command.args(["--agent-arg", &argument]);
         }
@@ -166,7 +165,7 @@ impl Running {
             node,
             run_dir,
             data_dir,
-            _process: process,
+            process,
         }
     }
 
@@ -245,6 +244,11 @@ impl Running {
         state.windows(workload.len()).any(|w| w == workload.as_bytes())
     }
 
+    /// Asks the node to replace its agent.
+    pub fn replace_agent(&self) {
+        signal(self.process.id().try_into().unwrap(), Signal::SIGHUP);
+    }
+
     /// Process id of the agent.
     pub fn agent(&self) -> i32 {
         let text = std::fs::read_to_string(self.run_dir.join("agent.pid")).unwrap();
@@ -269,6 +273,11 @@ impl Running {
             .unwrap();
         answer
     }
+}
+
+/// Signals a process of this test's.
+pub fn signal(pid: i32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
 }
 
 /// A request for another app, with what a liar would add.
