@@ -38,7 +38,7 @@ pub enum RegistryError {
     /// A change before the first snapshot.
     #[error("the first message of the registry's watch is no snapshot")]
     NoSnapshot,
-    /// More than [`MAX_WORKLOADS`].
+    /// More than this copy takes.
     #[error("the registry has more than {MAX_WORKLOADS} workloads")]
     TooMany,
 }
