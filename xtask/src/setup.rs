@@ -134,7 +134,7 @@ fn is_installed(package: &str) -> bool {
         .args(["--show", "--showformat=${db:Status-Status}", package])
         .stderr(Stdio::null())
         .output()
-        .is_ok_and(|o| o.stdout == b"installed")
+        .is_ok_and(|o| o.stdout.starts_with(b"installed"))
 }
 
 fn install_packages(packages: &[&str]) -> Result<()> {
