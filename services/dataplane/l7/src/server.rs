@@ -69,6 +69,9 @@ pub enum ServeError {
 }
 
 const NEVER: u32 = u32::MAX;
+/// Ticks that a connection without a request under way is kept open after the drain started: what
+/// its client has sent meanwhile is answered, with the word that it was the last.
+const LAST_TICKS: u32 = 1;
 
 /// What the reading side, the service and the tick tell each other.
 #[derive(Debug)]
@@ -196,7 +199,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 }
 
 /// Serves HTTP/1.1 on `io` until it ends. At the drain the request under way is finished and the
-/// connection closed; at the force signal it is dropped.
+/// connection closed; without one, the next request is waited for a moment, so that none is lost
+/// that was sent before its client could know. At the force signal all is dropped.
 pub async fn serve_connection<T, H, F>(
     io: T,
     limits: &ServerLimits,
@@ -216,17 +220,23 @@ where
         read_while_busy: AtomicBool::new(false),
         scan: Mutex::default(),
     });
+    let leaving = drain.clone();
     let service = service_fn(|request: Request<Incoming>| {
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let (busy, sound) = watch.begin(chunked);
         let request = request.map(|incoming| Body::received(incoming, || busy.with_body()));
         // Only made when it is used.
         let answer = sound.then(|| handle(request));
+        let leaving = &leaving;
         async move {
             let mut response = match answer {
                 Some(answer) => answer.await,
                 None => ambiguous(),
             };
+            if leaving.is_draining() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
             response.body_mut().busy = Some(busy);
             Ok::<_, Infallible>(response)
         }
@@ -251,6 +261,7 @@ where
     };
     let (head_ticks, idle_ticks) = (ticks(limits.head_timeout), ticks(limits.idle_timeout));
     let mut draining = false;
+    let mut last_tick = NEVER;
     let mut force = drain.clone();
     loop {
         tokio::select! {
@@ -258,13 +269,20 @@ where
             ended = connection.as_mut() => return Ok(ended?),
             () = drain.draining(), if !draining => {
                 draining = true;
-                connection.as_mut().graceful_shutdown();
+                if watch.busy.load(Ordering::Relaxed) > 0 {
+                    connection.as_mut().graceful_shutdown();
+                } else {
+                    last_tick = watch.now.load(Ordering::Relaxed).saturating_add(LAST_TICKS);
+                }
             }
             () = force.forced(), if draining => return Err(ServeError::Forced),
             _ = tick.tick() => {
                 let now = watch.now.fetch_add(1, Ordering::Relaxed).saturating_add(1);
                 if watch.busy.load(Ordering::Relaxed) > 0 {
                     continue;
+                }
+                if now > last_tick {
+                    connection.as_mut().graceful_shutdown();
                 }
                 let head_since = watch.head_since.load(Ordering::Relaxed);
                 if head_since != NEVER {

@@ -176,6 +176,34 @@ async fn the_drain_lets_a_request_finish_and_closes() {
 }
 
 #[tokio::test]
+async fn a_request_that_crosses_the_drain_is_answered_as_the_last() {
+    for requests_before in [0, 1] {
+        let (trigger, drain) = weft_drain::channel();
+        let (mut socket, task) = served(None, drain).await;
+        for _ in 0..requests_before {
+            socket.write_all(GET).await.unwrap();
+            answer(&mut socket).await;
+        }
+        let draining = tokio::spawn(trigger.drain(SOON));
+        // The client can not know yet.
+        tokio::task::yield_now().await;
+        socket.write_all(GET).await.unwrap();
+        let mut all = Vec::new();
+        timeout(SOON, socket.read_to_end(&mut all))
+            .await
+            .unwrap()
+            .unwrap();
+        let text = String::from_utf8_lossy(&all).to_lowercase();
+        assert!(
+            text.starts_with("http/1.1 200") && text.contains("connection: close"),
+            "{text}"
+        );
+        assert!(ended(task).await.is_ok());
+        assert_eq!(draining.await.unwrap(), weft_drain::Outcome::Drained);
+    }
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_turn() {
     let (_trigger, drain) = weft_drain::channel();
     let (mut socket, _task) = served(None, drain).await;
