@@ -49,9 +49,14 @@ pub fn is_unreachable(status: &Status) -> bool {
     status.code() == Code::Unavailable
 }
 
+/// Whether the failure is the connection's: an answer that says "unavailable" has no cause below it.
+fn nobody_answers(status: &Status) -> bool {
+    is_unreachable(status) && std::error::Error::source(status).is_some()
+}
+
 /// What a failed call to the agent means for the user.
 pub fn agent_error(status: &Status, socket: &std::path::Path) -> anyhow::Error {
-    if is_unreachable(status) {
+    if nobody_answers(status) {
         return anyhow!(
             "no agent answers at {} ({}); start one with `weft dev`, or name its folder with --run-dir",
             socket.display(),
@@ -63,7 +68,7 @@ pub fn agent_error(status: &Status, socket: &std::path::Path) -> anyhow::Error {
 
 /// What a failed call to the certificate authority means for the user.
 pub fn identity_error(status: &Status, socket: &std::path::Path) -> anyhow::Error {
-    if is_unreachable(status) {
+    if nobody_answers(status) {
         return anyhow!(
             "no certificate authority answers at {} ({}); run this where weft-identity or `weft dev` \
              runs, as its user or root, or name its folder with --run-dir",

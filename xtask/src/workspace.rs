@@ -73,7 +73,8 @@ impl Workspace {
             {
                 continue;
             }
-            if package && entry.file_name() == "tests" {
+            // Below the root, `tests` holds packages.
+            if package && dir != self.root && entry.file_name() == "tests" {
                 for test in fs::read_dir(&path)? {
                     let test = test?.path();
                     let is_file = test.extension().is_some_and(|e| e == "rs");

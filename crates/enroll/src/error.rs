@@ -66,8 +66,16 @@ pub enum EnrollError {
     /// The token is damaged.
     #[error(transparent)]
     Token(#[from] TokenError),
+    /// A file with something else than a token in it.
+    #[error("{}: {source}", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its text.
+        source: TokenError,
+    },
     /// A file that can not be read or written.
-    #[error("{} can not be used: {source}", path.display())]
+    #[error("{} can not be used: {source}{}", path.display(), remedy(.source))]
     File {
         /// The file.
         path: PathBuf,
@@ -143,6 +151,15 @@ pub enum EnrollError {
     /// Addresses and channels.
     #[error(transparent)]
     Rpc(#[from] RpcError),
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free space on its file system",
+        io::ErrorKind::PermissionDenied => "; let the user of this process use it, or name another place",
+        io::ErrorKind::NotFound => "; check its name",
+        _ => "",
+    }
 }
 
 /// The command that makes a token for `id`.

@@ -211,10 +211,14 @@ fn parse_bundle(text: &str, trust_domain: &TrustDomain) -> Result<Bundle, String
         .into_iter()
         .filter(|b| b.tag() == CERTIFICATE)
         .map(|b| b.into_contents().into());
+    let roots: Vec<_> = roots.collect();
+    if roots.is_empty() {
+        return Err("no root certificate".into());
+    }
     Ok(Bundle {
         trust_domain: trust_domain.clone(),
         version,
-        roots: roots.collect(),
+        roots,
     })
 }
 

@@ -48,7 +48,10 @@ impl TokenSource {
             return Err(error(std::io::Error::other("it is too long for a join token")));
         }
         let text = zeroize::Zeroizing::new(fs::read_to_string(path).map_err(error)?);
-        Ok(JoinToken::from_str(&text)?)
+        JoinToken::from_str(&text).map_err(|source| EnrollError::TokenFile {
+            path: path.clone(),
+            source,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use tonic::{
     service::{Routes, RoutesBuilder},
     transport::Server,
 };
-use tonic_health::server::HealthReporter;
+use tonic_health::{ServingStatus, server::HealthReporter};
 use weft_drain::Watcher;
 
 /// Connections are asked to end after this long; calls on them may finish.
@@ -90,6 +90,7 @@ impl GrpcServer {
         BuiltServer {
             roles: self.roles,
             routes: self.routes.routes().prepare(),
+            health: self.health,
         }
     }
 }
@@ -99,6 +100,7 @@ impl GrpcServer {
 pub struct BuiltServer {
     roles: MethodRoles,
     routes: Routes,
+    health: HealthReporter,
 }
 
 impl BuiltServer {
@@ -123,24 +125,32 @@ impl BuiltServer {
         drain: Watcher,
     ) -> Result<(), RpcError> {
         let incoming = incoming::tls(listener, tls, drain.clone());
-        let mut stop = drain.clone();
+        let stop = stopping(drain.clone(), self.health.clone());
         let done = self
             .server()
             .add_routes(self.routes)
-            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+            .serve_with_incoming_shutdown(incoming, stop);
         finish(drain.until_forced(done).await)
     }
 
     /// Serves the local socket to root and this process's own user.
     pub async fn serve_local(self, listener: UnixListener, drain: Watcher) -> Result<(), RpcError> {
         let incoming = incoming::local(listener, drain.clone());
-        let mut stop = drain.clone();
+        let stop = stopping(drain.clone(), self.health.clone());
         let done = self
             .server()
             .add_routes(self.routes)
-            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+            .serve_with_incoming_shutdown(incoming, stop);
         finish(drain.until_forced(done).await)
     }
+}
+
+/// Waits for the drain and tells whoever watches the server's health. Their streams would have no
+/// end of their own and hold up the drain.
+async fn stopping(mut drain: Watcher, mut health: HealthReporter) {
+    drain.draining().await;
+    health.set_service_status("", ServingStatus::NotServing).await;
+    health.clear_service_status("").await;
 }
 
 fn finish(ended: Option<Result<(), tonic::transport::Error>>) -> Result<(), RpcError> {

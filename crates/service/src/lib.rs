@@ -89,6 +89,15 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug, Parser)]
 #[command(max_term_width = 100)]
 struct Common<F: Args> {
+    // What is particular to the process comes first in its `--help`.
+    #[command(flatten)]
+    own: F,
+    #[command(flatten, next_help_heading = "Options of every Weft process")]
+    shared: Shared,
+}
+
+#[derive(Debug, Args)]
+struct Shared {
     /// Configuration file (YAML); flags and environment override it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -107,8 +116,6 @@ struct Common<F: Args> {
     /// Where /metrics and /healthz are served
     #[arg(long, env = "WEFT_METRICS_LISTEN", value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
-    #[command(flatten)]
-    own: F,
 }
 
 /// Runs a process from its arguments to its exit code.
@@ -148,6 +155,7 @@ where
     let command = Common::<F>::command()
         .name(binary)
         .about(info.about)
+        .after_help(more_help(&info))
         .version(weft_model::VERSION);
     let flags = match command
         .try_get_matches_from(arguments)
@@ -162,14 +170,14 @@ where
         Err(error) => return fail(binary, &usage(binary, &error), USAGE),
     };
     let config: C = match weft_config::load(
-        flags.config.as_deref(),
+        flags.shared.config.as_deref(),
         &weft_config::default_file(info.name),
         &layer(&flags),
     ) {
         Ok(config) => config,
         Err(error) => return fail(binary, &error, USAGE),
     };
-    if flags.check_config {
+    if flags.shared.check_config {
         return match shown(&config, info.secrets) {
             Ok(text) => {
                 println!("{text}");
@@ -188,9 +196,27 @@ where
     code
 }
 
+/// What `--help` says below the flags.
+fn more_help(info: &Info) -> String {
+    let Info {
+        binary, metrics_port, ..
+    } = info;
+    let file = weft_config::default_file(info.name);
+    format!(
+        "Configuration: a flag counts before its WEFT_* variable, that before the file ({file}, or the one named \
+         with --config), that before what is built in. `{binary} --check-config` prints what is in force, \
+         defaults included, in the form of the file.\n\n\
+         Metrics and health: http://127.0.0.1:{metrics_port}/metrics and /healthz, unless --metrics-listen says \
+         otherwise. SIGTERM or Ctrl-C finishes what runs and ends; a second one ends at once.\n\n\
+         Exit codes: 0 done, 2 wrong flags or configuration, 1 everything else.",
+        file = file.display(),
+    )
+}
+
 /// The flags as a layer over the file: a process's own at the top, the common ones under `telemetry`.
 fn layer<F: Args + Serialize>(flags: &Common<F>) -> Value {
-    let mut own = serde_json::to_value(&flags.own).unwrap_or(Value::Null);
+    let Common { own, shared } = flags;
+    let mut own = serde_json::to_value(own).unwrap_or(Value::Null);
     if !own.is_object() {
         own = json!({});
     }
@@ -200,12 +226,12 @@ fn layer<F: Args + Serialize>(flags: &Common<F>) -> Value {
             common.insert(key.into(), value);
         }
     };
-    put("log", flags.log.clone().map(Value::from));
-    put("log_format", flags.log_format.clone().map(Value::from));
-    put("otlp_endpoint", flags.otlp_endpoint.clone().map(Value::from));
+    put("log", shared.log.clone().map(Value::from));
+    put("log_format", shared.log_format.clone().map(Value::from));
+    put("otlp_endpoint", shared.otlp_endpoint.clone().map(Value::from));
     put(
         "metrics_listen",
-        flags.metrics_listen.map(|a| a.to_string().into()),
+        shared.metrics_listen.map(|a| a.to_string().into()),
     );
     if !common.is_empty() {
         own["telemetry"] = common.into();
@@ -239,6 +265,7 @@ where
         Ok(listener) => listener,
         Err(error) => return fail(binary, &error, FAILED),
     };
+    let address = listener.local_addr().unwrap_or(address);
     tokio::spawn(weft_telemetry::http::serve(
         listener,
         metrics.clone(),

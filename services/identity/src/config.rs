@@ -1,6 +1,6 @@
 //! What the service can be told, and what is refused.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_model::TrustDomain;
 use weft_telemetry::TelemetryConfig;
@@ -11,8 +11,7 @@ const MAX_TTL: u64 = 30 * DAY;
 
 /// Configuration of the identity service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-// The derived functions are wrapped below, so that what is read is also checked.
-#[serde(default, deny_unknown_fields, remote = "Self")]
+#[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Where gRPC is served.
     pub listen: SocketAddr,
@@ -21,8 +20,10 @@ pub struct Config {
     /// Holds the operators' socket `identity.sock`; none is served without it.
     pub run_dir: Option<PathBuf>,
     /// Whose members the certificates name. Fixed at the first start.
+    #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
     /// `host:port` of the policy service, whose registry says which workload runs where.
+    #[serde(deserialize_with = "policy_addr")]
     pub policy_addr: Option<String>,
     /// The authority.
     pub ca: CaConfig,
@@ -38,27 +39,51 @@ pub struct CaConfig {
     /// not set. Made on first start.
     pub key_encryption_key: Option<PathBuf>,
     /// Lifetime of control services' certificates, seconds.
+    #[serde(deserialize_with = "ttl")]
     pub service_ttl_seconds: u64,
     /// Lifetime of nodes' certificates, seconds.
+    #[serde(deserialize_with = "ttl")]
     pub node_ttl_seconds: u64,
     /// Lifetime of workloads' certificates, seconds.
+    #[serde(deserialize_with = "ttl")]
     pub workload_ttl_seconds: u64,
     /// Entries of the audit record that are kept.
     pub audit_entries: u64,
 }
 
-impl Serialize for Config {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Self::serialize(self, serializer)
-    }
+// Wrong values are found while the configuration is read, so that they are told with their place and
+// `--check-config` finds them too.
+
+fn trust_domain<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    TrustDomain::new(&text).map(|_| text).map_err(D::Error::custom)
 }
 
-impl<'de> Deserialize<'de> for Config {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let config = Self::deserialize(deserializer)?;
-        config.check().map_err(serde::de::Error::custom)?;
-        Ok(config)
-    }
+fn policy_addr<'de, D: Deserializer<'de>>(d: D) -> Result<Option<String>, D::Error> {
+    let address = Option::<String>::deserialize(d)?;
+    let checked = address.as_deref().map_or(Ok(()), check_address);
+    checked.map(|()| address).map_err(D::Error::custom)
+}
+
+fn ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(d)?;
+    check_ttl(seconds).map(|()| seconds).map_err(D::Error::custom)
+}
+
+fn check_address(address: &str) -> Result<(), String> {
+    let sound = address
+        .rsplit_once(':')
+        .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok());
+    sound
+        .then_some(())
+        .ok_or_else(|| format!("{address:?} is not host:port"))
+}
+
+fn check_ttl(seconds: u64) -> Result<(), String> {
+    let sound = (MIN_TTL..=MAX_TTL).contains(&seconds);
+    sound
+        .then_some(())
+        .ok_or_else(|| format!("{seconds} seconds, must be {MIN_TTL} to {MAX_TTL}"))
 }
 
 impl Default for Config {
@@ -105,22 +130,13 @@ impl Config {
             ("ca.workload_ttl_seconds", self.ca.workload_ttl_seconds),
         ];
         for (field, seconds) in ttls {
-            if !(MIN_TTL..=MAX_TTL).contains(&seconds) {
-                let problem = format!("{seconds} seconds, must be {MIN_TTL} to {MAX_TTL}");
-                return Err(ConfigError { field, problem });
-            }
+            check_ttl(seconds).map_err(|problem| ConfigError { field, problem })?;
         }
         if let Some(address) = &self.policy_addr {
-            let sound = address
-                .rsplit_once(':')
-                .is_some_and(|(h, p)| !h.is_empty() && p.parse::<u16>().is_ok());
-            if !sound {
-                let problem = format!("{address:?} is not host:port");
-                return Err(ConfigError {
-                    field: "policy_addr",
-                    problem,
-                });
-            }
+            check_address(address).map_err(|problem| ConfigError {
+                field: "policy_addr",
+                problem,
+            })?;
         }
         Ok(())
     }
@@ -181,7 +197,7 @@ mod tests {
         };
         assert!(address.check().is_err());
         let read = serde_json::from_str::<Config>(r#"{"ca": {"node_ttl_seconds": 10}}"#);
-        assert!(read.unwrap_err().to_string().contains("ca.node_ttl_seconds"));
+        assert!(read.unwrap_err().to_string().contains("10 seconds, must be 60"));
         let domain = Config {
             trust_domain: "UPPER".into(),
             ..Config::default()

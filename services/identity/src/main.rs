@@ -9,7 +9,7 @@ use weft_service::Info;
 /// Everything is optional: what is not given comes from the file or is built in.
 #[derive(Debug, Args, Serialize)]
 struct Flags {
-    /// Where gRPC is served
+    /// Where gRPC is served [default: 0.0.0.0:7301]
     #[arg(long, env = "WEFT_IDENTITY_LISTEN", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,

@@ -163,7 +163,12 @@ pub async fn serve(config: Config, drain: Watcher) -> Result<(), StartError> {
 
 /// [`serve`] with more than a drain.
 pub async fn serve_with(config: Config, env: Env) -> Result<(), StartError> {
-    start_with(config, env).await?.wait().await
+    let drain = env.drain.clone();
+    // Nothing is served yet: a signal ends the start where it is.
+    match drain.until_draining(start_with(config, env)).await {
+        Some(started) => started?.wait().await,
+        None => Ok(()),
+    }
 }
 
 /// Starts the service; when this returns, it accepts connections.

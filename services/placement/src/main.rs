@@ -8,7 +8,7 @@ use weft_service::{Context, Info};
 /// Flags; each has its environment variable.
 #[derive(Debug, clap::Args, Serialize)]
 struct Flags {
-    /// Where gRPC is served
+    /// Where gRPC is served [default: 0.0.0.0:7302]
     #[arg(long, env = "WEFT_PLACEMENT_LISTEN", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,

@@ -91,7 +91,13 @@ fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 /// A secret that `Debug` does not show.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Token(String);
+pub struct Token(#[serde(deserialize_with = "token")] String);
+
+fn token<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    // The error holds nothing of the text.
+    TokenSource::text(&text).map(|_| text).map_err(D::Error::custom)
+}
 
 impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -7,7 +7,7 @@ use weft_service::{Context, Info};
 
 #[derive(Debug, clap::Args, Serialize)]
 struct Flags {
-    /// Where gRPC is served
+    /// Where gRPC is served [default: 0.0.0.0:7303]
     #[arg(long, env = "WEFT_POLICY_LISTEN", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,

@@ -92,8 +92,25 @@ pub async fn serve(
     if let Some(token) = config.token()? {
         enrollment = enrollment.token(token);
     }
-    let member = enrollment.enroll(drain.clone()).await?;
-    let handle = start(config, member.svid, member.trust, drain, &metrics).await?;
+    let listener = bind(config.listen).await?;
+    let starting = async {
+        let member = enrollment.enroll(drain.clone()).await?;
+        start_on(
+            listener,
+            config,
+            member.svid,
+            member.trust,
+            drain.clone(),
+            &metrics,
+        )
+        .await
+    };
+    // Nothing is served yet: a signal ends the start where it is.
+    let Some(handle) = drain.clone().until_draining(starting).await else {
+        return Ok(());
+    };
+    let handle = handle?;
+    drop(drain);
     health.ready("policy");
     handle.wait().await
 }
@@ -117,6 +134,26 @@ pub async fn start(
     drain: Watcher,
     metrics: &Metrics,
 ) -> Result<Handle, ServeError> {
+    let listener = bind(config.listen).await?;
+    start_on(listener, config, svid, trust, drain, metrics).await
+}
+
+async fn bind(listen: SocketAddr) -> Result<TcpListener, ServeError> {
+    let failed = |source| RpcError::Bind {
+        address: listen.to_string(),
+        source,
+    };
+    Ok(TcpListener::bind(listen).await.map_err(failed)?)
+}
+
+async fn start_on(
+    listener: TcpListener,
+    config: Config,
+    svid: SvidCell,
+    trust: Trust,
+    drain: Watcher,
+    metrics: &Metrics,
+) -> Result<Handle, ServeError> {
     let mut folder = open_folder(&config)?;
     let readings = match &mut folder {
         Some(folder) => folder.changes().map_err(|source| ServeError::Folder {
@@ -131,12 +168,10 @@ pub async fn start(
     let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string());
     let owner = Owner::start(&config, world, state, readings, counts).await?;
 
-    let bind = |source| RpcError::Bind {
+    let address = listener.local_addr().map_err(|source| RpcError::Bind {
         address: config.listen.to_string(),
         source,
-    };
-    let listener = TcpListener::bind(config.listen).await.map_err(bind)?;
-    let address = listener.local_addr().map_err(bind)?;
+    })?;
     let tls = server_config(Arc::new(svid), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
     let api = Api::new(events, drain.clone());

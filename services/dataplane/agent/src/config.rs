@@ -1,7 +1,9 @@
 //! What the agent is told: flags, environment and file, in that order.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{fmt, net::IpAddr, path::PathBuf};
+use weft_enroll::TokenSource;
+use weft_model::TrustDomain;
 use weft_telemetry::TelemetryConfig;
 
 /// A text that is never shown.
@@ -20,22 +22,29 @@ impl fmt::Debug for Secret {
 #[serde(default, deny_unknown_fields)]
 pub struct AgentConfig {
     /// The node's name, as in its SPIFFE ID. Empty: the host name. Under `weft-node` its name counts.
+    #[serde(deserialize_with = "node")]
     pub node: String,
     /// The mesh's trust domain.
+    #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
     /// Address of the identity service, `host:port`.
+    #[serde(deserialize_with = "address")]
     pub identity: String,
     /// Address of the policy service.
+    #[serde(deserialize_with = "address")]
     pub policy: String,
     /// Address of the placement service.
+    #[serde(deserialize_with = "address")]
     pub placement: String,
     /// What `weft identity join-token create` printed; needed once.
+    #[serde(deserialize_with = "join_token")]
     pub join_token: Option<Secret>,
     /// A file with it.
     pub join_token_file: Option<PathBuf>,
     /// Keys, certificates and the last good state.
     pub data_dir: PathBuf,
     /// gRPC for operators (mTLS).
+    #[serde(deserialize_with = "address")]
     pub listen: String,
     /// Inherited descriptor of the link to `weft-node`.
     pub handoff_fd: Option<i32>,
@@ -51,6 +60,39 @@ pub struct AgentConfig {
     pub tunnel_port: u16,
     /// Logs, metrics, traces.
     pub telemetry: TelemetryConfig,
+}
+
+// Wrong values are found while the configuration is read, so that `--check-config` finds them too.
+
+fn node<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    if !text.is_empty() {
+        weft_model::check_name(&text).map_err(D::Error::custom)?;
+    }
+    Ok(text)
+}
+
+fn trust_domain<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    TrustDomain::new(&text).map(|_| text).map_err(D::Error::custom)
+}
+
+fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    let parts = text.rsplit_once(':');
+    if !parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        return Err(D::Error::custom(format!("{text:?} is not host:port")));
+    }
+    Ok(text)
+}
+
+fn join_token<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Secret>, D::Error> {
+    let secret = Option::<Secret>::deserialize(d)?;
+    if let Some(secret) = &secret {
+        // The error holds nothing of the text.
+        TokenSource::text(&secret.0).map_err(D::Error::custom)?;
+    }
+    Ok(secret)
 }
 
 impl Default for AgentConfig {

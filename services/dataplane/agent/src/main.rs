@@ -34,8 +34,12 @@ async fn run(config: AgentConfig, context: Context) -> Result<(), AgentError> {
         metrics,
         health,
     } = context;
-    let agent = weft_agent::start(config, environment, &metrics, &health, drain).await?;
-    agent.wait().await
+    let starting = weft_agent::start(config, environment, &metrics, &health, drain.clone());
+    // Nothing is served yet: a signal ends the start where it is.
+    match drain.until_draining(starting).await {
+        Some(agent) => agent?.wait().await,
+        None => Ok(()),
+    }
 }
 
 fn check_seccomp() -> ExitCode {

@@ -1,6 +1,6 @@
 //! The node's settings: flags over `WEFT_*` environment over the file over these defaults.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::path::PathBuf;
 use weft_telemetry::TelemetryConfig;
 
@@ -9,6 +9,7 @@ use weft_telemetry::TelemetryConfig;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Name of this node in the cluster.
+    #[serde(deserialize_with = "node_name")]
     pub node_name: String,
     /// The node's own network namespace; the current one when absent.
     pub netns: Option<PathBuf>,
@@ -34,14 +35,26 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
 }
 
+/// The host's name, which may be none that a node can have; that is told at the start.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok();
+    let name = name.and_then(|name| name.into_string().ok());
+    name.map(|name| name.to_ascii_lowercase()).unwrap_or_default()
+}
+
+/// Found while the configuration is read, so that `--check-config` finds it too.
+fn node_name<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let name = String::deserialize(d)?;
+    if name != host_name() {
+        weft_model::check_name(&name).map_err(D::Error::custom)?;
+    }
+    Ok(name)
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
-            node_name: nix::unistd::gethostname()
-                .ok()
-                .and_then(|name| name.into_string().ok())
-                .map(|name| name.to_ascii_lowercase())
-                .unwrap_or_default(),
+            node_name: host_name(),
             netns: None,
             cgroup_root: None,
             bpffs: "/sys/fs/bpf".into(),

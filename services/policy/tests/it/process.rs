@@ -166,12 +166,13 @@ async fn what_is_wrong_is_one_line_with_the_remedy() {
     assert_eq!(failed.status.code(), Some(2));
 
     let mut command = binary(dir.path());
-    command.args(["--join-token", "very-secret", "--check-config"]);
+    let token = weft_enroll::JoinToken::new([1; 32], [2; 8], [3; 32]).reveal();
+    command.args(["--join-token", &token, "--check-config"]);
     let shown = output(command).await;
     assert_eq!(shown.status.code(), Some(0));
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(
-        text.contains("node_timeout_seconds: 600") && !text.contains("very-secret"),
+        text.contains("node_timeout_seconds: 600") && !text.contains("weft1."),
         "{text}"
     );
 }
