@@ -1,6 +1,7 @@
 //! One gRPC server: the services of a process, with health, reflection and the role check.
 
 use crate::{MethodRoles, RpcError, incoming, roles::RoleLayer};
+use futures::future::Either;
 use prost::Message;
 use std::{sync::Arc, time::Duration};
 use tokio::net::{TcpListener, UnixListener};
@@ -125,23 +126,23 @@ impl BuiltServer {
         drain: Watcher,
     ) -> Result<(), RpcError> {
         let incoming = incoming::tls(listener, tls, drain.clone());
-        let stop = stopping(drain.clone(), self.health.clone());
+        let (mut stop, telling) = (drain.clone(), stopping(drain.clone(), self.health.clone()));
         let done = self
             .server()
             .add_routes(self.routes)
-            .serve_with_incoming_shutdown(incoming, stop);
-        finish(drain.until_forced(done).await)
+            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+        finish(drain.until_forced(beside(done, telling)).await)
     }
 
     /// Serves the local socket to root and this process's own user.
     pub async fn serve_local(self, listener: UnixListener, drain: Watcher) -> Result<(), RpcError> {
         let incoming = incoming::local(listener, drain.clone());
-        let stop = stopping(drain.clone(), self.health.clone());
+        let (mut stop, telling) = (drain.clone(), stopping(drain.clone(), self.health.clone()));
         let done = self
             .server()
             .add_routes(self.routes)
-            .serve_with_incoming_shutdown(incoming, stop);
-        finish(drain.until_forced(done).await)
+            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
+        finish(drain.until_forced(beside(done, telling)).await)
     }
 }
 
@@ -151,6 +152,15 @@ async fn stopping(mut drain: Watcher, mut health: HealthReporter) {
     drain.draining().await;
     health.set_service_status("", ServingStatus::NotServing).await;
     health.clear_service_status("").await;
+}
+
+/// Runs `other` as long as `work` runs, and ends with that.
+async fn beside<T>(work: impl Future<Output = T>, other: impl Future<Output = ()>) -> T {
+    let (work, other) = (std::pin::pin!(work), std::pin::pin!(other));
+    match futures::future::select(work, other).await {
+        Either::Left((done, _)) => done,
+        Either::Right(((), work)) => work.await,
+    }
 }
 
 fn finish(ended: Option<Result<(), tonic::transport::Error>>) -> Result<(), RpcError> {

@@ -221,3 +221,22 @@ async fn a_bad_manifest_stops_no_good_one() {
     assert!(listed.contains(&"good".to_owned()), "{listed:?}");
     mesh.stop("weft-policy");
 }
+
+/// The end of the listener and that of the watched stream race: neither may be lost, so many times.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_health_never_holds_up_the_end() {
+    let mut mesh = Mesh::new();
+    for round in 0..20 {
+        let channel = mesh.operator().channel(&mesh, "weft-identity");
+        let mut watch = HealthClient::new(channel)
+            .watch(HealthCheckRequest::default())
+            .await
+            .unwrap()
+            .into_inner();
+        watch.message().await.unwrap().unwrap();
+        let begun = std::time::Instant::now();
+        mesh.stop("weft-identity");
+        assert!(begun.elapsed() < Duration::from_secs(20), "round {round}");
+        mesh.start("weft-identity");
+    }
+}
