@@ -54,6 +54,14 @@ fn nobody_answers(status: &Status) -> bool {
     is_unreachable(status) && std::error::Error::source(status).is_some()
 }
 
+/// Whether a call may do better when tried again: nobody answered, or who did went away meanwhile.
+pub fn is_passing(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Aborted | Code::DeadlineExceeded
+    )
+}
+
 /// What a failed call to the agent means for the user.
 pub fn agent_error(status: &Status, socket: &std::path::Path) -> anyhow::Error {
     if nobody_answers(status) {

@@ -178,9 +178,8 @@ fn staged(workspace: &Workspace, name: &str, profile: &str, strict: bool) -> Com
     let bin_dir = workspace.bin_dir(profile);
     let mut command = Command::new(bin_dir.join(name));
     command.current_dir(&workspace.root).arg("--bin-dir").arg(bin_dir);
-    if workspace.python().exists() {
-        command.arg("--python").arg(workspace.python());
-    }
+    // Commands are planned before setup has run; whether it is there, the program looks itself.
+    command.arg("--python").arg(workspace.python());
     environment(workspace, &mut command, strict);
     command
 }

@@ -21,8 +21,6 @@ use weft_identity::{HostPattern, Kind};
 use weft_model::TrustDomain;
 use weft_telemetry::{Health, LogFormat, Metrics, TelemetryConfig};
 
-/// The node's name in a cluster of one.
-const NODE: &str = "dev";
 /// How long calls that run get to finish after the first Ctrl-C.
 const DRAIN: Duration = Duration::from_secs(10);
 /// A token is used within moments of being made.
@@ -47,6 +45,9 @@ pub struct Dev {
     /// Let the kernel choose the services' ports instead of 7301 to 7304
     #[arg(long)]
     ephemeral_ports: bool,
+    /// Name of the only node; with root its cgroups are below <cgroup2>/weft/<name>
+    #[arg(long, default_value = "dev", value_name = "NAME")]
+    node_name: String,
     /// Do without the kernel's means even as root
     #[arg(long)]
     rootless: bool,
@@ -125,7 +126,10 @@ impl Dev {
             println!("{}", started.banner);
             tokio::select! {
                 _ = &mut stopped => println!("stopping; Ctrl-C again stops at once"),
-                ended = tasks.join_next() => failed = ended,
+                ended = tasks.join_next() => {
+                    failed = ended;
+                    eprintln!("weft: a service ended by itself; stopping the others");
+                }
             }
         }
         drop(parts);
@@ -200,10 +204,10 @@ impl Dev {
             namespace: "*".into(),
             app_id: "*".into(),
         };
-        let made = join_token(&identity, Kind::Node, NODE, vec![everything]).await?;
+        let made = join_token(&identity, Kind::Node, &self.node_name, vec![everything]).await?;
         let (node, environment, why) = self.node(parts).await?;
         let config = AgentConfig {
-            node: NODE.into(),
+            node: self.node_name.clone(),
             identity: at.to_string(),
             policy: policy.address().to_string(),
             placement: placement.address().to_string(),
@@ -211,6 +215,8 @@ impl Dev {
             data_dir: parts.state.join("agent"),
             listen: parts.listen(7304).to_string(),
             local_socket: parts.run.join("agent.sock"),
+            // There is no other node to reach it, so any port will do.
+            tunnel_port: parts.listen(AgentConfig::default().tunnel_port).port(),
             ..AgentConfig::default()
         };
         let agent = weft_agent::start(
@@ -248,7 +254,7 @@ impl Dev {
             ));
         }
         let config = weft_node::Config {
-            node_name: NODE.into(),
+            node_name: self.node_name.clone(),
             run_dir: parts.run.clone(),
             ..weft_node::Config::default()
         };

@@ -1,6 +1,6 @@
 //! `weft run`: starts an app as a workload of the local agent, and removes it when the app ends.
 
-use crate::connect::{AgentArgs, agent_error, is_unreachable};
+use crate::connect::{AgentArgs, agent_error, is_passing};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use nix::{
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::{Streaming, transport::Channel};
+use tonic::{Code, Streaming, transport::Channel};
 use weft_proto::weft::dataplane::v1::{
     AttachRequest, AttachResponse, Placed, ProcessPlace, WorkloadSpec, workload_spec::Place,
     workloads_client::WorkloadsClient,
@@ -114,7 +114,7 @@ impl Run {
                         attached = false;
                     }
                 }
-                again = reattach(&mut agent, self.spec(), &placed.id), if !attached => {
+                again = reattach(&mut agent, self.spec(), &placed), if !attached => {
                     stream = again?;
                     attached = true;
                     eprintln!("weft: attached again");
@@ -197,16 +197,32 @@ async fn attach(
     Ok((placed, stream))
 }
 
-/// Attaches again after the agent went away, for as long as it takes.
+/// Attaches again after the agent went away, for as long as it takes. An agent that has forgotten the
+/// app takes it up anew, as long as the app finds everything where it was told: the same cgroup, and
+/// no ports and token of its own.
 async fn reattach(
     agent: &mut WorkloadsClient<Channel>,
     spec: WorkloadSpec,
-    id: &str,
+    told: &Placed,
 ) -> Result<Streaming<AttachResponse>> {
+    let mut resume_id = told.id.clone();
     loop {
-        match attach(agent, spec.clone(), id.to_owned()).await {
-            Ok((_, stream)) => return Ok(stream),
-            Err(status) if is_unreachable(&status) => tokio::time::sleep(REATTACH_PAUSE).await,
+        match attach(agent, spec.clone(), resume_id.clone()).await {
+            Ok((placed, stream))
+                if placed.environment == told.environment && placed.cgroup == told.cgroup =>
+            {
+                return Ok(stream);
+            }
+            Ok(_) => bail!("the agent started anew and gave the app another place; start the app again"),
+            Err(status) if status.code() == Code::NotFound && told.environment.is_empty() => {
+                resume_id.clear()
+            }
+            Err(status) if status.code() == Code::NotFound => {
+                bail!(
+                    "the agent started anew and the app's ports are gone with the old one; start the app again"
+                )
+            }
+            Err(status) if is_passing(&status) => tokio::time::sleep(REATTACH_PAUSE).await,
             Err(status) => bail!("the agent does not take the app up again: {}", status.message()),
         }
     }

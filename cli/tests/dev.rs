@@ -1,0 +1,184 @@
+//! `weft dev` and `weft run` as a user without rights meets them: real processes, two apps that call
+//! each other, and everything gone at the end.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod rig;
+
+use rig::{Session, get, weft_exe};
+use std::process::Command;
+
+#[test]
+fn two_apps_call_each_other_and_are_known_by_their_tokens() {
+    let session = Session::start(&["--rootless"]);
+    let cart = session.app("cart", &[]);
+    let billing = session.app("billing", &[]);
+
+    let reply = get(cart.port, "/call?app=billing&id=one");
+    assert!(
+        reply.contains("\"caller\":\"cart\"") && reply.contains("\"id\":\"one\""),
+        "{reply}"
+    );
+    let reply = get(billing.port, "/call?app=cart&id=two");
+    assert!(
+        reply.contains("\"caller\":\"billing\"") && reply.contains("\"id\":\"two\""),
+        "{reply}"
+    );
+
+    let status = session.weft(&["status", "-o", "json"]);
+    assert!(
+        status.contains("spiffe://cluster.local/ns/default/cart"),
+        "{status}"
+    );
+    assert!(
+        status.contains("\"kernel-policy\""),
+        "what is not enforced must be said: {status}"
+    );
+    assert!(session.weft(&["status", "-o", "yaml"]).contains("kernel-policy"));
+    let flows = session.weft(&["observe", "--from", "cart", "-o", "json"]);
+    assert!(
+        flows.contains("\"port-token\"") && flows.contains("billing"),
+        "{flows}"
+    );
+    assert_eq!(session.weft(&["observe", "--from", "nobody"]), "");
+
+    // An app's own exit code is the command's, and its workload goes with it.
+    let mut once = session.command(&["run", "--app-id", "once", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(once.status().unwrap().code(), Some(7));
+    session.until("once to be gone", || {
+        !session
+            .weft(&["status", "-o", "json"])
+            .contains("ns/default/once")
+    });
+}
+
+#[test]
+fn the_api_port_of_an_app_needs_its_token() {
+    let session = Session::start(&["--rootless"]);
+    let script = "echo port=$DAPR_HTTP_PORT; curl -s -o /dev/null -w 'without=%{http_code}\\n' \
+                  http://127.0.0.1:$DAPR_HTTP_PORT/v1.0/metadata; \
+                  curl -s -o /dev/null -w 'with=%{http_code}\\n' -H \"dapr-api-token: $DAPR_API_TOKEN\" \
+                  http://127.0.0.1:$DAPR_HTTP_PORT/v1.0/metadata";
+    let output = session
+        .command(&["run", "--app-id", "probe", "--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("with=200") && text.contains("without=401"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_operator_gets_credentials_and_tokens() {
+    let session = Session::start(&["--rootless"]);
+    let out = session.dir().join("cert");
+    let said = session.weft(&["admin", "cert", "--out", out.to_str().unwrap()]);
+    assert!(
+        said.contains("spiffe://cluster.local/weft/admin/operator") && said.contains("grpcurl"),
+        "{said}"
+    );
+    for (file, secret) in [("client.pem", false), ("client-key.pem", true), ("ca.pem", false)] {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(out.join(file)).unwrap().permissions().mode() & 0o077;
+        assert_eq!(mode == 0, secret, "{file} has mode {mode:o}");
+    }
+    let token = session.weft(&[
+        "identity",
+        "join-token",
+        "create",
+        "--kind",
+        "node",
+        "--name",
+        "n9",
+        "--may-host",
+        "default/*",
+    ]);
+    assert!(token.starts_with("weft1."), "{token}");
+    let audit = session.weft(&["identity", "audit", "-o", "json"]);
+    assert!(
+        audit.contains("sign-admin") && !audit.contains(token.trim()),
+        "{audit}"
+    );
+}
+
+#[test]
+fn state_survives_a_restart_and_ctrl_c_ends_in_order() {
+    let mut session = Session::start(&["--rootless"]);
+    let before = session.weft(&["identity", "audit", "--last", "1000", "-o", "json"]);
+    assert_eq!(session.stop(), Some(0));
+    session.again(&["--rootless"]);
+    let after = session.weft(&["identity", "audit", "--last", "1000", "-o", "json"]);
+    let join = |text: &str| text.matches("\"action\": \"join\"").count();
+    assert!(
+        join(&before) > 0 && join(&after) == join(&before),
+        "members joined again:\n{before}\n{after}"
+    );
+}
+
+#[test]
+fn wrong_use_is_said_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let weft = |args: &[&str]| {
+        let output = Command::new(weft_exe())
+            .args(args)
+            .env("WEFT_RUN_DIR", dir.path())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, text) = weft(&["run", "--app-id", "a", "--", "true"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        text.contains("weft dev") && text.trim().lines().count() == 1,
+        "{text}"
+    );
+    let (code, text) = weft(&["run", "--app-id", "a/b", "--", "true"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        text.contains("app-id") && text.trim().lines().count() == 1,
+        "{text}"
+    );
+    assert_eq!(weft(&["run", "--app-id", "a"]).0, Some(2));
+    assert_eq!(weft(&["observe", "--since", "soon"]).0, Some(2));
+    assert_eq!(weft(&["frobnicate"]).0, Some(2));
+    assert_eq!(weft(&["--help"]).0, Some(0));
+}
+
+#[test]
+fn a_second_dev_on_the_same_ports_says_what_to_do() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:7301");
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(weft_exe())
+        .args(["dev", "--rootless", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .env("WEFT_RUN_DIR", dir.path().join("run"))
+        .env_remove("WEFT_LOG")
+        .output()
+        .unwrap();
+    // Somebody else on this machine may have the port already; that is as good.
+    drop(taken);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("7301") && text.trim().lines().count() == 1,
+        "{text}"
+    );
+}
+
+#[test]
+fn an_agent_that_goes_away_leaves_the_app_running() {
+    let mut session = Session::start(&["--rootless"]);
+    let mut cart = session.app("cart", &[]);
+    assert_eq!(session.stop(), Some(0));
+    assert!(get(cart.port, "/echo?id=alive").contains("alive"));
+    // Without root the app's ports were the old agent's own: the app can not go on with a new one,
+    // and is told so instead of calling into the void.
+    session.again(&["--rootless"]);
+    assert_eq!(cart.ended(), Some(1));
+    assert!(
+        session.log("cart").contains("start the app again"),
+        "{}",
+        session.log("cart")
+    );
+}
