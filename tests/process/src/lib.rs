@@ -8,7 +8,7 @@
 mod mesh;
 mod process;
 
-pub use mesh::{Mesh, Operator};
+pub use mesh::{Mesh, Operator, get};
 pub use process::{Ended, Serving, run, run_as_nobody};
 
 use std::{

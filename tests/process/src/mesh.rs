@@ -112,19 +112,7 @@ impl Mesh {
 
     /// What `GET path` on the metrics port answers: status and body.
     pub fn get(&self, name: &str, path: &str) -> (u16, String) {
-        let address = &self.metrics[name];
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(crate::SOON)).unwrap();
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
-        )
-        .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        (status, body.to_owned())
+        get(&self.metrics[name], path)
     }
 
     /// An operator with a certificate from `weft admin cert`.
@@ -154,6 +142,22 @@ impl Mesh {
         trust.set(bundle).unwrap();
         Operator { svid, trust }
     }
+}
+
+/// What `GET path` at an address answers: status and body.
+pub fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(crate::SOON)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
 }
 
 impl Default for Mesh {
