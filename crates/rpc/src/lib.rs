@@ -15,6 +15,7 @@ mod incoming;
 mod local;
 mod roles;
 mod server;
+mod until;
 
 pub use client::{channel, channel_local, channel_pinned};
 pub use local::bind_local;

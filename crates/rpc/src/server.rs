@@ -1,10 +1,11 @@
 //! One gRPC server: the services of a process, with health, reflection and the role check.
 
-use crate::{MethodRoles, RpcError, incoming, roles::RoleLayer};
+use crate::{MethodRoles, RpcError, incoming, roles::RoleLayer, until::Until};
 use futures::future::Either;
 use prost::Message;
 use std::{sync::Arc, time::Duration};
 use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
     service::{Routes, RoutesBuilder},
@@ -28,6 +29,7 @@ pub struct GrpcServer {
     roles: MethodRoles,
     routes: RoutesBuilder,
     health: HealthReporter,
+    end: CancellationToken,
 }
 
 impl std::fmt::Debug for GrpcServer {
@@ -54,12 +56,20 @@ impl GrpcServer {
             names.iter().fold(builder, |b, name| b.with_service_name(name))
         };
         let failed = |e: tonic_reflection::server::Error| RpcError::Reflection(e.to_string());
-        routes.add_service(configure().build_v1().map_err(failed)?);
-        routes.add_service(configure().build_v1alpha().map_err(failed)?);
+        let end = CancellationToken::new();
+        routes.add_service(Until {
+            service: configure().build_v1().map_err(failed)?,
+            end: end.clone(),
+        });
+        routes.add_service(Until {
+            service: configure().build_v1alpha().map_err(failed)?,
+            end: end.clone(),
+        });
         Ok(Self {
             roles,
             routes,
             health,
+            end,
         })
     }
 
@@ -92,6 +102,7 @@ impl GrpcServer {
             roles: self.roles,
             routes: self.routes.routes().prepare(),
             health: self.health,
+            end: self.end,
         }
     }
 }
@@ -102,6 +113,7 @@ pub struct BuiltServer {
     roles: MethodRoles,
     routes: Routes,
     health: HealthReporter,
+    end: CancellationToken,
 }
 
 impl BuiltServer {
@@ -126,7 +138,10 @@ impl BuiltServer {
         drain: Watcher,
     ) -> Result<(), RpcError> {
         let incoming = incoming::tls(listener, tls, drain.clone());
-        let (mut stop, telling) = (drain.clone(), stopping(drain.clone(), self.health.clone()));
+        let (mut stop, telling) = (
+            drain.clone(),
+            stopping(drain.clone(), self.health.clone(), self.end.clone()),
+        );
         let done = self
             .server()
             .add_routes(self.routes)
@@ -137,7 +152,10 @@ impl BuiltServer {
     /// Serves the local socket to root and this process's own user.
     pub async fn serve_local(self, listener: UnixListener, drain: Watcher) -> Result<(), RpcError> {
         let incoming = incoming::local(listener, drain.clone());
-        let (mut stop, telling) = (drain.clone(), stopping(drain.clone(), self.health.clone()));
+        let (mut stop, telling) = (
+            drain.clone(),
+            stopping(drain.clone(), self.health.clone(), self.end.clone()),
+        );
         let done = self
             .server()
             .add_routes(self.routes)
@@ -146,10 +164,11 @@ impl BuiltServer {
     }
 }
 
-/// Waits for the drain and tells whoever watches the server's health. Their streams would have no
-/// end of their own and hold up the drain.
-async fn stopping(mut drain: Watcher, mut health: HealthReporter) {
+/// Waits for the drain and ends the streams of those who watch the server's health or go on asking
+/// for descriptors. They would have no end of their own and hold up the drain.
+async fn stopping(mut drain: Watcher, mut health: HealthReporter, end: CancellationToken) {
     drain.draining().await;
+    end.cancel();
     health.set_service_status("", ServingStatus::NotServing).await;
     health.clear_service_status("").await;
 }
