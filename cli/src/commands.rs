@@ -5,5 +5,7 @@ pub mod admin;
 pub mod dev;
 pub mod identity;
 pub mod observe;
+#[cfg(feature = "dev")]
+mod preflight;
 pub mod run;
 pub mod status;

@@ -6,14 +6,20 @@ mod commands;
 mod connect;
 mod output;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Building blocks and service mesh from one agent per node.
 ///
 /// Start with `weft dev` in one terminal and `weft run --app-id hello -- <command>` in another.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "weft",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 2 wrong usage, 1 everything else; `weft run` returns its app's own."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -51,8 +57,26 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     let message = text.split("\nUsage:").next().unwrap_or(&text);
     let message = message.split("\nFor more information").next().unwrap_or(message);
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("weft: {}; see weft --help", line.trim_start_matches("error: "));
+    eprintln!(
+        "weft: {}; see {} --help",
+        line.trim_start_matches("error: "),
+        subcommand(std::env::args_os().skip(1))
+    );
     ExitCode::from(2)
+}
+
+/// The command whose help explains a mistake: as many words as name one.
+fn subcommand(arguments: impl Iterator<Item = std::ffi::OsString>) -> String {
+    let root = Cli::command();
+    let (mut command, mut name) = (&root, root.get_name().to_owned());
+    for word in arguments {
+        let Some(next) = word.to_str().and_then(|w| command.find_subcommand(w)) else {
+            break;
+        };
+        command = next;
+        name = format!("{name} {}", command.get_name());
+    }
+    name
 }
 
 fn main() -> ExitCode {

@@ -133,16 +133,79 @@ fn wrong_use_is_said_in_one_line() {
         text.contains("weft dev") && text.trim().lines().count() == 1,
         "{text}"
     );
-    let (code, text) = weft(&["run", "--app-id", "a/b", "--", "true"]);
-    assert_eq!(code, Some(1));
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let file = file.to_str().unwrap();
+    let long = dir.path().join("x".repeat(120));
+    let long = long.to_str().unwrap();
+    let state = dir.path().join("state");
+    let dev = |args: &[&str]| {
+        let mut all = vec!["dev", "--rootless", "--ephemeral-ports"];
+        all.extend(args);
+        if !args.contains(&"--state-dir") {
+            all.extend(["--state-dir", state.to_str().unwrap()]);
+        }
+        weft(&all)
+    };
+    for ((code, text), expected, names) in [
+        (weft(&["run", "--app-id", "a/b", "--", "true"]), 2, "app-id"),
+        (
+            weft(&["run", "--app-id", "a", "-n", "A_b", "--", "true"]),
+            2,
+            "A_b",
+        ),
+        (weft(&["run", "--app-id", "a"]), 2, "weft run --help"),
+        (
+            weft(&["identity", "join-token", "create"]),
+            2,
+            "weft identity join-token create --help",
+        ),
+        (weft(&["observe", "--since", "soon"]), 2, "soon"),
+        (weft(&["frobnicate"]), 2, "weft --help"),
+        (dev(&["--node-name", "A b"]), 2, "A b"),
+        (dev(&["--resources", "/nowhere/at/all"]), 1, "--resources"),
+        (dev(&["--resources", file]), 1, "--resources"),
+        (dev(&["--state-dir", file]), 1, "--state-dir"),
+        (dev(&["--run-dir", file]), 1, "--run-dir"),
+        (dev(&["--run-dir", long]), 1, "--run-dir"),
+    ] {
+        assert_eq!(code, Some(expected), "{text}");
+        assert!(
+            text.contains(names) && text.trim().lines().count() == 1,
+            "{names}: {text}"
+        );
+    }
+    assert_eq!(weft(&["--help"]).0, Some(0));
+}
+
+#[test]
+fn a_second_dev_and_a_missing_program_are_named() {
+    let session = Session::start(&["--rootless"]);
+    let say = |args: &[&str]| {
+        let output = session.command(args).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert_eq!(text.trim().lines().count(), 1, "{text}");
+        text
+    };
+    let text = say(&["run", "--app-id", "a", "--", "no-such-program"]);
     assert!(
-        text.contains("app-id") && text.trim().lines().count() == 1,
+        text.contains("no-such-program") && text.contains("PATH"),
         "{text}"
     );
-    assert_eq!(weft(&["run", "--app-id", "a"]).0, Some(2));
-    assert_eq!(weft(&["observe", "--since", "soon"]).0, Some(2));
-    assert_eq!(weft(&["frobnicate"]).0, Some(2));
-    assert_eq!(weft(&["--help"]).0, Some(0));
+    // Its sockets are in the way, whatever ports and state it is given.
+    let state = session.dir().join("other");
+    let text = say(&[
+        "dev",
+        "--rootless",
+        "--ephemeral-ports",
+        "--state-dir",
+        state.to_str().unwrap(),
+    ]);
+    assert!(
+        text.contains("another `weft dev`") && text.contains("--run-dir"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -161,7 +224,7 @@ fn a_second_dev_on_the_same_ports_says_what_to_do() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(
-        text.contains("7301") && text.trim().lines().count() == 1,
+        text.contains("7301") && text.contains("--ephemeral-ports") && text.trim().lines().count() == 1,
         "{text}"
     );
 }

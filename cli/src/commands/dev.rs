@@ -4,6 +4,7 @@
 //! each app gets ports and a token of its own, and nothing is enforced in the kernel; both are said
 //! at the start. Join tokens are handed over in memory and never written.
 
+use super::preflight;
 use crate::connect::default_run_dir;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -27,6 +28,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 const TOKEN_TTL: Duration = Duration::from_secs(300);
 
 /// Run all services in this process, on SQLite, for development.
+///
+/// Needs no root: each app then gets ports and a token of its own. With root apps call plain
+/// localhost:3500 and the kernel says who calls.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Then, in another terminal:\n  weft run --app-id hello --app-port 8080 -- python app.py"
@@ -46,7 +50,7 @@ pub struct Dev {
     #[arg(long)]
     ephemeral_ports: bool,
     /// Name of the only node; with root its cgroups are below <cgroup2>/weft/<name>
-    #[arg(long, default_value = "dev", value_name = "NAME")]
+    #[arg(long, default_value = "dev", value_name = "NAME", value_parser = parse_node_name)]
     node_name: String,
     /// Do without the kernel's means even as root
     #[arg(long)]
@@ -54,6 +58,10 @@ pub struct Dev {
     /// Log level or filter
     #[arg(long, env = "WEFT_LOG", default_value = "warn", value_name = "FILTER")]
     log: String,
+}
+
+fn parse_node_name(text: &str) -> Result<String, weft_model::NameError> {
+    weft_model::check_name(text).map(|()| text.to_owned())
 }
 
 /// What all parts are given.
@@ -101,12 +109,16 @@ impl Dev {
             .state_dir
             .clone()
             .unwrap_or_else(|| weft_config::state_dir("dev"));
-        std::fs::create_dir_all(&state)
-            .with_context(|| format!("cannot make {}; choose another with --state-dir", state.display()))?;
+        let run = self.run_dir.clone().unwrap_or_else(default_run_dir);
+        preflight::folders(&state, &run, self.resources.as_deref())?;
+        if !self.ephemeral_ports {
+            preflight::ports(&[7301, 7302, 7303, 7304])?;
+        }
         let (trigger, drain) = weft_drain::channel();
+        let sockets = [run.join("agent.sock"), run.join("identity.sock")];
         let parts = Parts {
             state,
-            run: self.run_dir.clone().unwrap_or_else(default_run_dir),
+            run,
             trust_domain: TrustDomain::default(),
             metrics: Metrics::new("dev"),
             health: Health::default(),
@@ -140,8 +152,14 @@ impl Dev {
         while let Some(ended) = tasks.join_next().await {
             ended??;
         }
-        if let Some(node) = started.and_then(|s| s.node) {
-            node.stop(false).await;
+        if let Some(started) = started {
+            // All was up, so these were ours; a file that is gone already is none to remove.
+            for socket in sockets {
+                let _ = std::fs::remove_file(socket);
+            }
+            if let Some(node) = started.node {
+                node.stop(false).await;
+            }
         }
         match failed {
             None => Ok(ExitCode::SUCCESS),
@@ -250,7 +268,13 @@ impl Dev {
             return Ok((
                 None,
                 Environment::Rootless,
-                Some("this user is not root; `sudo weft dev` has it all".into()),
+                // By its path: sudo has a PATH of its own.
+                Some(format!(
+                    "this user is not root; `sudo {} dev` has it all",
+                    std::env::current_exe()
+                        .unwrap_or_else(|_| "weft".into())
+                        .display()
+                )),
             ));
         }
         let config = weft_node::Config {
@@ -300,7 +324,7 @@ async fn join_token(
     may_host: Vec<HostPattern>,
 ) -> Result<weft_enroll::JoinToken> {
     let made = identity.create_join_token(kind, name, may_host, TOKEN_TTL).await;
-    made.map_err(|refused| anyhow!("no join token for {name}: {refused:?}"))
+    made.map_err(|refused| anyhow!("no join token for {name}: {refused}"))
 }
 
 /// What `start` leaves besides tasks.

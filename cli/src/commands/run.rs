@@ -37,7 +37,7 @@ const REATTACH_PAUSE: Duration = Duration::from_millis(300);
 #[command(after_help = "Example:\n  weft run --app-id cart --app-port 8080 -- python app.py")]
 pub struct Run {
     /// The name other apps call this one by
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = parse_app_id)]
     app_id: String,
     /// The port the app listens on (on 127.0.0.1 is enough); leave out for apps that only call
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -46,7 +46,7 @@ pub struct Run {
     #[arg(long, value_name = "PROTOCOL", default_value = "http", value_parser = ["http"])]
     app_protocol: String,
     /// Namespace of the workload
-    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    #[arg(long, short, value_name = "NAME", default_value = "default", value_parser = parse_namespace)]
     namespace: String,
     /// A label that policies can select, `key=value`; may be repeated
     #[arg(long = "label", short, value_name = "KEY=VALUE", value_parser = parse_label)]
@@ -61,6 +61,14 @@ pub struct Run {
     command: Vec<OsString>,
 }
 
+fn parse_app_id(text: &str) -> Result<String, weft_model::NameError> {
+    weft_model::check_app_id(text).map(|()| text.to_owned())
+}
+
+fn parse_namespace(text: &str) -> Result<String, weft_model::NameError> {
+    weft_model::check_dns_label(text).map(|()| text.to_owned())
+}
+
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write it as key=value")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -69,8 +77,6 @@ fn parse_label(text: &str) -> Result<(String, String), String> {
 impl Run {
     /// Runs the app to its end and returns its exit code.
     pub async fn run(self) -> Result<ExitCode> {
-        weft_model::check_app_id(&self.app_id)?;
-        weft_model::check_dns_label(&self.namespace)?;
         let user = self
             .user
             .as_deref()
@@ -96,7 +102,7 @@ impl Run {
         let mut child = tokio::process::Command::from(self.app(&placed, user)?)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", self.command[0].to_string_lossy()))?;
+            .map_err(|error| self.not_started(&error))?;
         let pid = child
             .id()
             .and_then(|id| i32::try_from(id).ok())
@@ -121,6 +127,21 @@ impl Run {
                 }
             }
         }
+    }
+
+    /// Why the app did not start, and what helps.
+    fn not_started(&self, error: &std::io::Error) -> anyhow::Error {
+        use std::io::ErrorKind as K;
+        let program = &self.command[0];
+        let text = program.to_string_lossy();
+        let remedy = match (error.kind(), &self.user) {
+            (K::NotFound, _) if text.contains('/') => "; check the path, and the interpreter it names",
+            (K::NotFound, _) => "; no such program in PATH",
+            (K::PermissionDenied, Some(_)) if !Uid::effective().is_root() => "; --user needs root",
+            (K::PermissionDenied, _) => "; the app's user may not run it",
+            _ => "",
+        };
+        anyhow!("cannot start {text}: {error}{remedy}")
     }
 
     fn spec(&self) -> WorkloadSpec {
