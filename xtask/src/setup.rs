@@ -28,6 +28,7 @@ const BENCH: &[Purpose] = &[Purpose::Bench];
 const PACKAGES: &[(&str, &str, &[Purpose])] = &[
     ("iproute2", "shows and enters network namespaces", DEMO),
     ("procps", "shows processes of tests and the demo", DEMO),
+    ("curl", "calls apps by hand while the demo is kept running", DEMO),
     ("openssl", "checks our certificates independently", DEMO),
     (
         "ca-certificates",

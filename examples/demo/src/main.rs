@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 use clap::Parser;
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use weft_demo::{report::Report, rootless, stage::StageOptions, story};
 
@@ -44,7 +44,8 @@ fn main() -> ExitCode {
             // Leaving this block drops the stage, and that removes everything it made.
             done = play(options) => done,
             signal = stopped() => {
-                eprintln!("\nweft-demo: {signal}: removing everything");
+                // With the terminal gone nobody reads this; the rest must be done all the same.
+                let _ = writeln!(std::io::stderr(), "\nweft-demo: {signal}: removing everything");
                 Ok(ExitCode::from(130))
             }
         }
@@ -80,7 +81,7 @@ async fn play(options: Options) -> Result<ExitCode> {
         let mut stage = story::play(&stage, &mut report).await?;
         let fine = report.summary();
         if options.keep {
-            println!("{}", stage.cheat_sheet());
+            let _ = writeln!(std::io::stdout(), "{}", stage.cheat_sheet());
             std::future::pending::<()>().await;
         }
         stage.stop().await;
@@ -90,9 +91,14 @@ async fn play(options: Options) -> Result<ExitCode> {
             ExitCode::FAILURE
         });
     }
+    // sudo finds no cargo in a user's home, and with everything built none is needed.
+    let again: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
     report.left_out(
-        "two nodes, kernel attribution, mTLS between nodes, kill -9 of the agent",
-        "they need root for network namespaces, cgroups and BPF; run `sudo cargo xtask demo`",
+        "two nodes, the Python app, kernel attribution, mTLS between nodes, kill -9 of each service",
+        &format!(
+            "they need root for network namespaces, cgroups and BPF; now that all is built: sudo {}",
+            again.join(" ")
+        ),
     );
     rootless::play(&stage, &mut report).await?;
     Ok(if report.summary() {
@@ -100,4 +106,30 @@ async fn play(options: Options) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn words_survive_a_shell() {
+        for word in ["--bin-dir", "/a b/it's", "", "$HOME", "--x=1"] {
+            let output = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {}", quoted(word))])
+                .output();
+            assert_eq!(output.ok().map(|o| o.stdout), Some(word.as_bytes().to_vec()));
+        }
+        assert_eq!(quoted("/target/debug"), "/target/debug");
+    }
 }

@@ -502,29 +502,28 @@ impl Stage {
 
     /// What to try by hand while everything runs.
     pub fn cheat_sheet(&self) -> String {
-        let mut text = String::from("\nEverything is still running. Ctrl-C removes it.\n");
+        let weft = self.bin.join("weft").display().to_string();
+        let mut text =
+            String::from("\nEverything is still running; Ctrl-C removes it. In another terminal, as root:\n");
         for (name, node) in &self.nodes {
-            text += &format!(
-                "\n  node {name}: export WEFT_RUN_DIR={}\n",
-                node.run_dir.display()
-            );
-            text += &format!(
-                "    {0} status; {0} observe --follow\n",
-                self.bin.join("weft").display()
-            );
+            let run = node.run_dir.display();
+            text += &format!("\n# node {name}\n{weft} status --run-dir {run}\n");
+            text += &format!("{weft} observe --follow --run-dir {run}\n");
         }
+        text += &format!(
+            "\n# Call cart from each pod. {}\n# lets only billing and orders in: edit or remove it, and call again.\n",
+            self.resources().join("cart-callers.yaml").display()
+        );
         for (app_id, pod) in &self.pods {
             text += &format!(
-                "  pod {app_id} on {}: nsenter --net={} curl -s localhost:3500/v1.0/invoke/cart/method/echo?id=1\n",
-                pod.node,
-                pod.net.namespace().path().display()
+                "nsenter --net={} curl -sw '\\n' 'localhost:3500/v1.0/invoke/cart/method/echo?id=1'  # {app_id} on {}\n",
+                pod.net.namespace().path().display(),
+                pod.node
             );
         }
         text + &format!(
-            "  certificate authority: WEFT_RUN_DIR={} {} identity audit\n  manifests: {}\n  logs: {}",
+            "\n# Who got which certificate, and who was refused\n{weft} identity audit --run-dir {}\n\n# Logs\nls {}",
             self.identity_run_dir().display(),
-            self.bin.join("weft").display(),
-            self.resources().display(),
             self.dir().join("log").display()
         )
     }

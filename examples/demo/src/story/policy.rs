@@ -7,6 +7,7 @@ use crate::{
     stage::{API, App, Stage},
 };
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use std::time::Duration;
 
 const POLICY: &str = "apiVersion: cilium.io/v2
@@ -78,28 +79,39 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
         );
     }
 
-    let mut observe = stage.weft(&stage.node("n1")?.run_dir);
-    observe.args([
-        "observe",
-        "--last",
-        "0",
-        "--from",
-        "stranger",
-        "--to",
-        "cart",
-        "--verdict",
-        "dropped",
-        "-o",
-        "json",
-    ]);
-    let flows = output(observe).await;
-    report.check_result("the flow of the refusal names the policy", flows, |flows| {
-        let last = flows.lines().next_back().unwrap_or_default();
+    for (from, verdict, what) in [
+        ("stranger", "dropped", "the refusal is a flow that says why"),
         (
-            last.contains("POLICY_DENIED") || last.contains("cart-callers"),
-            last.chars().take(200).collect(),
-        )
-    });
+            "orders",
+            "forwarded",
+            "its twin: the flow of the call that was let in names the rule",
+        ),
+    ] {
+        let mut observe = stage.weft(&stage.node("n1")?.run_dir);
+        observe.args(["observe", "--last", "0", "--from", from, "--to", "cart"]);
+        observe.args(["--verdict", verdict, "-o", "json"]);
+        let flows = output(observe).await;
+        report.check_result(what, flows, |flows| {
+            // No rule speaks for a caller that none lets in.
+            let says = |flow: &Value| match from {
+                "stranger" => flow["drop_reason"] == "POLICY_DENIED" && flow["status"] == 403,
+                _ => flow["rule"].as_str().is_some_and(|r| r.contains("cart-callers")),
+            };
+            let flow = flows.lines().rev().map(json).find(says);
+            let seen = flow.as_ref().map_or_else(
+                || flows.chars().take(200).collect(),
+                |f| {
+                    let why = if from == "stranger" {
+                        &f["drop_reason"]
+                    } else {
+                        &f["rule"]
+                    };
+                    format!("{} {why}", f["verdict"])
+                },
+            );
+            (flow.is_some(), seen)
+        });
+    }
 
     // A bad file beside the good one changes nothing.
     stage.apply("broken.yaml", "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: broken}\nspec:\n  endpointSelector: {}\n  ingres: []\n")?;
