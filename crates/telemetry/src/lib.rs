@@ -3,9 +3,11 @@
 //! Owns: the process's tracing subscriber ([`init`]), the metrics registry ([`Metrics`]), what is
 //! ready ([`Health`]) and the HTTP port that shows both ([`http::serve`]). Metric names are
 //! `weft_<service>_*`. With an OTLP endpoint, spans and log records are exported as well.
+//! No place in the code can flood the log (see `limit`).
 
 mod health;
 pub mod http;
+mod limit;
 mod logs;
 mod metrics;
 

@@ -1,11 +1,14 @@
 //! The tracing subscriber: lines for people on a terminal, JSON elsewhere, and OTLP when configured.
 
+use crate::limit::{Limit, TELL};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{LogExporter, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{Resource, logs::SdkLoggerProvider, trace::SdkTracerProvider};
 use serde::{Deserialize, Serialize};
 use std::{io::IsTerminal, net::SocketAddr, time::Duration};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::FilterExt, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +139,8 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
         lines.boxed()
     };
     let mut guard = Guard::default();
-    let mut layers = vec![lines.with_filter(filter(&config.log)?).boxed()];
+    let limit = Limit::default();
+    let mut layers = vec![lines.with_filter(filter(&config.log)?.and(limit.clone())).boxed()];
     if let Some(endpoint) = &config.otlp_endpoint {
         let failed = |reason: String| TelemetryError::Otlp {
             endpoint: endpoint.clone(),
@@ -172,7 +176,8 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
         let span_layer = tracing_opentelemetry::layer().with_tracer(traces.tracer("weft"));
         layers.push(span_layer.with_filter(filter(&quiet)?).boxed());
         let record_layer = opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge::new(&logs);
-        layers.push(record_layer.with_filter(filter(&quiet)?).boxed());
+        let bounded = filter(&quiet)?.and(Limit::default());
+        layers.push(record_layer.with_filter(bounded).boxed());
         guard = Guard {
             traces: Some(traces),
             logs: Some(logs),
@@ -182,5 +187,14 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
         .with(layers)
         .try_init()
         .map_err(|_| TelemetryError::Twice)?;
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            let mut every = tokio::time::interval(TELL);
+            loop {
+                every.tick().await;
+                limit.tell();
+            }
+        });
+    }
     Ok(guard)
 }
