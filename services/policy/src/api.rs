@@ -23,7 +23,7 @@ use weft_proto::weft::policy::v1 as pb;
 
 /// A node that connects and says nothing is let go after this long.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Namespaces in one interest.
+/// Namespaces that a node may ask for beside its own.
 const MAX_NAMESPACES: usize = 100;
 
 /// The three services. Clones share.

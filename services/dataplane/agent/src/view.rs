@@ -27,14 +27,15 @@ pub struct View {
 }
 
 impl Directory for View {
-    fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
-        let found = self
-            .mesh
-            .read(|e| e.target(namespace, app_id).ok_or(e.knows(namespace)));
-        if let Err(false) = found {
-            self.mesh.interest.add(namespace);
-        }
-        found.ok()
+    fn resolve(&self, caller: &str, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
+        self.mesh.read(|endpoints| {
+            let found = endpoints.target(namespace, app_id);
+            if found.is_none() && !endpoints.knows(namespace) {
+                let known = |name: &str| endpoints.knows(name);
+                self.mesh.interest.add(namespace, caller, known);
+            }
+            found
+        })
     }
 
     fn local(&self, workload: &str) -> Option<Arc<Endpoint>> {
@@ -49,7 +50,8 @@ impl Directory for View {
             if holders.peek().is_none() {
                 let stranger = unknown(peer, node);
                 if !endpoints.knows(&stranger.namespace) {
-                    self.mesh.interest.add(&stranger.namespace);
+                    let known = |name: &str| endpoints.knows(name);
+                    self.mesh.interest.add(&stranger.namespace, node, known);
                 }
                 return Some(stranger);
             }

@@ -49,7 +49,7 @@ struct Everybody {
 }
 
 impl Directory for Everybody {
-    fn resolve(&self, _: &str, app_id: &str) -> Option<Arc<Target>> {
+    fn resolve(&self, _: &str, _: &str, app_id: &str) -> Option<Arc<Target>> {
         (app_id == "cart").then(|| self.target.get().cloned()).flatten()
     }
     fn local(&self, _: &str) -> Option<Arc<Endpoint>> {

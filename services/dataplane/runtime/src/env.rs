@@ -140,8 +140,9 @@ impl Target {
 
 /// Who is there.
 pub trait Directory: Send + Sync + 'static {
-    /// The endpoints of an app-id; `None` when nobody serves it.
-    fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>>;
+    /// The endpoints of an app-id; `None` when nobody serves it. `caller` is the id of the workload
+    /// that asks.
+    fn resolve(&self, caller: &str, namespace: &str, app_id: &str) -> Option<Arc<Target>>;
 
     /// A workload of this node, by its id.
     fn local(&self, workload: &str) -> Option<Arc<Endpoint>>;

@@ -222,7 +222,7 @@ impl Runtime {
             app.proof(),
         );
         let namespace = namespace.as_deref().unwrap_or(&app.party().namespace);
-        let target = self.env.directory.resolve(namespace, &app_id);
+        let target = self.env.directory.resolve(app.workload(), namespace, &app_id);
         let mut last = None;
         for attempt in 1.. {
             let endpoint = target.as_ref().and_then(|target| target.pick());

@@ -176,13 +176,10 @@ impl World {
         self.nodes.insert(name.to_owned(), (node, scope));
     }
 
-    /// A node wants to know namespaces in which it hosts nothing.
+    /// A node wants to know these namespaces, in which it hosts nothing, and no others any more.
     pub(crate) fn ask_for(&mut self, name: &str, namespaces: Vec<String>) {
         if let Some((_, scope)) = self.nodes.get_mut(name) {
-            scope.asked_for.extend(namespaces);
-            while scope.asked_for.len() > scope::MAX_ASKED_FOR {
-                scope.asked_for.pop_last();
-            }
+            scope.asked_for = namespaces.into_iter().collect();
             self.dirty.nodes.insert(name.to_owned());
         }
     }

@@ -6,9 +6,6 @@ use weft_model::NumericIdentity;
 use weft_policy_engine::DirectionPolicy;
 use weft_proto::weft::policy::v1 as pb;
 
-/// Namespaces that a node may ask for beside its own.
-pub(crate) const MAX_ASKED_FOR: usize = 1_000;
-
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Scope {

@@ -260,6 +260,14 @@ async fn a_node_may_ask_for_a_namespace_it_hosts_nothing_in() {
     .await;
     n2.until("endpoint", "n1/shop/cart/1").await;
     assert_eq!(n2.names("service"), ["shop/cart"]);
+    // What it does not name any more goes.
+    n2.say(Message::Interest(pb::Interest {
+        namespaces: vec!["other".into()],
+    }))
+    .await;
+    while n2.names("endpoint") != ["n2/elsewhere/web/1"] {
+        n2.apply().await;
+    }
 }
 
 #[tokio::test]

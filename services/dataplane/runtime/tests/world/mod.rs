@@ -83,7 +83,7 @@ impl View {
 }
 
 impl Directory for View {
-    fn resolve(&self, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
+    fn resolve(&self, _: &str, namespace: &str, app_id: &str) -> Option<Arc<Target>> {
         let key = (namespace.to_owned(), app_id.to_owned());
         if let Some(target) = self.targets.lock().get(&key) {
             return Some(target.clone());
