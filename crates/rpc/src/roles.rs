@@ -7,6 +7,7 @@ use std::{
 };
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
+use tracing::instrument::{Instrument as _, Instrumented};
 use weft_model::{Principal, SpiffeId};
 use weft_tls::PeerIdentity;
 
@@ -142,7 +143,7 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
         .ok_or_else(|| Status::internal("the request did not come through Weft's server"))
 }
 
-/// Puts the check before every method.
+/// Puts the check before every method, and a span around what is let through.
 #[derive(Debug, Clone)]
 pub(crate) struct RoleLayer(pub MethodRoles);
 
@@ -166,7 +167,10 @@ where
 {
     type Response = Response<Body>;
     type Error = S::Error;
-    type Future = futures::future::Either<std::future::Ready<Result<Response<Body>, S::Error>>, S::Future>;
+    type Future = futures::future::Either<
+        std::future::Ready<Result<Response<Body>, S::Error>>,
+        Instrumented<S::Future>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -179,7 +183,10 @@ where
             None => Err(Status::unauthenticated("the connection has no caller")),
         };
         match verdict {
-            Ok(()) => futures::future::Either::Right(self.inner.call(request)),
+            Ok(()) => {
+                let span = tracing::info_span!("rpc", otel.name = path, otel.kind = "server");
+                futures::future::Either::Right(self.inner.call(request).instrument(span))
+            }
             Err(status) => {
                 tracing::warn!(method = path, reason = status.message(), "call refused");
                 futures::future::Either::Left(std::future::ready(Ok(status.into_http())))

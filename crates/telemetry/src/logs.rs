@@ -134,7 +134,12 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     let lines = if json {
-        lines.json().flatten_event(true).with_current_span(false).boxed()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed()
     } else {
         lines.boxed()
     };

@@ -84,13 +84,20 @@ impl Home {
         command
     }
 
-    /// A process of a mesh with its folders here and with ports of the system's choice. It logs
-    /// errors only, as JSON.
+    /// A process of a mesh with its folders here and with ports of the system's choice. It reads
+    /// `<name>.yaml` when that is there, and logs errors only, as JSON.
     pub fn command(&self, name: &str) -> Command {
         let mut command = self.bare(name);
         // By environment, so that a test's flags count before it.
+        let settings = self.at(&format!("{name}.yaml"));
+        let settings = if settings.exists() {
+            settings
+        } else {
+            "/dev/null".into()
+        };
         command
-            .args(["--config", "/dev/null"])
+            .arg("--config")
+            .arg(settings)
             .env("WEFT_METRICS_LISTEN", "127.0.0.1:0")
             .env("WEFT_LOG", "error")
             .env("WEFT_LOG_FORMAT", "json");

@@ -20,16 +20,23 @@ pub struct Mesh {
     metrics: HashMap<&'static str, String>,
     /// Its folders.
     pub home: Home,
+    log: &'static str,
 }
 
 impl Mesh {
     /// With the certificate authority.
     pub fn new() -> Self {
+        Self::prepared(Home::new(), "info")
+    }
+
+    /// The same in folders with settings in them; every process logs what `log` says.
+    pub fn prepared(home: Home, log: &'static str) -> Self {
         let mut mesh = Self {
             processes: HashMap::new(),
             addresses: HashMap::new(),
             metrics: HashMap::new(),
-            home: Home::new(),
+            home,
+            log,
         };
         mesh.start("weft-identity");
         mesh
@@ -37,11 +44,15 @@ impl Mesh {
 
     /// With all its services.
     pub fn whole() -> Self {
-        let mut mesh = Self::new();
+        Self::new().completed()
+    }
+
+    /// Starts all the others.
+    pub fn completed(mut self) -> Self {
         for name in ["weft-policy", "weft-placement", "weft-agent"] {
-            mesh.start(name);
+            self.start(name);
         }
-        mesh
+        self
     }
 
     /// A join token in a file.
@@ -62,7 +73,7 @@ impl Mesh {
     /// The process with flags that let it find the others; not started.
     pub fn command(&self, name: &str) -> std::process::Command {
         let mut command = self.home.command(name);
-        command.env("WEFT_LOG", "info");
+        command.env("WEFT_LOG", self.log);
         let address = |name: &str| self.addresses.get(name).map_or("127.0.0.1:1", String::as_str);
         match name {
             "weft-identity" => &mut command,
