@@ -19,6 +19,7 @@ mod limits;
 mod link;
 mod local;
 mod server;
+mod share;
 mod stream;
 
 pub use client::{Client, Destination, Dialer, OpenError, Source};

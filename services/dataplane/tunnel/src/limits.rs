@@ -22,6 +22,10 @@ pub struct Limits {
     pub max_connections_per_destination: usize,
     /// Connections that one listener serves at once.
     pub max_accepted: usize,
+    /// Of these, from one address while nothing else is known of who is there.
+    pub max_handshakes_per_address: usize,
+    /// Of these, of one node.
+    pub max_accepted_per_node: usize,
     /// TCP connect, TLS and HTTP/2 handshakes together; also waiting for the answer to CONNECT.
     pub handshake_timeout: Duration,
     /// A PING goes out after this much silence, and before a stream is put on a connection that
@@ -50,6 +54,8 @@ impl Default for Limits {
             streams_per_connection: 100,
             max_connections_per_destination: 16,
             max_accepted: 4096,
+            max_handshakes_per_address: 256,
+            max_accepted_per_node: 1024,
             handshake_timeout: Duration::from_secs(10),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(5),

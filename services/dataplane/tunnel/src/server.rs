@@ -4,13 +4,14 @@
 use crate::{
     ALPN, Limits, Local, TunnelStream,
     life::{Acks, Heard, Listening, Watchdog},
+    share::{Share, Shares},
 };
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -99,7 +100,9 @@ pub async fn serve<H: Handler>(
         trust,
         limits,
         handler,
+        nodes: Shares::default(),
     });
+    let handshakes = Shares::default();
     let places = Arc::new(Semaphore::new(shared.limits.max_accepted));
     let mut connections = JoinSet::new();
     let mut draining = drain.clone();
@@ -114,10 +117,15 @@ pub async fn serve<H: Handler>(
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             (accepted, place) = accepted => match accepted {
                 Ok((tcp, remote)) => {
+                    let most = shared.limits.max_handshakes_per_address;
+                    let Some(handshake) = handshakes.take(remote.ip().to_canonical(), most) else {
+                        tracing::debug!(%remote, "refused: too many handshakes from this address");
+                        continue;
+                    };
                     let (shared, drain) = (shared.clone(), drain.clone());
                     connections.spawn(async move {
                         let _place = place;
-                        if let Err(e) = connection(&shared, tcp, remote, drain).await {
+                        if let Err(e) = connection(&shared, tcp, remote, handshake, drain).await {
                             tracing::debug!(%remote, error = %e, "tunnel refused or ended");
                         }
                     });
@@ -141,6 +149,8 @@ struct Shared<H> {
     trust: Trust,
     limits: Limits,
     handler: Arc<H>,
+    /// Connections of each node.
+    nodes: Shares<Arc<str>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -157,12 +167,15 @@ enum ConnectionError {
     NoNode(SpiffeId),
     #[error("no certificate was shown or chosen")]
     NoCertificate,
+    #[error("node {0} has {1} connections already")]
+    TooMany(Arc<str>, usize),
 }
 
 async fn connection<H: Handler>(
     shared: &Shared<H>,
     tcp: TcpStream,
     remote: SocketAddr,
+    place: Share<IpAddr>,
     drain: Watcher,
 ) -> Result<(), ConnectionError> {
     let limits = &shared.limits;
@@ -172,6 +185,10 @@ async fn connection<H: Handler>(
         let acks = Acks::of(&tcp)?;
         let tls = shared.acceptor.accept(tcp).await?;
         let (peer, local, expires) = identities(shared, &tls)?;
+        let node: Arc<str> = peer.node.as_deref().unwrap_or_default().into();
+        let most = limits.max_accepted_per_node;
+        let share = shared.nodes.take(node.clone(), most);
+        let share = share.ok_or(ConnectionError::TooMany(node, most))?;
         let (tls, heard) = Listening::new(tls);
         let http2 = h2::server::Builder::new()
             .initial_window_size(limits.stream_window)
@@ -182,12 +199,14 @@ async fn connection<H: Handler>(
             .max_concurrent_streams(limits.max_streams)
             .handshake::<_, Bytes>(tls)
             .await?;
-        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, expires))
+        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, expires, share))
     };
-    let (http2, signs, peer, local, expires) = match timeout(limits.handshake_timeout, handshake).await {
-        Ok(done) => done?,
-        Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
-    };
+    let (http2, signs, peer, local, expires, _share) =
+        match timeout(limits.handshake_timeout, handshake).await {
+            Ok(done) => done?,
+            Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
+        };
+    drop(place);
     let served = Served {
         shared,
         peer: Arc::new(peer),

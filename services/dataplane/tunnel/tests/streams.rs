@@ -365,3 +365,37 @@ async fn who_says_nothing_is_cut_off() {
         Ok(0) | Err(_)
     ));
 }
+
+/// Who only knocks takes its own share of the places, and keeps nobody out that knows the way in.
+#[tokio::test]
+async fn one_address_and_one_node_have_a_share_each() {
+    let rig = rig(Limits {
+        max_handshakes_per_address: 3,
+        max_accepted_per_node: 2,
+        streams_per_connection: 1,
+        ..quick()
+    })
+    .await;
+    let mut knocking = Vec::new();
+    for _ in 0..3 {
+        knocking.push(TcpStream::connect(rig.destination.address).await.unwrap());
+    }
+    // Accepted in turn, so the three are counted before this one is refused.
+    let mut fourth = TcpStream::connect(rig.destination.address).await.unwrap();
+    assert!(matches!(
+        timeout(SOON, fourth.read(&mut [0; 1])).await.unwrap(),
+        Ok(0) | Err(_)
+    ));
+    drop(knocking);
+    // Its places are free again, if not at once.
+    let first = loop {
+        match rig.try_open().await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    };
+    // Each stream takes a connection; the node has two.
+    let second = rig.try_open().await.unwrap();
+    assert!(rig.try_open().await.is_err());
+    drop((first, second));
+}
