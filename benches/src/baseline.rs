@@ -27,6 +27,17 @@ const CONNECTIONS: [u32; 3] = [1, 16, 128];
 /// CPU of one agent hop, microseconds per request.
 const ONE_HOP: f64 = 25.0;
 
+/// What ours judges each request by; the peers judge nothing.
+const POLICY: &str = "apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: bench, namespace: default}
+spec:
+  endpointSelector: {matchExpressions: [{key: app, operator: In, values: [near, far]}]}
+  ingress:
+    - fromEndpoints: [{matchLabels: {app: client}}]
+      toPorts: [{ports: [{port: \"50002\", protocol: TCP}]}]
+";
+
 /// A way to the backend.
 struct Way {
     name: &'static str,
@@ -53,6 +64,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         let namespace = stage.place_pod(node, app).await?;
         processes.push(nginx("backend", app, &dir, &namespace, 0)?);
     }
+    stage.apply("bench.yaml", POLICY)?;
     let near = stage.pod_namespace("near")?;
     let client = stage.pod_namespace("client")?;
     let proxy = nginx("nginx", "proxy", &dir, &near, 1)?;
