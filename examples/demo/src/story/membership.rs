@@ -27,11 +27,14 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     stage
         .start_node("n2", &["default/billing", "default/reports"])
         .await?;
-    report.check(
-        "two nodes joined; their agents are connected to all three services",
-        true,
-        "n1, n2",
-    );
+    for node in ["n1", "n2"] {
+        let connected = connected(stage, node).await?;
+        report.check(
+            &format!("node {node} joined; its agent is connected to all three services"),
+            connected == ["identity", "placement", "policy"],
+            connected.join(", "),
+        );
+    }
 
     // A token opens the door once.
     let used = stage.dir().join("service-policy.token");
@@ -114,4 +117,18 @@ fn sentence(text: &str, with: &str) -> String {
 fn shorten(text: &str) -> String {
     let line = text.lines().next_back().unwrap_or_default();
     line.chars().take(160).collect()
+}
+
+/// The services that a node's agent is connected to.
+async fn connected(stage: &Stage, node: &str) -> Result<Vec<String>> {
+    let mut status = stage.weft(&stage.node(node)?.run_dir);
+    status.args(["status", "-o", "json"]);
+    let status: serde_json::Value = serde_json::from_str(&output(status).await?)?;
+    let upstreams = status["upstreams"].as_array().into_iter().flatten();
+    let mut names: Vec<String> = upstreams
+        .filter(|u| u["connected"] == true)
+        .filter_map(|u| Some(u["name"].as_str()?.to_owned()))
+        .collect();
+    names.sort();
+    Ok(names)
 }
