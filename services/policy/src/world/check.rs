@@ -88,6 +88,15 @@ pub(super) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterEr
     if message.addresses.len() > MAX_ADDRESSES {
         return Err(fail("addresses", "are more than 16"));
     }
+    // What is no IP address is told where addresses are read.
+    let addresses = message.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
+    // Other nodes connect to it. Loopback is where all processes of a machine without root are.
+    let nowhere = |a: IpAddr| {
+        a.is_unspecified() || a.is_multicast() || a == IpAddr::from(std::net::Ipv4Addr::BROADCAST)
+    };
+    if addresses.map(|a| a.to_canonical()).any(nowhere) {
+        return Err(fail("addresses", "hold one that is no host's"));
+    }
     if message.labels.len() > MAX_LABELS {
         return Err(fail("labels", "are more than 128"));
     }

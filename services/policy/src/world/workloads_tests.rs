@@ -90,6 +90,31 @@ fn what_is_not_sound_is_refused() {
     assert_eq!(field(|w| w.app_id = "a.b".into()), "app_id");
     assert_eq!(field(|w| w.kind = 0), "kind");
     assert_eq!(field(|w| w.addresses = vec!["x".into()]), "addresses");
+    for nowhere in [
+        "0.0.0.0",
+        "::",
+        "224.0.0.1",
+        "ff02::1",
+        "::ffff:224.0.0.1",
+        "255.255.255.255",
+    ] {
+        let mut message = workload("n", "b", "x");
+        message.addresses = vec![nowhere.into()];
+        let refused = world.plan_registration("n", message, 0);
+        assert!(
+            matches!(
+                refused,
+                Err(RegisterError::Invalid {
+                    field: "addresses",
+                    ..
+                })
+            ),
+            "{nowhere}: {refused:?}"
+        );
+    }
+    let mut sound = workload("n", "b", "x");
+    sound.addresses = vec!["127.0.0.1".into(), "fd00::1".into()];
+    assert!(world.plan_registration("n", sound, 0).is_ok());
     assert_eq!(field(|w| w.app_protocol = "ftp".into()), "app_protocol");
     assert_eq!(
         field(|w| w.labels = [("a".into(), "x=y,z".into())].into()),
