@@ -166,6 +166,9 @@ pub fn demo_command(workspace: &Workspace, strict: bool) -> Command {
     staged(workspace, "weft-demo", "debug", strict)
 }
 
+/// The areas that weft-bench measures; a wrong one is said before a long build.
+pub const BENCHES: [&str; 1] = ["baseline"];
+
 /// The benchmarks' program for an area.
 pub fn bench_command(workspace: &Workspace, area: &str) -> Command {
     let mut command = staged(workspace, "weft-bench", "release", false);

@@ -53,6 +53,7 @@ enum Command {
     /// Measure an area against its peers, release build; writes target/bench/<area>.json
     Bench {
         /// The area
+        #[arg(value_parser = layers::BENCHES)]
         area: String,
         /// More arguments for the benchmark itself
         #[arg(last = true)]

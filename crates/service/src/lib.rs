@@ -43,7 +43,15 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use std::{ffi::OsString, fmt::Display, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    fmt::Display,
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 use weft_drain::{Outcome, Signals, Trigger, Watcher};
 use weft_telemetry::{Health, Metrics, TelemetryConfig};
 
@@ -180,7 +188,8 @@ where
     if flags.shared.check_config {
         return match shown(&config, info.secrets) {
             Ok(text) => {
-                println!("{text}");
+                // A reader that went away (`| head`) does not matter.
+                let _ = writeln!(io::stdout().lock(), "{text}");
                 DONE
             }
             Err(error) => fail(binary, &error, FAILED),
