@@ -281,6 +281,11 @@ where
         health.clone(),
         drain.clone(),
     ));
+    if let Some(endpoint) = &settings.otlp_endpoint
+        && let Err(error) = weft_telemetry::push(binary, endpoint, metrics.clone(), drain.clone())
+    {
+        return fail(binary, &error, USAGE);
+    }
     tracing::info!(version = weft_model::VERSION, metrics = %address, "{binary} starts");
 
     let work = run(

@@ -7,6 +7,10 @@ use opentelemetry_proto::tonic::collector::{
         ExportLogsServiceRequest, ExportLogsServiceResponse,
         logs_service_server::{LogsService, LogsServiceServer},
     },
+    metrics::v1::{
+        ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+        metrics_service_server::{MetricsService, MetricsServiceServer},
+    },
     trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
         trace_service_server::{TraceService, TraceServiceServer},
@@ -137,4 +141,48 @@ async fn metrics_and_health_are_served() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("--metrics-listen"), "{error}");
+}
+
+struct Taker(mpsc::UnboundedSender<String>);
+
+#[tonic::async_trait]
+impl MetricsService for Taker {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        self.0.send(format!("{:?}", request.into_inner())).unwrap();
+        Ok(Response::new(Default::default()))
+    }
+}
+
+#[tokio::test]
+async fn metrics_reach_a_receiver_at_the_latest_when_the_process_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (tx, mut rx) = mpsc::unbounded_channel();
+    let server = tonic::transport::Server::builder()
+        .add_service(MetricsServiceServer::new(Taker(tx)))
+        .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+    tokio::spawn(server);
+
+    let metrics = Metrics::new("test");
+    let counter = prometheus_client::metrics::counter::Counter::<u64>::default();
+    metrics.register("things", "Things seen", counter.clone());
+    counter.inc_by(41);
+    let (trigger, drain) = weft_drain::channel();
+    weft_telemetry::push("weft-test", &endpoint, metrics, drain).unwrap();
+    assert_eq!(
+        trigger.drain(Duration::from_secs(5)).await,
+        weft_drain::Outcome::Drained
+    );
+    let seen = rx.try_recv().unwrap();
+    assert!(
+        seen.contains("weft_test_things_total") && seen.contains("AsDouble(41.0)"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("weft-test") && seen.contains("weft_test_build_info"),
+        "{seen}"
+    );
 }
