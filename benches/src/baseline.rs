@@ -43,7 +43,7 @@ struct Way {
     name: &'static str,
     from: Namespace,
     url: String,
-    under_test: Vec<i32>,
+    under_test: Vec<(&'static str, i32)>,
 }
 
 /// Measures and returns the rows.
@@ -78,7 +78,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let agents = [stage.agent_pid("n1")?, stage.agent_pid("n2")?];
     let nodes = [stage.node_pid("n1")?, stage.node_pid("n2")?];
 
-    let path = |name, from: &Namespace, url: &str, under_test: Vec<i32>| Way {
+    let path = |name, from: &Namespace, url: &str, under_test: Vec<(&'static str, i32)>| Way {
         name,
         from: from.clone(),
         url: url.to_owned(),
@@ -87,24 +87,47 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let invoke = |app: &str| format!("http://127.0.0.1:3500/v1.0/invoke/{app}/method/");
     let mut paths = vec![
         path("direct", &near, "http://127.0.0.1:8080/", vec![]),
-        path("nginx", &near, "http://127.0.0.1:9001/", vec![id(&proxy)]),
-        path("one-agent", &client, &invoke("near"), vec![agents[0], nodes[0]]),
+        path(
+            "nginx",
+            &near,
+            "http://127.0.0.1:9001/",
+            vec![("nginx", id(&proxy))],
+        ),
+        path(
+            "one-agent",
+            &client,
+            &invoke("near"),
+            vec![("weft-agent-n1", agents[0]), ("weft-node-n1", nodes[0])],
+        ),
         path(
             "two-agents-mtls",
             &client,
             &invoke("far"),
-            vec![agents[0], nodes[0], agents[1], nodes[1]],
+            vec![
+                ("weft-agent-n1", agents[0]),
+                ("weft-node-n1", nodes[0]),
+                ("weft-agent-n2", agents[1]),
+                ("weft-node-n2", nodes[1]),
+            ],
         ),
     ];
     if let Some(envoy) = &envoy {
-        paths.insert(2, path("envoy", &near, "http://127.0.0.1:9002/", vec![id(envoy)]));
+        paths.insert(
+            2,
+            path(
+                "envoy",
+                &near,
+                "http://127.0.0.1:9002/",
+                vec![("envoy", id(envoy))],
+            ),
+        );
     }
     for p in &paths {
         wait_for(p.name, Duration::from_secs(20), || {
             measure(&p.from, &p.url, 1, 1, &[])
         })
         .await?;
-        for pid in &p.under_test {
+        for (_, pid) in &p.under_test {
             pin(*pid, 1)?;
         }
     }
@@ -130,17 +153,16 @@ fn id(process: &Process) -> i32 {
 /// Figures of ours beside nginx's; of the peers beside nothing.
 fn rows(samples: &BTreeMap<(&str, u32), Vec<Sample>>) -> Vec<Row> {
     type Figure = (&'static str, &'static str, fn(&Sample) -> f64);
-    const FIGURES: [Figure; 5] = [
+    const FIGURES: [Figure; 4] = [
         ("rate", "requests/s", |s| s.rate),
         ("p50", "ms", |s| s.p50),
         ("p99", "ms", |s| s.p99),
         ("cpu", "µs/request", |s| s.cpu),
-        ("rss", "MiB", |s| s.rss),
     ];
     let mut rows = Vec::new();
     for ((path, connections), taken) in samples {
         for (figure, unit, of) in FIGURES {
-            if *path == "direct" && matches!(figure, "cpu" | "rss") {
+            if *path == "direct" && figure == "cpu" {
                 continue;
             }
             let values: Vec<f64> = taken.iter().map(of).collect();
@@ -160,6 +182,24 @@ fn rows(samples: &BTreeMap<(&str, u32), Vec<Sample>>) -> Vec<Row> {
                 ratio: peer.filter(|p| *p > 0.0).map(|p| value / p),
                 target: bound.map(|b| format!("at most {b}")),
                 holds: bound.map(|b| value <= b),
+            });
+        }
+        let processes = taken.first().map(|s| s.rss.clone()).unwrap_or_default();
+        for (at, (process, _)) in processes.into_iter().enumerate() {
+            let values: Vec<f64> = taken
+                .iter()
+                .filter_map(|s| s.rss.get(at))
+                .map(|(_, mib)| *mib)
+                .collect();
+            rows.push(Row {
+                name: format!("{path}/{connections}/rss/{process}"),
+                unit: "MiB",
+                value: median(&values),
+                spread: spread(&values),
+                peer: None,
+                ratio: None,
+                target: None,
+                holds: None,
             });
         }
     }

@@ -46,7 +46,7 @@ pub fn spread(values: &[f64]) -> (f64, f64) {
 /// The table.
 pub fn print(rows: &[Row]) {
     println!(
-        "{:<28} {:>10} {:>21} {:>10} {:>7}  target",
+        "{:<40} {:>10} {:>21} {:>10} {:>7}  target",
         "name", "value", "spread", "peer", "ratio"
     );
     for row in rows {
@@ -57,7 +57,7 @@ pub fn print(rows: &[Row]) {
             None => "",
         };
         println!(
-            "{:<28} {:>10.1} {:>21} {:>10} {:>7}  {} {verdict} [{}]",
+            "{:<40} {:>10.1} {:>21} {:>10} {:>7}  {} {verdict} [{}]",
             row.name,
             row.value,
             format!("{:.1}..{:.1}", row.spread.0, row.spread.1),

@@ -9,7 +9,7 @@ use std::{fs, process::Command};
 use weft_testnet::{Namespace, Spawn};
 
 /// What one measurement gave.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Sample {
     /// Requests per second.
     pub rate: f64,
@@ -19,8 +19,8 @@ pub struct Sample {
     pub p99: f64,
     /// CPU of the processes under test, microseconds per request.
     pub cpu: f64,
-    /// Resident memory of the processes under test, MiB.
-    pub rss: f64,
+    /// Resident memory of each process under test, MiB.
+    pub rss: Vec<(&'static str, f64)>,
 }
 
 /// Puts a process with all its threads on one core.
@@ -70,9 +70,9 @@ pub async fn measure(
     url: &str,
     connections: u32,
     seconds: u32,
-    under_test: &[i32],
+    under_test: &[(&'static str, i32)],
 ) -> Result<Sample> {
-    let total = |f: fn(i32) -> Result<f64>| under_test.iter().map(|p| f(*p)).sum::<Result<f64>>();
+    let total = |f: fn(i32) -> Result<f64>| under_test.iter().map(|(_, pid)| f(*pid)).sum::<Result<f64>>();
     let before = total(cpu_seconds)?;
     let mut command = Command::new("taskset");
     command.args(["-c", "0", "wrk", "--latency", "-t1"]);
@@ -89,7 +89,10 @@ pub async fn measure(
         p50: parsed.p50,
         p99: parsed.p99,
         cpu: used * 1e6 / parsed.requests,
-        rss: under_test.iter().map(|p| rss_mib(*p)).sum(),
+        rss: under_test
+            .iter()
+            .map(|(name, pid)| (*name, rss_mib(*pid)))
+            .collect(),
     })
 }
 

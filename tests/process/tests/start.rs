@@ -138,7 +138,7 @@ fn the_command_says_who_does_not_answer() {
     let ended = run(home.bare("weft").arg("status").env("WEFT_RUN_DIR", &run_dir));
     ended.says("weft", 1, &["agent.sock", "refused", "weft dev"]);
     let ended = run(home.bare("weft").args(["run", "--app-id", "a_.b", "--", "true"]));
-    ended.says("weft", 1, &["a_.b"]);
+    ended.says("weft", 2, &["a_.b", "--help"]);
 }
 
 /// A process that still waits for the identity service ends at once and in order.
