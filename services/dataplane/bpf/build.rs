@@ -14,7 +14,8 @@ fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("weft.bpf.o");
     let prebuilt = root.join("prebuilt/weft.bpf.o");
 
-    for file in [SOURCE, "src/maps.bpf.h", "src/types.bpf.h", "prebuilt/weft.bpf.o"] {
+    println!("cargo::rerun-if-changed=prebuilt/weft.bpf.o");
+    for file in sources(&root) {
         println!("cargo::rerun-if-changed={file}");
     }
     println!("cargo::rerun-if-env-changed=WEFT_BPF_PREBUILT");
@@ -37,6 +38,16 @@ fn main() {
             println!("cargo::rustc-env=WEFT_BPF_BUILT_BY=prebuilt");
         }
     }
+}
+
+/// The C sources. One that is new is noticed through the one that includes it.
+fn sources(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root.join("src")).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.contains(".bpf."))
+        .map(|name| format!("src/{name}"))
+        .collect()
 }
 
 /// A clang that can make BPF objects here: it needs libbpf's and the kernel's headers too.
