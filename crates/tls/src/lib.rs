@@ -1,8 +1,9 @@
 //! mTLS with SPIFFE identities over rustls: TLS 1.3 only, aws-lc-rs, both sides always verified.
 //!
-//! Owns: the certificates a process holds ([`SvidCell`]), the roots it trusts ([`Trust`]), and the
-//! rustls configurations made of them. Both can change while connections run: a configuration
-//! reads them at each handshake, so rotation needs no restart. What crosses the border are
+//! Owns: the certificates a process holds ([`SvidCell`]), the roots it trusts and what is revoked
+//! under them ([`Trust`], [`Revoked`]), and the rustls configurations made of them. All can change
+//! while connections run: a configuration reads them at each handshake, so rotation needs no
+//! restart; whoever keeps connections open listens for the change. What crosses the border are
 //! [`weft_model::SpiffeId`]s; who may do what is decided elsewhere.
 //!
 //! Sessions are never resumed, so that the identity is checked at every handshake.
@@ -10,6 +11,7 @@
 mod clock;
 mod config;
 mod keys;
+mod revoked;
 mod svid;
 mod trust;
 mod verify;
@@ -17,6 +19,7 @@ mod verify;
 pub use clock::{Clock, ManualClock, Now, SystemClock};
 pub use config::{ClientAuth, client_config, pinned_client_config, server_config};
 pub use keys::{KeyAndCsr, new_key_and_csr};
+pub use revoked::Revoked;
 pub use svid::{PeerIdentity, Svid, SvidCell, peer_identity};
 pub use trust::{Bundle, Trust, root_sha256};
 pub use verify::Expect;

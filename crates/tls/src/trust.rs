@@ -1,6 +1,6 @@
 //! The roots a process trusts, replaceable while it runs.
 
-use crate::{Clock, TlsError};
+use crate::{Clock, PeerIdentity, Revoked, TlsError};
 use arc_swap::ArcSwap;
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use sha2::{Digest, Sha256};
@@ -25,11 +25,14 @@ pub(crate) struct TrustState {
     pub anchors: Vec<TrustAnchor<'static>>,
 }
 
-/// The present bundle and the clock that certificates are judged by. Clones share.
+/// The present bundle, what is revoked under it, and the clock that certificates are judged by.
+/// Clones share.
 #[derive(Debug, Clone)]
 pub struct Trust {
     state: Arc<ArcSwap<TrustState>>,
     changed: watch::Sender<u64>,
+    revoked: Arc<ArcSwap<Revoked>>,
+    revocations: watch::Sender<u64>,
     pub(crate) clock: Clock,
 }
 
@@ -48,6 +51,8 @@ impl Trust {
         Self {
             state: Arc::new(ArcSwap::from_pointee(state)),
             changed: watch::Sender::new(0),
+            revoked: Arc::default(),
+            revocations: watch::Sender::new(0),
             clock,
         }
     }
@@ -99,6 +104,28 @@ impl Trust {
     /// Notified with the version after each [`Trust::set`].
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Replaces the list of what is revoked: handshakes that show any of it fail from now on, and
+    /// who listens by [`Trust::revocations`] closes what is open.
+    pub fn set_revoked(&self, revoked: Revoked) {
+        self.revoked.store(Arc::new(revoked));
+        self.revocations.send_modify(|n| *n += 1);
+    }
+
+    /// What is revoked.
+    pub fn revoked(&self) -> Arc<Revoked> {
+        self.revoked.load_full()
+    }
+
+    /// Whether a certificate is revoked.
+    pub fn is_revoked(&self, peer: &PeerIdentity) -> bool {
+        self.revoked.load().contains(peer)
+    }
+
+    /// Notified after each [`Trust::set_revoked`].
+    pub fn revocations(&self) -> watch::Receiver<u64> {
+        self.revocations.subscribe()
     }
 
     pub(crate) fn state(&self) -> Arc<TrustState> {

@@ -63,6 +63,9 @@ fn member(leaf: &CertificateDer<'_>, trust: &Trust) -> Result<PeerIdentity, Erro
     if peer.id.trust_domain() != ours {
         return Err(other(format!("{} is not of trust domain {ours}", peer.id)));
     }
+    if trust.is_revoked(&peer) {
+        return Err(CertificateError::Revoked.into());
+    }
     Ok(peer)
 }
 

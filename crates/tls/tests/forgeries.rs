@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use weft_model::TrustDomain;
 use weft_tls::{
-    Bundle, ClientAuth, Expect, ManualClock, Svid, SvidCell, Trust, client_config, pinned_client_config,
-    root_sha256, server_config,
+    Bundle, ClientAuth, Expect, ManualClock, Revoked, Svid, SvidCell, Trust, client_config,
+    pinned_client_config, root_sha256, server_config,
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -205,4 +205,33 @@ async fn showing_the_pinned_root_is_not_having_its_key() {
         !meet(server(ca.leaf(&params(&[CLIENT])), ca.trust()), client()).await,
         "a node was taken"
     );
+}
+
+#[tokio::test]
+async fn what_is_revoked_gets_in_no_more_on_either_side() {
+    let ca = Ca::new();
+    let (server, client) = (
+        cell(ca.leaf(&params(&[SERVER]))),
+        cell(ca.leaf(&params(&[CLIENT]))),
+    );
+    // Each side has its own list.
+    let meet_under = async |of_server: &Revoked, of_client: &Revoked| {
+        let (server_trust, client_trust) = (ca.trust(), ca.trust());
+        server_trust.set_revoked(of_server.clone());
+        client_trust.set_revoked(of_client.clone());
+        let own = Arc::new(server.clone());
+        let serve = server_config(own, &server_trust, ClientAuth::Required, &[]).unwrap();
+        let call = client_config(Some(&client), &client_trust, Expect::Member, &[]).unwrap();
+        meet(serve, call).await
+    };
+    let none = Revoked::new();
+    let mut by_serial = Revoked::new();
+    by_serial.serial(&client.get().unwrap().identity().serial);
+    let mut by_name = Revoked::new();
+    by_name.identity(SERVER.parse().unwrap(), u64::MAX);
+    assert!(meet_under(&none, &none).await);
+    assert!(!meet_under(&by_serial, &none).await, "a revoked caller got in");
+    assert!(!meet_under(&none, &by_name).await, "a revoked server was taken");
+    // Each is about the other side.
+    assert!(meet_under(&by_name, &by_serial).await);
 }

@@ -62,6 +62,9 @@ pub enum OpenError {
     /// The source has no certificate yet.
     #[error("{0} has no certificate yet: is the identity service reachable from this node?")]
     NoCertificate(Arc<str>),
+    /// The source's certificate is revoked.
+    #[error("the certificate of {0} (serial {1}) is revoked")]
+    Revoked(Arc<str>, String),
     /// TCP failed.
     #[error("tunnel to {0}: {1} (a firewall or network policy may block TCP 15008)")]
     Connect(SocketAddr, Arc<io::Error>),
@@ -100,7 +103,9 @@ impl From<OpenError> for io::Error {
             OpenError::Connect(_, e) => e.kind(),
             OpenError::Timeout(..) => io::ErrorKind::TimedOut,
             OpenError::Refused(..) => io::ErrorKind::ConnectionRefused,
-            OpenError::WrongNode { .. } | OpenError::NoCertificate(_) => io::ErrorKind::PermissionDenied,
+            OpenError::WrongNode { .. } | OpenError::NoCertificate(_) | OpenError::Revoked(..) => {
+                io::ErrorKind::PermissionDenied
+            }
             _ => io::ErrorKind::Other,
         };
         io::Error::new(kind, e)
@@ -218,6 +223,11 @@ impl Client {
             .svid
             .get()
             .ok_or_else(|| OpenError::NoCertificate(source.workload.clone()))?;
+        // The other side may not have heard of it yet.
+        if self.0.trust.is_revoked(svid.identity()) {
+            let serial = svid.identity().serial.clone();
+            return Err(OpenError::Revoked(source.workload.clone(), serial));
+        }
         let key = Key {
             source: source.workload.clone(),
             serial: svid.identity().serial.as_str().into(),
@@ -240,7 +250,7 @@ impl Client {
                     return Err(OpenError::Full(destination.address, most));
                 }
                 None => {
-                    let terms = Terms::new(svid.identity().not_after, &self.0.trust, svid_changed);
+                    let terms = Terms::new(svid.identity().clone(), &self.0.trust, svid_changed);
                     let made = make(Arc::downgrade(&self.0), key.clone(), source.clone(), terms);
                     // A task of its own: it goes on if the one who asked first goes away.
                     let task = tokio::spawn(made);
@@ -350,7 +360,7 @@ async fn handshake(
                 found: peer.node.as_deref().unwrap_or("no node").into(),
             });
         }
-        terms.expires = terms.expires.min(peer.not_after);
+        terms.add(peer);
         let (tls, heard) = Listening::new(tls);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(limits.stream_window)

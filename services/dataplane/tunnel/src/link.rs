@@ -17,7 +17,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
-use weft_tls::{Clock, Trust};
+use weft_tls::{PeerIdentity, Trust};
 
 /// Probes that may wait for the same PING.
 const MAX_WAITING: usize = 64;
@@ -101,21 +101,39 @@ impl Link {
 
 /// What a connection's life depends on.
 pub(crate) struct Terms {
-    /// Seconds since the Unix epoch: the first of both certificates to end.
-    pub expires: u64,
-    pub clock: Clock,
-    pub svid_changed: watch::Receiver<u64>,
-    pub bundle_changed: watch::Receiver<u64>,
+    /// Both certificates, of which the peer's is known after the handshake only.
+    certificates: Vec<PeerIdentity>,
+    trust: Trust,
+    svid_changed: watch::Receiver<u64>,
+    bundle_changed: watch::Receiver<u64>,
+    revocations: watch::Receiver<u64>,
 }
 
 impl Terms {
-    pub fn new(expires: u64, trust: &Trust, svid_changed: watch::Receiver<u64>) -> Self {
+    /// Made before the handshake, so that no change is missed.
+    pub fn new(own: PeerIdentity, trust: &Trust, svid_changed: watch::Receiver<u64>) -> Self {
         Self {
-            expires,
-            clock: trust.clock(),
+            certificates: vec![own],
+            trust: trust.clone(),
             svid_changed,
             bundle_changed: trust.subscribe(),
+            revocations: trust.revocations(),
         }
+    }
+
+    /// Takes the other side's certificate.
+    pub fn add(&mut self, peer: PeerIdentity) {
+        self.certificates.push(peer);
+    }
+
+    /// Seconds until the first certificate ends.
+    fn left(&self) -> u64 {
+        let ends = self.certificates.iter().map(|c| c.not_after).min().unwrap_or(0);
+        ends.saturating_sub(self.trust.clock().unix_seconds())
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.certificates.iter().any(|c| self.trust.is_revoked(c))
     }
 }
 
@@ -190,6 +208,11 @@ where
             // The SVID shown, or the roots it was checked with, are no longer the present ones.
             Ok(()) = terms.svid_changed.changed() => link.retire(),
             Ok(()) = terms.bundle_changed.changed() => link.retire(),
+            Ok(()) = terms.revocations.changed() => {
+                if terms.is_revoked() {
+                    return "a certificate was revoked";
+                }
+            }
             _ = tick.tick() => {
                 let now = Instant::now();
                 if watchdog.is_dead(limits.ping_interval, limits.ping_timeout) {
@@ -198,7 +221,7 @@ where
                 if watchdog.last_heard() > *link.heard.lock() {
                     note_heard(link, &mut watchdog, &mut waiting);
                 }
-                let left = terms.expires.saturating_sub(terms.clock.unix_seconds());
+                let left = terms.left();
                 if left == 0 {
                     return "a certificate expired";
                 }

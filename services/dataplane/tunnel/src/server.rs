@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
@@ -167,6 +167,8 @@ enum ConnectionError {
     NoNode(SpiffeId),
     #[error("no certificate was shown or chosen")]
     NoCertificate,
+    #[error("the certificate of {0}, who was asked for, is revoked")]
+    Revoked(SpiffeId),
     #[error("node {0} has {1} connections already")]
     TooMany(Arc<str>, usize),
 }
@@ -179,12 +181,15 @@ async fn connection<H: Handler>(
     drain: Watcher,
 ) -> Result<(), ConnectionError> {
     let limits = &shared.limits;
-    let bundle_changed = shared.trust.subscribe();
+    let changes = Changes {
+        bundle: shared.trust.subscribe(),
+        revocations: shared.trust.revocations(),
+    };
     let handshake = async {
         tcp.set_nodelay(true)?;
         let acks = Acks::of(&tcp)?;
         let tls = shared.acceptor.accept(tcp).await?;
-        let (peer, local, expires) = identities(shared, &tls)?;
+        let (peer, local) = identities(shared, &tls)?;
         let node: Arc<str> = peer.node.as_deref().unwrap_or_default().into();
         let most = limits.max_accepted_per_node;
         let share = shared.nodes.take(node.clone(), most);
@@ -199,31 +204,35 @@ async fn connection<H: Handler>(
             .max_concurrent_streams(limits.max_streams)
             .handshake::<_, Bytes>(tls)
             .await?;
-        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, expires, share))
+        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, share))
     };
-    let (http2, signs, peer, local, expires, _share) =
-        match timeout(limits.handshake_timeout, handshake).await {
-            Ok(done) => done?,
-            Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
-        };
+    let (http2, signs, peer, local, _share) = match timeout(limits.handshake_timeout, handshake).await {
+        Ok(done) => done?,
+        Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
+    };
     drop(place);
     let served = Served {
         shared,
         peer: Arc::new(peer),
         local,
         remote,
-        expires,
         retired: Arc::default(),
     };
-    served.run(http2, signs, bundle_changed, drain).await;
+    served.run(http2, signs, changes, drain).await;
     Ok(())
 }
 
-/// Who is at the other end, who answered here, and when the first of both certificates ends.
+/// Notices of what a connection's life depends on, from before its handshake.
+struct Changes {
+    bundle: watch::Receiver<u64>,
+    revocations: watch::Receiver<u64>,
+}
+
+/// Who is at the other end, and who answered here.
 fn identities<H>(
     shared: &Shared<H>,
     tls: &TlsStream<TcpStream>,
-) -> Result<(PeerIdentity, SpiffeId, u64), ConnectionError> {
+) -> Result<(PeerIdentity, PeerIdentity), ConnectionError> {
     let state = tls.get_ref().1;
     let peer = peer_identity(state)?.ok_or(ConnectionError::NoCertificate)?;
     if peer.node.is_none() {
@@ -234,8 +243,10 @@ fn identities<H>(
         .cell(state.server_name())
         .ok_or(ConnectionError::NoCertificate)?;
     let svid = cell.get().ok_or(ConnectionError::NoCertificate)?;
-    let expires = peer.not_after.min(svid.identity().not_after);
-    Ok((peer, svid.id().clone(), expires))
+    if shared.trust.is_revoked(svid.identity()) {
+        return Err(ConnectionError::Revoked(svid.id().clone()));
+    }
+    Ok((peer, svid.identity().clone()))
 }
 
 type Http2 = h2::server::Connection<Listening<TlsStream<TcpStream>>, Bytes>;
@@ -244,22 +255,16 @@ type Http2 = h2::server::Connection<Listening<TlsStream<TcpStream>>, Bytes>;
 struct Served<'a, H> {
     shared: &'a Shared<H>,
     peer: Arc<PeerIdentity>,
-    local: SpiffeId,
+    local: PeerIdentity,
     remote: SocketAddr,
-    expires: u64,
     retired: Arc<AtomicBool>,
 }
 
 impl<H: Handler> Served<'_, H> {
-    async fn run(
-        &self,
-        mut http2: Http2,
-        signs: (Heard, Acks),
-        mut bundle_changed: tokio::sync::watch::Receiver<u64>,
-        mut drain: Watcher,
-    ) {
+    async fn run(&self, mut http2: Http2, signs: (Heard, Acks), mut changes: Changes, mut drain: Watcher) {
         let limits = &self.shared.limits;
-        let clock = self.shared.trust.clock();
+        let trust = &self.shared.trust;
+        let expires = self.peer.not_after.min(self.local.not_after);
         let Some(pings) = http2.ping_pong() else { return };
         let mut watchdog = Watchdog::new(pings, signs);
         let mut retired_at: Option<Instant> = None;
@@ -293,12 +298,18 @@ impl<H: Handler> Served<'_, H> {
                 () = watchdog.answered() => {}
                 () = force.forced(), if retiring => return,
                 () = drain.draining(), if !retiring => self.retire(&mut http2, &mut retired_at),
-                Ok(()) = bundle_changed.changed(), if !retiring => self.retire(&mut http2, &mut retired_at),
+                Ok(()) = changes.bundle.changed(), if !retiring => self.retire(&mut http2, &mut retired_at),
+                Ok(()) = changes.revocations.changed() => {
+                    if trust.is_revoked(&self.peer) || trust.is_revoked(&self.local) {
+                        tracing::info!(peer = %self.peer.id, serial = self.peer.serial, "tunnel closed: revoked");
+                        return;
+                    }
+                }
                 _ = tick.tick() => {
                     if watchdog.is_dead(limits.ping_interval, limits.ping_timeout) {
                         return;
                     }
-                    let left = self.expires.saturating_sub(clock.unix_seconds());
+                    let left = expires.saturating_sub(trust.clock().unix_seconds());
                     if left == 0 {
                         return;
                     }
@@ -336,7 +347,7 @@ impl<H: Handler> Served<'_, H> {
         };
         let incoming = Incoming {
             peer: self.peer.clone(),
-            local: self.local.clone(),
+            local: self.local.id.clone(),
             remote: self.remote,
             authority,
             headers: head.headers,

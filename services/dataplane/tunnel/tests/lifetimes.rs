@@ -5,7 +5,7 @@
 mod rig;
 
 use rig::{
-    SOON, ends, quick, rig, rig_with,
+    Rig, SOON, ends, quick, rig, rig_with,
     support::{Ca, spiffe},
 };
 use std::{
@@ -19,7 +19,7 @@ use tokio::{
     sync::watch,
     time::timeout,
 };
-use weft_tls::ManualClock;
+use weft_tls::{ManualClock, Revoked};
 use weft_tunnel::Limits;
 
 /// A TCP relay that can stop passing anything on, as a network that lost its way does.
@@ -203,4 +203,50 @@ async fn a_slow_link_that_moves_data_is_not_taken_for_dead() {
         timeout(SOON, receiving).await.unwrap().unwrap().unwrap(),
         data.len()
     );
+}
+
+/// Told to one side only, each way a certificate can be named.
+#[tokio::test]
+async fn a_revocation_ends_live_tunnels_and_lets_no_new_one_begin() {
+    let far = spiffe("cart");
+    let by_serial = |rig: &Rig| {
+        let mut revoked = Revoked::new();
+        revoked.serial(&rig.source.svid.get().unwrap().identity().serial);
+        revoked
+    };
+    let by_name = |_: &Rig| {
+        let mut revoked = Revoked::new();
+        revoked.identity(far.parse().unwrap(), u64::MAX);
+        revoked
+    };
+    let by_node = |_: &Rig| {
+        let mut revoked = Revoked::new();
+        revoked.node("n1", u64::MAX);
+        revoked
+    };
+    let ways: [&dyn Fn(&Rig) -> Revoked; 3] = [&by_serial, &by_name, &by_node];
+    for (number, revoke) in ways.into_iter().enumerate() {
+        for told in ["the opening side", "the accepting side"] {
+            let mut rig = rig(quick()).await;
+            let (here, _, there) = rig.open().await;
+            let trust = if told == "the opening side" {
+                &rig.trust
+            } else {
+                &rig.server_trust
+            };
+            let mut other = Revoked::new();
+            other.serial("00");
+            trust.set_revoked(other);
+            assert!(rig.try_open().await.is_ok(), "something else was revoked");
+            trust.set_revoked(revoke(&rig));
+            let since = std::time::Instant::now();
+            tokio::join!(ends(here), ends(there));
+            let took = since.elapsed();
+            assert!(took < Duration::from_secs(2), "{number}, {told}: {took:?}");
+            assert!(rig.try_open().await.is_err(), "{number}, {told}: a new one began");
+            // Lifted again.
+            trust.set_revoked(Revoked::new());
+            assert!(rig.try_open().await.is_ok(), "{number}, {told}");
+        }
+    }
 }
