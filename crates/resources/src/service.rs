@@ -11,6 +11,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Addresses it is reached by; empty for headless ones and before any is given.
     pub cluster_ips: Vec<IpAddr>,
+    /// `clusterIP: None`: it wants no address, only its name.
+    pub headless: bool,
     /// Ports.
     pub ports: Vec<ServicePort>,
 }
@@ -54,7 +56,7 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<S
         .take("selector")
         .and_then(|f| f.text_map(problems))
         .unwrap_or_default();
-    let cluster_ips = addresses(&mut spec, problems);
+    let (cluster_ips, headless) = addresses(&mut spec, problems);
     let mut ports = Vec::new();
     for field in spec
         .take("ports")
@@ -96,18 +98,19 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<S
     Some(Service {
         selector,
         cluster_ips,
+        headless,
         ports,
     })
 }
 
-fn addresses(spec: &mut Object<'_>, problems: &mut Problems) -> Vec<IpAddr> {
+fn addresses(spec: &mut Object<'_>, problems: &mut Problems) -> (Vec<IpAddr>, bool) {
     let mut fields: Vec<Field<'_>> = spec.take("clusterIP").into_iter().collect();
     fields.extend(
         spec.take("clusterIPs")
             .and_then(|f| f.list(problems))
             .unwrap_or_default(),
     );
-    let mut addresses = Vec::new();
+    let (mut addresses, mut headless) = (Vec::new(), false);
     for field in fields {
         let Some(text) = field.text(problems) else {
             continue;
@@ -115,11 +118,12 @@ fn addresses(spec: &mut Object<'_>, problems: &mut Problems) -> Vec<IpAddr> {
         match text.parse::<IpAddr>() {
             Ok(address) if !addresses.contains(&address) => addresses.push(address),
             Ok(_) => {}
-            Err(_) if text.is_empty() || text == "None" => {}
+            Err(_) if text.is_empty() => {}
+            Err(_) if text == "None" => headless = true,
             Err(_) => field.fail(problems, format_args!("{text:?} is no IP address")),
         }
     }
-    addresses
+    (addresses, headless)
 }
 
 fn port(field: &Field<'_>, problems: &mut Problems) -> Option<ServicePort> {

@@ -1,5 +1,6 @@
 //! What the service can be told, and what is refused.
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_enroll::{EnrollError, TokenSource};
@@ -33,6 +34,12 @@ pub struct Config {
     /// How long a node may be away before its workloads count as gone.
     #[serde(deserialize_with = "timeout")]
     pub node_timeout_seconds: u64,
+    /// Ranges of virtual addresses for Services whose manifests name none: at most one of each family.
+    #[serde(deserialize_with = "service_cidrs")]
+    pub service_cidrs: Vec<String>,
+    /// So long a workload's start waits at most for the nodes whose policies name it; 0: not at all.
+    #[serde(deserialize_with = "start_wait")]
+    pub start_wait_milliseconds: u64,
     /// Logs, traces and metrics.
     pub telemetry: weft_telemetry::TelemetryConfig,
 }
@@ -49,6 +56,8 @@ impl Default for Config {
             join_token_file: None,
             identity_grace_seconds: 60,
             node_timeout_seconds: 600,
+            service_cidrs: vec!["10.96.0.0/12".into(), "fd00:10:96::/112".into()],
+            start_wait_milliseconds: 1_000,
             telemetry: weft_telemetry::TelemetryConfig::default(),
         }
     }
@@ -88,6 +97,35 @@ fn timeout<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     period(d, 5)
 }
 
+fn start_wait<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let milliseconds = u64::deserialize(d)?;
+    // Agents give a registration five seconds.
+    if milliseconds > 3_000 {
+        return Err(D::Error::custom(format!(
+            "{milliseconds} milliseconds, must be 0 to 3000"
+        )));
+    }
+    Ok(milliseconds)
+}
+
+fn service_cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<String>::deserialize(d)?;
+    let mut families = Vec::new();
+    for text in &texts {
+        let net: IpNet = text
+            .parse()
+            .map_err(|e| D::Error::custom(format!("{text:?}: {e}")))?;
+        if net.max_prefix_len() - net.prefix_len() < 2 {
+            return Err(D::Error::custom(format!("{net} has no room for addresses")));
+        }
+        if families.contains(&net.max_prefix_len()) {
+            return Err(D::Error::custom(format!("{net} is the second of its family")));
+        }
+        families.push(net.max_prefix_len());
+    }
+    Ok(texts)
+}
+
 /// A secret that `Debug` does not show.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -125,6 +163,18 @@ impl Config {
         Duration::from_secs(self.node_timeout_seconds)
     }
 
+    pub(crate) fn service_ranges(&self) -> Vec<IpNet> {
+        let parsed = self
+            .service_cidrs
+            .iter()
+            .filter_map(|text| text.parse::<IpNet>().ok());
+        parsed.map(|net| net.trunc()).collect()
+    }
+
+    pub(crate) fn start_wait(&self) -> Duration {
+        Duration::from_millis(self.start_wait_milliseconds)
+    }
+
     pub(crate) fn database(&self) -> PathBuf {
         self.state_dir.join("policy.db")
     }
@@ -144,6 +194,9 @@ mod tests {
             r#"{"identity_addr": "x"}"#,
             r#"{"node_timeout_seconds": 1}"#,
             r#"{"resource": "/x"}"#,
+            r#"{"service_cidrs": ["10.0.0.0/31"]}"#,
+            r#"{"service_cidrs": ["10.0.0.0/24", "10.1.0.0/24"]}"#,
+            r#"{"start_wait_milliseconds": 60000}"#,
         ] {
             assert!(read(bad).is_err(), "{bad} was taken");
         }

@@ -16,6 +16,7 @@ mod owner;
 mod roles;
 mod serve;
 mod source;
+mod starts;
 mod store;
 mod world;
 

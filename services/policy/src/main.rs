@@ -27,6 +27,15 @@ struct Flags {
     #[arg(long, env = "WEFT_IDENTITY_ADDR", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     identity_addr: Option<String>,
+    /// Range of addresses for Services that name none; once per family [default: 10.96.0.0/12, fd00:10:96::/112]
+    #[arg(
+        long = "service-cidr",
+        env = "WEFT_POLICY_SERVICE_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    service_cidrs: Vec<String>,
     /// Join token for the first start
     #[arg(long, env = "WEFT_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

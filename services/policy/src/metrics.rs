@@ -11,6 +11,7 @@ pub(crate) struct Counts {
     pub nodes: Gauge,
     pub bad_files: Gauge,
     pub nacks: Counter,
+    pub slow_starts: Counter,
 }
 
 impl Counts {
@@ -28,5 +29,10 @@ impl Counts {
             self.bad_files.clone(),
         );
         metrics.register("nacks", "Updates that a node could not apply", self.nacks.clone());
+        metrics.register(
+            "slow_starts",
+            "Workloads that started before every node whose policies name them knew them",
+            self.slow_starts.clone(),
+        );
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     Config,
     files::{Files, Reading},
     metrics::Counts,
+    starts::Starts,
     store::{State, Write},
     world::{RegisterError, Session, World},
 };
@@ -99,9 +100,10 @@ pub(crate) struct Owner {
     /// Followers' numbers with the signal that tells them of news.
     followers: Vec<(u64, watch::Sender<()>)>,
     next_follower: u64,
-    /// Nodes that have workloads and no stream, and since when.
+    /// Known nodes that have no stream, and since when.
     absent: std::collections::BTreeMap<String, Instant>,
     counts: Counts,
+    starts: Starts,
 }
 
 fn now() -> u64 {
@@ -120,6 +122,13 @@ impl Owner {
         counts: Counts,
     ) -> Result<Self, StoreError> {
         let stored = state.load().await?;
+        world.give_addresses_of(config.service_ranges());
+        for node in stored.nodes {
+            world.restore_node(node);
+        }
+        for (name, address) in stored.service_addresses {
+            world.restore_address(name, address);
+        }
         world.restore(stored.identities, stored.workloads, now());
         let mut files = Files::default();
         let present: BTreeSet<&String> = readings.iter().map(|r| &r.path).collect();
@@ -144,8 +153,11 @@ impl Owner {
             next_follower: 1,
             absent: Default::default(),
             counts,
+            starts: Starts::new(config.start_wait()),
         };
         owner.read(readings).await;
+        owner.world.sweep_addresses();
+        owner.store_addresses().await;
         owner.world.settle();
         owner.count();
         Ok(owner)
@@ -161,11 +173,19 @@ impl Owner {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let overdue = self.starts.deadline();
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) => self.handle(event).await,
                     None => break,
                 },
+                () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
+                    let (count, nodes) = self.starts.overdue(Instant::now());
+                    if count > 0 {
+                        tracing::warn!(count, ?nodes, "workloads start before these nodes know them");
+                        self.counts.slow_starts.inc_by(count as u64);
+                    }
+                }
                 Some(batch) = readings.recv() => self.read(batch).await,
                 _ = tick.tick() => self.look_at_periods().await,
                 () = drain.draining() => break,
@@ -184,9 +204,15 @@ impl Owner {
                 node,
                 workload,
                 reply,
-            } => {
-                let _ = reply.send(self.register(&node, *workload).await);
-            }
+            } => match self.register(&node, *workload).await {
+                Ok(workload) => {
+                    self.world.settle();
+                    self.starts.begin(&self.world, workload, reply);
+                }
+                Err(refused) => {
+                    let _ = reply.send(Err(refused));
+                }
+            },
             Event::Deregister { node, id, reply } => {
                 let _ = reply.send(self.deregister(&node, &id).await);
             }
@@ -209,14 +235,26 @@ impl Owner {
             }
             Event::Connect { node, session, hello } => {
                 tracing::info!(node, held = hello.held_version, "node connected");
+                let (writes, problems) = self.world.node_told(&node, &hello);
+                for problem in problems {
+                    tracing::error!(node, problem, "part of what the node says of itself is not taken");
+                }
+                if let Err(error) = self.state.write(&writes).await {
+                    // In force all the same; after a restart the node is there again before long.
+                    tracing::error!(%error, node, "what the node says of itself could not be stored");
+                }
                 self.world.connect(&node, session, &hello);
+                self.starts.heard_from(&self.world, &node);
             }
             Event::AskFor { node, namespaces } => self.world.ask_for(&node, namespaces),
             Event::Ack {
                 node,
                 session,
                 version,
-            } => self.world.ack(&node, session, version),
+            } => {
+                self.world.ack(&node, session, version);
+                self.starts.heard_from(&self.world, &node);
+            }
             Event::Nack {
                 node,
                 session,
@@ -226,10 +264,12 @@ impl Owner {
                 tracing::warn!(node, version, ?reasons, "node could not apply an update");
                 self.counts.nacks.inc();
                 self.world.nack(&node, session, version, reasons);
+                self.starts.heard_from(&self.world, &node);
             }
             Event::Disconnect { node, session } => {
                 tracing::info!(node, "node disconnected");
                 self.world.disconnect(&node, session);
+                self.starts.heard_from(&self.world, &node);
             }
             Event::List { request, reply } => {
                 let resources = self.files.statuses(&request.kind, &request.namespace);
@@ -297,8 +337,18 @@ impl Owner {
         if let Err(error) = self.state.write(&writes).await {
             tracing::error!(%error, "the last good state of the resources could not be stored");
         }
+        self.store_addresses().await;
         if !changes.is_empty() {
             tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
+        }
+    }
+
+    /// If they can not be stored they are in force all the same: a restart finds the same ones by the
+    /// Services' names, unless another Service has them by then.
+    async fn store_addresses(&mut self) {
+        let writes = self.world.address_writes();
+        if let Err(error) = self.state.write(&writes).await {
+            tracing::error!(%error, "addresses given to Services could not be stored");
         }
     }
 
@@ -320,11 +370,11 @@ impl Owner {
             }
         }
         self.world.forget_lost_nodes(self.node_timeout);
-        let with_workloads: BTreeSet<String> = self.world.nodes_with_workloads().into_iter().collect();
-        self.absent.retain(|node, _| with_workloads.contains(node));
+        let known = self.world.known_nodes();
+        self.absent.retain(|node, _| known.contains(node));
         let now = Instant::now();
         let mut over = Vec::new();
-        for node in with_workloads {
+        for node in known {
             if self.world.is_connected(&node) {
                 self.absent.remove(&node);
             } else if now.duration_since(*self.absent.entry(node.clone()).or_insert(now)) >= self.node_timeout
@@ -336,6 +386,10 @@ impl Owner {
             tracing::warn!(node, "node has been away for too long; its workloads are removed");
             if let Err(error) = self.remove(&self.world.ids_of_node(&node)).await {
                 tracing::error!(%error, node, "workloads of a lost node could not be removed");
+            }
+            let writes = self.world.node_gone(&node);
+            if let Err(error) = self.state.write(&writes).await {
+                tracing::error!(%error, node, "a lost node is remembered after a restart");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! What must outlive a restart: identities, workloads, and the last good content of each file.
 
+use crate::world::Name;
 use prost::Message;
 use sqlx::{Row, migrate::Migrator};
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use weft_model::{Labels, NumericIdentity};
 use weft_proto::weft::policy::v1 as pb;
 use weft_store::{Store, StoreError};
@@ -35,6 +36,21 @@ pub(crate) enum Write {
     RemoveGoodFile {
         path: String,
     },
+    Node {
+        name: String,
+        message: Box<pb::Node>,
+    },
+    RemoveNode {
+        name: String,
+    },
+    ServiceAddress {
+        address: IpAddr,
+        namespace: String,
+        name: String,
+    },
+    RemoveServiceAddress {
+        address: IpAddr,
+    },
 }
 
 impl Write {
@@ -55,6 +71,8 @@ pub(crate) struct Stored {
     pub identities: Vec<(NumericIdentity, Labels, Option<u64>)>,
     pub workloads: Vec<pb::Workload>,
     pub good_files: BTreeMap<String, Vec<u8>>,
+    pub nodes: Vec<pb::Node>,
+    pub service_addresses: Vec<(Name, IpAddr)>,
 }
 
 /// The database.
@@ -102,6 +120,28 @@ impl State {
         {
             stored.good_files.insert(row.try_get(0)?, row.try_get(1)?);
         }
+        for row in sqlx::query("SELECT name, message FROM node ORDER BY name")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            let name: String = row.try_get(0)?;
+            let bytes: Vec<u8> = row.try_get(1)?;
+            let message =
+                pb::Node::decode(bytes.as_slice()).map_err(|e| decode(format!("node {name}: {e}")))?;
+            stored.nodes.push(message);
+        }
+        for row in sqlx::query("SELECT address, namespace, name FROM service_address ORDER BY address")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            let text: String = row.try_get(0)?;
+            let address = text
+                .parse()
+                .map_err(|e| decode(format!("service address {text}: {e}")))?;
+            stored
+                .service_addresses
+                .push(((row.try_get(1)?, row.try_get(2)?), address));
+        }
         Ok(stored)
     }
 
@@ -137,6 +177,23 @@ impl State {
                 .bind(path)
                 .bind(content),
                 Write::RemoveGoodFile { path } => sqlx::query("DELETE FROM good_file WHERE path = ?").bind(path),
+                Write::Node { name, message } => sqlx::query(
+                    "INSERT INTO node (name, message) VALUES (?, ?)
+                     ON CONFLICT (name) DO UPDATE SET message = excluded.message",
+                )
+                .bind(name)
+                .bind(message.encode_to_vec()),
+                Write::RemoveNode { name } => sqlx::query("DELETE FROM node WHERE name = ?").bind(name),
+                Write::ServiceAddress { address, namespace, name } => sqlx::query(
+                    "INSERT INTO service_address (address, namespace, name) VALUES (?, ?, ?)
+                     ON CONFLICT (address) DO UPDATE SET namespace = excluded.namespace, name = excluded.name",
+                )
+                .bind(address.to_string())
+                .bind(namespace)
+                .bind(name),
+                Write::RemoveServiceAddress { address } => {
+                    sqlx::query("DELETE FROM service_address WHERE address = ?").bind(address.to_string())
+                }
             };
             query
                 .execute(&mut *transaction)

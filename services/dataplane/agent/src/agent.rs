@@ -290,6 +290,8 @@ pub async fn start(
         mesh: mesh.clone(),
         channel: policy_channel,
         upstream: policy,
+        addresses: side.addresses(&config),
+        pod_cidrs: config.pod_cidrs.clone(),
         sessions: shared.sessions.clone(),
     };
     spawn(&mut tasks, subscription.run(drain.clone()));

@@ -58,6 +58,11 @@ pub struct AgentConfig {
     pub address: IpAddr,
     /// Port of tunnels, the same on all nodes.
     pub tunnel_port: u16,
+    /// Ranges from which this node's pods have their addresses. An address in there that is no known
+    /// workload's counts as "in the cluster, not known yet" on all nodes. None: the /24 (IPv4) or /64
+    /// (IPv6) around each pod, where the address is private.
+    #[serde(deserialize_with = "pod_cidrs")]
+    pub pod_cidrs: Vec<String>,
     /// Logs, metrics, traces.
     pub telemetry: TelemetryConfig,
 }
@@ -84,6 +89,22 @@ fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
         return Err(D::Error::custom(format!("{text:?} is not host:port")));
     }
     Ok(text)
+}
+
+fn pod_cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    let texts = Vec::<String>::deserialize(d)?;
+    for text in &texts {
+        let net: ipnet::IpNet = text
+            .parse()
+            .map_err(|e| D::Error::custom(format!("{text:?}: {e}")))?;
+        // The policy service takes no wider ones: they are not one node's.
+        if net.prefix_len() < if net.addr().is_ipv4() { 8 } else { 16 } {
+            return Err(D::Error::custom(format!(
+                "{net} is wider than one node's range can be"
+            )));
+        }
+    }
+    Ok(texts)
 }
 
 fn join_token<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Secret>, D::Error> {
@@ -113,6 +134,7 @@ impl Default for AgentConfig {
             local_socket: weft_config::run_dir().join("agent.sock"),
             address: IpAddr::from([127, 0, 0, 1]),
             tunnel_port: 15008,
+            pod_cidrs: Vec::new(),
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -195,6 +217,15 @@ pub struct Flags {
     #[arg(long, env = "WEFT_TUNNEL_PORT", value_name = "PORT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     tunnel_port: Option<u16>,
+    /// Range from which this node's pods have their addresses; may be given several times
+    #[arg(
+        long = "pod-cidr",
+        env = "WEFT_POD_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pod_cidrs: Vec<String>,
 }
 
 #[cfg(test)]

@@ -121,6 +121,14 @@ impl NodeSide {
         })
     }
 
+    /// By which other nodes reach this one.
+    pub fn addresses(&self, config: &AgentConfig) -> Vec<IpAddr> {
+        match &self.link {
+            Link::Node { addresses, .. } => addresses.to_vec(),
+            Link::Rootless => vec![config.address],
+        }
+    }
+
     /// The local API's listener, and where launchers find it.
     pub fn local_socket(&mut self, config: &AgentConfig) -> Result<(UnixListener, PathBuf), AgentError> {
         let Link::Node { hello, .. } = &mut self.link else {

@@ -10,7 +10,7 @@ use crate::{
     upstream::Upstream,
 };
 use prost::Message;
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
@@ -87,6 +87,10 @@ pub struct Subscription {
     pub channel: Channel,
     /// Told how it goes.
     pub upstream: Upstream,
+    /// The node's own.
+    pub addresses: Vec<IpAddr>,
+    /// Where its pods have theirs, as configured.
+    pub pod_cidrs: Vec<String>,
     /// Counts sessions: each asks the workloads to register again, since the service may have
     /// missed what went on meanwhile.
     pub sessions: watch::Sender<u64>,
@@ -120,6 +124,8 @@ impl Subscription {
             held_version: held.version,
             held_epoch: held.epoch,
             software: weft_model::VERSION.into(),
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
+            pod_cidrs: self.pod_cidrs.clone(),
         };
         let request = |message| pb::SubscribeRequest {
             message: Some(message),

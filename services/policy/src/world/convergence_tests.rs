@@ -11,6 +11,8 @@ use weft_model::{Labels, NumericIdentity};
 
 const NODES: [&str; 3] = ["n0", "n1", "n2"];
 const NAMESPACES: [&str; 2] = ["a", "b"];
+/// So wide that the few Services here never meet.
+const RANGE: &str = "10.96.0.0/12";
 
 /// One thing that happens; numbers choose among few names.
 #[derive(Debug, Clone)]
@@ -266,7 +268,10 @@ impl Scene {
                     held_version: agent.version,
                     held_epoch,
                     software: String::new(),
+                    addresses: vec![format!("192.0.2.{}", node + 1)],
+                    pod_cidrs: Vec::new(),
                 };
+                self.world.node_told(NODES[node], &hello);
                 self.world.connect(NODES[node], session, &hello);
             }
             Step::Disconnect { node } => {
@@ -295,6 +300,15 @@ fn from_scratch(world: &World) -> World {
         .collect();
     let workloads = world.workloads.iter().map(|w| w.message.clone()).collect();
     fresh.restore(identities, workloads, 0);
+    fresh.give_addresses_of(vec![RANGE.parse().unwrap()]);
+    for name in NODES {
+        if let Some(resource) = world.node_facts.resource(name) {
+            let Some(pb::resource::Body::Node(node)) = &resource.body else {
+                panic!("{resource:?}")
+            };
+            fresh.restore_node(node.clone());
+        }
+    }
     fresh
 }
 
@@ -303,7 +317,8 @@ proptest! {
 
     #[test]
     fn deltas_lead_to_where_a_snapshot_does(steps in prop::collection::vec(step(), 1..60)) {
-        let world = World::new(TrustDomain::default(), "e".into());
+        let mut world = World::new(TrustDomain::default(), "e".into());
+        world.give_addresses_of(vec![RANGE.parse().unwrap()]);
         let agents = NODES.iter().map(|_| Agent::default()).collect();
         let mut scene = Scene { world, agents, sessions: 0, clock: 0 };
         let mut objects = BTreeMap::new();
@@ -328,6 +343,10 @@ proptest! {
             scene.play(&Step::Connect { node, remember: true });
             while scene.agents[node].take(&mut scene.world, name, false) {}
             scene.agents[node].check();
+        }
+        // A node that came is news for those before it.
+        for (node, name) in NODES.iter().enumerate() {
+            while scene.agents[node].take(&mut scene.world, name, false) {}
         }
         let mut fresh = from_scratch(&scene.world);
         for ((namespace, file, kind), variant) in objects {

@@ -2,6 +2,7 @@
 //! what must be stored before it changes the world, and calls [`World::settle`] after each event.
 //!
 //! What a node needs:
+//! - every node's addresses and pod ranges;
 //! - endpoints, identities and Services of every namespace in which it hosts a workload or which it asked for;
 //! - endpoints and identities that the policy of one of its workloads names, wherever they are;
 //! - policy sets that govern a workload of its own;
@@ -11,18 +12,22 @@
 //! So a change that touches nothing of this sends nothing to the node. After an event only the keys it
 //! touched are compared for each node, and all keys only for nodes whose needs themselves have changed.
 
+mod addresses;
 mod check;
 mod node;
+mod nodes;
 mod policies;
 mod resources;
 mod scope;
 mod workloads;
 
+pub(crate) use addresses::Name;
 pub(crate) use check::RegisterError;
-pub(crate) use node::{Session, WINDOW};
+pub(crate) use node::{Session, Taking, WINDOW};
 pub(crate) use resources::ObjectKey;
 
 use node::Node;
+use nodes::Nodes;
 use policies::Policies;
 use resources::Objects;
 use scope::Scope;
@@ -31,7 +36,7 @@ use std::{
     sync::Arc,
 };
 use tokio::time::{Duration, Instant};
-use weft_model::TrustDomain;
+use weft_model::{NumericIdentity, TrustDomain};
 use weft_proto::weft::policy::v1 as pb;
 use workloads::Workloads;
 
@@ -41,6 +46,7 @@ pub(crate) type Shared = Arc<pb::Resource>;
 /// Kinds in the order in which they are delivered: what an endpoint needs comes before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
+    Node,
     Identity,
     PolicySet,
     Component,
@@ -66,6 +72,7 @@ impl Key {
 
     pub(crate) fn to_wire(&self) -> pb::ResourceKey {
         let kind = match self.kind {
+            Kind::Node => "node",
             Kind::Identity => "identity",
             Kind::PolicySet => "policy-set",
             Kind::Component => "component",
@@ -112,6 +119,7 @@ pub(crate) struct World {
     workloads: Workloads,
     policies: Policies,
     objects: Objects,
+    node_facts: Nodes,
     nodes: BTreeMap<String, (Node, Scope)>,
     followers: BTreeMap<u64, Follower>,
     dirty: Dirty,
@@ -125,6 +133,7 @@ impl World {
             workloads: Workloads::default(),
             policies: Policies::default(),
             objects: Objects::default(),
+            node_facts: Nodes::default(),
             nodes: BTreeMap::new(),
             followers: BTreeMap::new(),
             dirty: Dirty::default(),
@@ -219,6 +228,25 @@ impl World {
             self.nodes.remove(name);
         }
         names
+    }
+
+    /// The nodes whose policies name a workload's identity and that do not have it yet.
+    pub(crate) fn takers(&self, workload: &pb::Workload) -> BTreeMap<String, Taking> {
+        let identity = NumericIdentity(workload.identity);
+        let key = Key::new(Kind::Endpoint, workload.id.clone());
+        let named = self.nodes.iter().filter(|(_, (_, s))| s.names(identity));
+        named
+            .filter_map(|(name, (node, _))| Some((name.clone(), node.taking(&key)?)))
+            .collect()
+    }
+
+    /// How a node stands with what it was taking; `None`: it has it, refused it or is away.
+    pub(crate) fn still_taking(&self, name: &str, id: &str, taking: Taking) -> Option<Taking> {
+        let (node, _) = self.nodes.get(name)?;
+        match taking {
+            Taking::Sent(version) => node.is_in_flight(version).then_some(taking),
+            Taking::Queued => node.taking(&Key::new(Kind::Endpoint, id)),
+        }
     }
 
     pub(crate) fn connected_nodes(&self) -> usize {

@@ -34,6 +34,15 @@ struct Sent {
     keys: Option<Vec<Key>>,
 }
 
+/// How far a node is in taking a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taking {
+    /// Not sent yet.
+    Queued,
+    /// Sent with this version, not answered yet.
+    Sent(u64),
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Node {
@@ -115,6 +124,22 @@ impl Node {
         } else {
             self.flush(epoch);
         }
+    }
+
+    /// How far it is in taking what it should have at `key`; `None`: it has it, refused it, or is away.
+    pub(crate) fn taking(&self, key: &Key) -> Option<Taking> {
+        self.session.as_ref()?;
+        if self.pending.contains(key) {
+            return Some(Taking::Queued);
+        }
+        let with = |sent: &&Sent| sent.keys.as_ref().is_none_or(|keys| keys.contains(key));
+        let sent = self.in_flight.iter().rev().find(with)?;
+        Some(Taking::Sent(sent.version))
+    }
+
+    /// Whether a version was sent on the present stream and not answered.
+    pub(crate) fn is_in_flight(&self, version: u64) -> bool {
+        self.session.is_some() && self.in_flight.iter().any(|sent| sent.version == version)
     }
 
     /// Whether its present stream is the one with this number.

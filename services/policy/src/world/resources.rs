@@ -1,7 +1,13 @@
 //! The objects that were read, in the form in which nodes get them.
 
-use super::{Dirty, Key, Kind, Shared, World, workloads::Workloads};
-use std::{collections::BTreeMap, sync::Arc};
+use super::{
+    Dirty, Key, Kind, Shared, World,
+    addresses::{Addresses, Name},
+    workloads::Workloads,
+};
+use crate::store::Write;
+use ipnet::IpNet;
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use weft_policy_engine::PolicyObject;
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::{Body, Meta, Resource, Service, TargetPort};
@@ -32,6 +38,7 @@ pub(crate) struct Objects {
     services: BTreeMap<String, BTreeMap<String, Service>>,
     built: BTreeMap<Key, Shared>,
     scopes: BTreeMap<Key, Vec<String>>,
+    addresses: Addresses,
 }
 
 impl Objects {
@@ -80,6 +87,9 @@ impl Objects {
         dirty: &mut Dirty,
     ) {
         let (namespace, name) = meta;
+        let freed_for = self
+            .addresses
+            .assign(&(namespace.to_owned(), name.to_owned()), service.as_ref());
         match service {
             Some(service) => {
                 self.services
@@ -94,6 +104,17 @@ impl Objects {
             }
         }
         self.build_service(namespace, name, workloads, dirty);
+        for (namespace, name) in freed_for {
+            let service = self
+                .services
+                .get(&namespace)
+                .and_then(|all| all.get(&name))
+                .cloned();
+            // The one that comes first by name has it now; the others go on waiting.
+            self.addresses
+                .assign(&(namespace.clone(), name.clone()), service.as_ref());
+            self.build_service(&namespace, &name, workloads, dirty);
+        }
     }
 
     fn build_service(&mut self, namespace: &str, name: &str, workloads: &Workloads, dirty: &mut Dirty) {
@@ -108,7 +129,8 @@ impl Objects {
                     .filter_map(|id| workloads.get(id))
                     .filter(|w| selects(service, &w.message))
                     .map(|w| w.message.id.clone());
-                let body = to_wire(namespace, name, service, matching.collect());
+                let addresses = self.addresses.of(&(namespace.to_owned(), name.to_owned()));
+                let body = to_wire(namespace, name, service, addresses, matching.collect());
                 key.clone().with(pb::resource::Body::Service(body)).1
             });
         self.put(key, resource, dirty);
@@ -145,7 +167,13 @@ fn selects(service: &Service, workload: &pb::Workload) -> bool {
             .all(|(k, v)| workload.labels.get(k) == Some(v))
 }
 
-fn to_wire(namespace: &str, name: &str, service: &Service, endpoints: Vec<String>) -> pb::Service {
+fn to_wire(
+    namespace: &str,
+    name: &str,
+    service: &Service,
+    addresses: &[IpAddr],
+    endpoints: Vec<String>,
+) -> pb::Service {
     let ports = service.ports.iter().map(|port| pb::ServicePort {
         name: port.name.clone(),
         port: port.port.into(),
@@ -160,13 +188,34 @@ fn to_wire(namespace: &str, name: &str, service: &Service, endpoints: Vec<String
     pb::Service {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
-        cluster_ips: service.cluster_ips.iter().map(ToString::to_string).collect(),
+        cluster_ips: addresses.iter().map(ToString::to_string).collect(),
         ports: ports.collect(),
         endpoints,
     }
 }
 
 impl World {
+    /// Gives Services whose manifests name no address one of each of these ranges.
+    pub(crate) fn give_addresses_of(&mut self, ranges: Vec<IpNet>) {
+        self.objects.addresses.set_ranges(ranges);
+    }
+
+    pub(crate) fn restore_address(&mut self, name: Name, address: IpAddr) {
+        self.objects.addresses.restore(name, address);
+    }
+
+    /// After a restart, once the objects are read: addresses of Services that are gone are free.
+    pub(crate) fn sweep_addresses(&mut self) {
+        let services = &self.objects.services;
+        let there = |(namespace, name): &Name| services.get(namespace).is_some_and(|s| s.contains_key(name));
+        self.objects.addresses.sweep(there);
+    }
+
+    /// Addresses given and taken back since the last call, to be stored.
+    pub(crate) fn address_writes(&mut self) -> Vec<Write> {
+        self.objects.addresses.take_writes()
+    }
+
     /// Adds, replaces or removes an object.
     pub(crate) fn set_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());

@@ -21,6 +21,13 @@ pub(crate) struct Scope {
     pub asked_for: BTreeSet<String>,
 }
 
+impl Scope {
+    /// Whether the policy of one of its workloads names this identity.
+    pub(super) fn names(&self, identity: NumericIdentity) -> bool {
+        self.named.contains(&identity)
+    }
+}
+
 impl World {
     pub(super) fn scope(&self, node: &str, asked_for: BTreeSet<String>) -> Scope {
         let mut scope = Scope {
@@ -64,6 +71,7 @@ impl World {
             .keys()
             .map(|id| Key::new(Kind::PolicySet, id.clone()))
             .collect();
+        keys.extend(self.node_facts.names().map(|name| Key::new(Kind::Node, name)));
         for namespace in &scope.namespaces {
             let ids = self.workloads.in_namespace(namespace);
             keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
@@ -87,6 +95,7 @@ impl World {
     /// What a node with this scope should have at one key.
     pub(super) fn wanted(&self, node: &str, scope: &Scope, key: &Key) -> Option<Shared> {
         match key.kind {
+            Kind::Node => self.node_facts.resource(&key.name),
             Kind::Identity => {
                 let number = NumericIdentity(key.name.parse().ok()?);
                 let labels = self.workloads.labels(number)?;

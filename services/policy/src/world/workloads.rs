@@ -365,6 +365,8 @@ impl World {
             self.policies.identity_changed(number, &labels, &self.workloads);
         }
         for message in workloads {
+            self.node_facts
+                .pods_changed(None, Some(&message), &mut self.dirty);
             self.workloads.insert(Workload::new(message), now);
         }
     }
@@ -418,6 +420,7 @@ impl World {
         for message in before.into_iter().chain(new) {
             self.dirty.nodes.insert(message.node.clone());
         }
+        self.node_facts.pods_changed(before, new, &mut self.dirty);
         self.objects
             .workload_changed(before, new, &self.workloads, &mut self.dirty);
         self.tell_followers(id);
@@ -433,10 +436,6 @@ impl World {
             .of_node(node)
             .map(|w| w.message.id.clone())
             .collect()
-    }
-
-    pub(crate) fn nodes_with_workloads(&self) -> Vec<String> {
-        self.workloads.nodes().cloned().collect()
     }
 
     pub(crate) fn expired_identities(&self, until: u64) -> Vec<NumericIdentity> {

@@ -183,7 +183,7 @@ async fn a_node_that_comes_back_gets_what_it_missed() {
     let hello = pb::Hello {
         held_version: last.version,
         held_epoch: last.epoch.clone(),
-        software: String::new(),
+        ..Default::default()
     };
     let mut node = rig.node_with("n1", hello).await;
     let update = node.apply().await;
@@ -212,7 +212,7 @@ async fn a_restart_changes_the_epoch_and_no_verdict() {
     let hello = pb::Hello {
         held_version: last,
         held_epoch: "another".into(),
-        software: String::new(),
+        ..Default::default()
     };
     let mut node = rig.node_with("n1", hello).await;
     let update = node.apply().await;

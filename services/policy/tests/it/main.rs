@@ -3,6 +3,8 @@
 
 mod distribution;
 mod files;
+mod nodes;
 mod process;
 mod registry;
 mod rig;
+mod starts;
