@@ -44,6 +44,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::{
+    convert::Infallible,
     ffi::OsString,
     fmt::Display,
     io::{self, Write},
@@ -91,6 +92,8 @@ const FAILED: u8 = 1;
 /// Exit code of wrong flags or configuration.
 const USAGE: u8 = 2;
 
+/// A process that has not started by then says what it waits for, and where to look.
+const SLOW_START: Duration = Duration::from_secs(10);
 /// Running calls get this long to finish after the first signal.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -286,8 +289,7 @@ where
     {
         return fail(binary, &error, USAGE);
     }
-    tracing::info!(version = weft_model::VERSION, metrics = %address, "{binary} starts");
-
+    let started = started(binary, address, health.clone());
     let work = run(
         config,
         Context {
@@ -296,9 +298,12 @@ where
             health,
         },
     );
-    tokio::pin!(work);
+    tokio::pin!(work, started);
     let done = tokio::select! {
+        // A failure is looked for first: who ends with an error has not started.
+        biased;
         done = &mut work => done,
+        never = &mut started => match never {},
         signal = signals.next() => {
             tracing::info!(signal, "draining; a second signal stops at once");
             tokio::select! {
@@ -313,6 +318,25 @@ where
         Ok(()) => DONE,
         Err(error) => fail(binary, &error, FAILED),
     }
+}
+
+/// Says that the process serves, once it does: one that cannot start leaves its error and no other line.
+async fn started(binary: &str, metrics: SocketAddr, health: Health) -> Infallible {
+    let version = weft_model::VERSION;
+    if tokio::time::timeout(SLOW_START, health.until_ready())
+        .await
+        .is_err()
+    {
+        let waits: Vec<String> = health
+            .parts()
+            .into_iter()
+            .filter_map(|(part, state)| Some(format!("{part}: {}", state.err()?)))
+            .collect();
+        tracing::info!(version, %metrics, waits = waits.join("; "), "{binary} is still starting");
+        health.until_ready().await;
+    }
+    tracing::info!(version, %metrics, "{binary} started");
+    std::future::pending().await
 }
 
 async fn drained<E>(trigger: Trigger, work: impl Future<Output = Result<(), E>>) -> Result<(), E> {

@@ -1,6 +1,7 @@
 //! What the demo and the benchmarks play on, and the demo's story.
 //!
-//! [`stage`] starts every process of Weft on namespaces; [`story`] and [`rootless`] tell and check;
+//! [`stage`] starts every process of Weft on namespaces; [`story`] and [`rootless`] tell and check, after
+//! [`trial`] has seen which of the two this machine can have;
 //! [`load`] and [`report`] measure and print.
 
 pub mod command;
@@ -9,3 +10,4 @@ pub mod report;
 pub mod rootless;
 pub mod stage;
 pub mod story;
+pub mod trial;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Parser;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
-use weft_demo::{report::Report, rootless, stage::StageOptions, story};
+use weft_demo::{report::Report, rootless, stage::StageOptions, story, trial};
 
 /// Two nodes, two apps, every claim checked.
 #[derive(Debug, Parser)]
@@ -77,35 +77,53 @@ async fn play(options: Options) -> Result<ExitCode> {
         bin_dir: options.bin_dir,
         python: options.python,
     };
-    if nix::unistd::geteuid().is_root() {
-        let mut stage = story::play(&stage, &mut report).await?;
-        let fine = report.summary();
-        if options.keep {
-            let _ = writeln!(std::io::stdout(), "{}", stage.cheat_sheet());
-            std::future::pending::<()>().await;
+    match root_and_kernel() {
+        Ok(()) => {
+            let mut stage = story::play(&stage, &mut report).await?;
+            let fine = report.summary();
+            if options.keep {
+                let _ = writeln!(std::io::stdout(), "{}", stage.cheat_sheet());
+                std::future::pending::<()>().await;
+            }
+            stage.stop().await;
+            return Ok(if fine {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
-        stage.stop().await;
-        return Ok(if fine {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        });
-    }
-    // sudo finds no cargo in a user's home, and with everything built none is needed.
-    let again: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
-    report.left_out(
-        "two nodes, the Python app, kernel attribution, mTLS between nodes, kill -9 of each service",
-        &format!(
-            "they need root for network namespaces, cgroups and BPF; now that all is built: sudo {}",
-            again.join(" ")
+        Err(why) => report.left_out(
+            "two nodes, the Python app, kernel attribution, mTLS between nodes, kill -9 of each service",
+            &why,
         ),
-    );
+    }
     rootless::play(&stage, &mut report).await?;
     Ok(if report.summary() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Whether the whole story can be played here; otherwise why not, and what would help.
+fn root_and_kernel() -> Result<(), String> {
+    if nix::unistd::geteuid().is_root() {
+        return trial::everything().map_err(|error| {
+            // Each error names its cause itself; `ip` answers in several lines.
+            let error = error.to_string();
+            let words: Vec<&str> = error.split_whitespace().collect();
+            format!(
+                "this machine does not give root network namespaces, cgroups and BPF: {}",
+                words.join(" ")
+            )
+        });
+    }
+    // sudo finds no cargo in a user's home, and with everything built none is needed.
+    let again: Vec<String> = std::env::args().map(|word| quoted(&word)).collect();
+    Err(format!(
+        "they need root for network namespaces, cgroups and BPF; now that all is built: sudo {}",
+        again.join(" ")
+    ))
 }
 
 /// A word as a shell takes it.

@@ -1,4 +1,5 @@
-//! Without root: `weft dev` and two apps, each with ports of its own. No namespaces, no kernel.
+//! Without root, or on a machine that does not give root what the story needs: `weft dev` and two
+//! apps, each with ports of its own. No namespaces, no kernel.
 
 use crate::{command::wait_for, load::fetch, report::Report, stage::StageOptions};
 use anyhow::{Context, Result, ensure};
@@ -46,7 +47,7 @@ pub async fn play(options: &StageOptions, report: &mut Report) -> Result<()> {
     };
     let state = dir.path().join("state");
     let mut dev = weft(&["dev", "--ephemeral-ports", "--state-dir"]);
-    dev.arg(&state);
+    dev.arg(&state).arg("--rootless");
     let _dev = start(dev, &dir.path().join("dev.log"))?;
     let mut apps = Vec::new();
     let mut ports = Vec::new();

@@ -37,6 +37,8 @@ pub struct Core {
     authority: ArcSwap<Authority>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) bundle: watch::Sender<Bundle>,
+    /// Whether the authority was made now.
+    pub(crate) is_new: bool,
     pub(crate) registry: Registry,
     clock: Clock,
     pub(crate) settings: CaConfig,
@@ -54,13 +56,13 @@ impl Core {
         let now = clock.unix_seconds();
         let db = Db::open(&config.database()).await?;
         let held = db.trust().await?;
-        let key_file = KeyFile::open(&config.key_file(), held.is_none())?;
+        let is_new = held.is_none();
+        let key_file = KeyFile::open(&config.key_file(), is_new)?;
         let stored = match held {
             Some(stored) => stored,
             None => {
                 let made = make_trust(&trust_domain, &key_file, now)?;
                 db.create_trust(&made, now).await?;
-                tracing::info!(%trust_domain, "new authority made");
                 made
             }
         };
@@ -90,6 +92,7 @@ impl Core {
             authority: ArcSwap::from_pointee(authority),
             trust_domain,
             bundle: watch::Sender::new(bundle),
+            is_new,
             registry: Registry::default(),
             clock,
             settings: config.ca.clone(),

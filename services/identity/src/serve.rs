@@ -193,7 +193,6 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     trust.set(bundle)?;
     let svid = SvidCell::new();
     svid.set(core.own_svid().await?);
-    health.ready(CERTIFICATE);
 
     let listen_error = |source| {
         StartError::Rpc(weft_rpc::RpcError::Bind {
@@ -222,6 +221,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         .build();
 
     let mut tasks = JoinSet::new();
+    let ready = health.clone();
     {
         let (server, drain) = (server.clone(), drain.clone());
         tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
@@ -237,7 +237,8 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
             Ok(())
         });
     }
-    tracing::info!(%address, trust_domain = %core.trust_domain(), "identity service ready");
+    ready.ready(CERTIFICATE);
+    tracing::info!(%address, trust_domain = %core.trust_domain(), new_authority = core.is_new, "identity service ready");
     let mut handle = Handle {
         core,
         address,

@@ -24,7 +24,7 @@ const ROUND: usize = 256;
 /// The longest time between two looks at the clock.
 const TICK: Duration = Duration::from_millis(500);
 /// What `/healthz` calls the database.
-const HEALTH_PART: &str = "database";
+pub(crate) const HEALTH_PART: &str = "database";
 
 /// One stream of one node. A newer stream of the same node makes an older one's number void.
 #[derive(Debug, Clone)]

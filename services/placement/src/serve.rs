@@ -178,6 +178,7 @@ pub async fn serve(
     // What an operator can get wrong shows at once, not after waiting for a certificate.
     let listener = bind(config.listen).await?;
     health.waiting("identity", "waiting for a certificate from the identity service");
+    health.waiting(crate::core::HEALTH_PART, "not open yet");
     let id = checked
         .trust_domain
         .service("placement")

@@ -85,7 +85,7 @@ impl Home {
     }
 
     /// A process of a mesh with its folders here and with ports of the system's choice. It reads
-    /// `<name>.yaml` when that is there, and logs errors only, as JSON.
+    /// `<name>.yaml` when that is there, and logs as JSON, as much as it does by itself.
     pub fn command(&self, name: &str) -> Command {
         let mut command = self.bare(name);
         // By environment, so that a test's flags count before it.
@@ -99,7 +99,7 @@ impl Home {
             .arg("--config")
             .arg(settings)
             .env("WEFT_METRICS_LISTEN", "127.0.0.1:0")
-            .env("WEFT_LOG", "error")
+            .env("WEFT_LOG", "info")
             .env("WEFT_LOG_FORMAT", "json");
         let (state, any_port) = (self.at(name), "127.0.0.1:0");
         match name {

@@ -99,7 +99,7 @@ impl Mesh {
         }
         let process = Serving::start(&mut command);
         self.metrics
-            .insert(name, process.logged(&format!("{name} starts"), "metrics"));
+            .insert(name, process.logged(&format!("{name} started"), "metrics"));
         let (message, field) = match name {
             "weft-identity" => ("identity service ready", "address"),
             "weft-policy" => ("policy service ready", "address"),

@@ -58,8 +58,8 @@ fn a_full_disk_is_told_by_members() {
                 fs::remove_file(path).unwrap();
             }
         }
-        let mut command = mesh.command(name);
-        let ended = full(command.env("WEFT_LOG", "off"), &folder);
+        let command = mesh.command(name);
+        let ended = full(&command, &folder);
         ended.says(name, 1, &[database, "disk is full", "free space"]);
     }
 }
@@ -72,7 +72,7 @@ fn a_full_disk_is_told_when_joining() {
     for name in ["weft-policy", "weft-placement", "weft-agent"] {
         let token = mesh.token(name);
         let mut command = mesh.command(name);
-        command.env("WEFT_LOG", "off").arg("--join-token-file").arg(token);
+        command.arg("--join-token-file").arg(token);
         let folder = mesh.home.at(name);
         let ended = full(&command, &folder);
         ended.says(

@@ -25,7 +25,7 @@ fn the_node_is_watched_ends_in_order_and_starts_again() {
     let socket = home.at("run/agent.sock");
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let process = Serving::start(&mut command());
-        let metrics = process.logged("weft-node starts", "metrics");
+        let metrics = process.logged("weft-node started", "metrics");
         process.logged("waiting for an agent", "path");
         assert_eq!(get(&metrics, "/healthz").0, 200);
         let (status, text) = get(&metrics, "/metrics");
@@ -38,7 +38,7 @@ fn the_node_is_watched_ends_in_order_and_starts_again() {
 
         // A second one is told what is in its way, and does not disturb the first.
         let mut second = command();
-        second.env("WEFT_LOG", "off").env("WEFT_RUN_DIR", home.at("run2"));
+        second.env("WEFT_RUN_DIR", home.at("run2"));
         run(&mut second).says("weft-node", 1, &["another weft-node serves", "--node-name"]);
         assert_eq!(get(&metrics, "/healthz").0, 200);
         assert!(socket.exists());
@@ -70,6 +70,6 @@ fn a_port_in_use_in_the_nodes_namespace_is_named() {
         .arg(node.cgroup())
         .arg("--bpffs")
         .arg(net.bpffs().unwrap());
-    run(command.env("WEFT_LOG", "off")).says("weft-node", 1, &["15008", "in use", "stop what listens"]);
+    run(&mut command).says("weft-node", 1, &["15008", "in use", "stop what listens"]);
     assert!(!home.at("run/agent.sock").exists());
 }

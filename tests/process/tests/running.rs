@@ -122,7 +122,7 @@ async fn logs_and_spans_reach_a_receiver_and_hold_no_secret() {
                 .iter()
                 .any(|(from, kind, text)| from == name && *kind == what && text.contains(word))
         };
-        assert!(of("logs", &format!("{name} starts")), "no log of {name}");
+        assert!(of("logs", &format!("{name} started")), "no log of {name}");
         assert!(of("spans", "/grpc.health.v1.Health/Check"), "no span of {name}");
     }
     for (_, _, text) in received.iter() {

@@ -40,7 +40,6 @@ fn a_database_in_use_is_told_with_who_to_stop() {
             mesh.start(name);
         }
         let mut second = mesh.command(name);
-        second.env("WEFT_LOG", "error");
         if name == "weft-identity" {
             second.arg("--run-dir").arg(mesh.home.at("run2"));
         }
@@ -78,7 +77,7 @@ fn a_damaged_database_is_told_and_left_alone() {
         let good = fs::read(&path).unwrap();
         let refused = |bytes: &[u8], words: &[&str]| {
             fs::write(&path, bytes).unwrap();
-            run(mesh.command(name).env("WEFT_LOG", "error")).says(name, 1, words);
+            run(&mut mesh.command(name)).says(name, 1, words);
             assert!(path.exists());
         };
         refused(
@@ -108,13 +107,13 @@ fn a_lost_key_of_the_authority_is_told() {
     let good = fs::read(&key).unwrap();
     for bad in [&b"short"[..], b""] {
         fs::write(&key, bad).unwrap();
-        let ended = run(mesh.command("weft-identity").env("WEFT_LOG", "error"));
+        let ended = run(&mut mesh.command("weft-identity"));
         ended.says("weft-identity", 1, &["key-encryption-key"]);
     }
     fs::write(&key, good).unwrap();
     let aside = mesh.home.at("aside");
     fs::rename(&key, &aside).unwrap();
-    let ended = run(mesh.command("weft-identity").env("WEFT_LOG", "error"));
+    let ended = run(&mut mesh.command("weft-identity"));
     ended.says("weft-identity", 1, &["key-encryption-key"]);
     fs::rename(&aside, &key).unwrap();
     mesh.start("weft-identity");
@@ -130,7 +129,7 @@ fn a_damaged_certificate_is_told() {
             let path = folder.join(file);
             let good = fs::read(&path).unwrap();
             fs::write(&path, &good[..good.len() / 2]).unwrap();
-            let ended = run(mesh.command(name).env("WEFT_LOG", "error"));
+            let ended = run(&mut mesh.command(name));
             ended.says(name, 1, &[path.to_str().unwrap(), "damaged", "token"]);
             fs::write(&path, good).unwrap();
         }
@@ -150,7 +149,7 @@ fn the_certificate_of_somebody_else_is_told() {
         member_folder(&mesh.home, "weft-placement"),
     )
     .unwrap();
-    let ended = run(mesh.command("weft-placement").env("WEFT_LOG", "error"));
+    let ended = run(&mut mesh.command("weft-placement"));
     ended.says(
         "weft-placement",
         1,

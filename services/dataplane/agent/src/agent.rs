@@ -217,7 +217,6 @@ pub async fn start(
     let mut side = NodeSide::connect(&config, environment, &data.workloads).await?;
     let node = side.node.clone();
     let member = enroll(&config, &trust_domain, &node, &data, drain.clone()).await?;
-    health.ready("membership");
 
     let channel = |name: &'static str, address: &str| {
         let expect = Expect::Id(trust_domain.service(name)?);
@@ -315,6 +314,7 @@ pub async fn start(
     let server = api::server(&shared, &table, facts)?;
     let admin = serve_api(&mut tasks, server, local, &config, &member, drain.clone()).await?;
     tasks.spawn(node::run(side, shared, table, config.clone(), drain));
+    health.ready("membership");
     tracing::info!(node, admin = %admin, local = %local_socket.display(), "agent serves");
     Ok(Handle {
         node,

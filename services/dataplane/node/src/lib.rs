@@ -218,6 +218,7 @@ pub async fn serve(config: Config, context: Context, replace: mpsc::Receiver<()>
     program.netns = node.namespace.clone();
     let Context { drain, health, .. } = context;
     let ended = if config.no_agent {
+        health.ready("node");
         accept_agents(&node, &config.run_dir.join("node.sock"), user, drain).await
     } else {
         let supervisor = Supervisor::new(program, node.commands.clone(), &config.run_dir, meters, health);
