@@ -190,9 +190,10 @@ impl Dev {
             listen: parts.listen(7303),
             state_dir: parts.state.join("policy"),
             resources: self.resources.clone(),
+            identity_addr: at.to_string(),
             ..weft_policy::Config::default()
         };
-        let policy = weft_policy::start(
+        let mut policy = weft_policy::start(
             config,
             member.svid,
             member.trust,
@@ -201,6 +202,7 @@ impl Dev {
         )
         .await
         .context("policy")?;
+        policy.follow_identity(at.to_string(), parts.drain.clone());
         identity.follow_policy(policy.address().to_string(), parts.drain.clone());
 
         let made = join_token(&identity, Kind::Service, "placement", vec![]).await?;

@@ -4,6 +4,7 @@ use crate::{
     authority::Issued,
     core::Core,
     db::AuditRow,
+    nodes::NodeWatch,
     pattern::{HostPattern, MAX_PATTERNS},
 };
 use futures::{StreamExt, stream::BoxStream};
@@ -15,7 +16,8 @@ use weft_proto::weft::identity::v1::{
     AuditEntry, CreateJoinTokenRequest, CreateJoinTokenResponse, JoinRequest, JoinResponse, ListAuditRequest,
     ListAuditResponse, RenewRequest, RenewResponse, SignAdminRequest, SignAdminResponse, SignWorkloadRequest,
     SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse,
-    admin_server::Admin, bootstrap_server::Bootstrap, certificates_server::Certificates, trust_server::Trust,
+    WatchNodesRequest, WatchNodesResponse, admin_server::Admin, bootstrap_server::Bootstrap,
+    certificates_server::Certificates, members_server::Members, trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::Bundle;
@@ -124,6 +126,26 @@ impl Trust for Api {
                 let present = bundle(&changes.borrow_and_update());
                 Some((Ok(WatchBundleResponse { bundle: present }), (changes, drain)))
             });
+        Ok(Response::new(stream.boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl Members for Api {
+    type WatchNodesStream = BoxStream<'static, Result<WatchNodesResponse, Status>>;
+
+    async fn watch_nodes(
+        &self,
+        _request: Request<WatchNodesRequest>,
+    ) -> Result<Response<Self::WatchNodesStream>, Status> {
+        let watch = NodeWatch::new(self.core.clone());
+        let stream = futures::stream::unfold((watch, self.drain.clone()), |(mut watch, mut drain)| async {
+            let next = tokio::select! {
+                () = drain.draining() => return None,
+                next = watch.next() => next?,
+            };
+            Some((next.map_err(Status::from), (watch, drain)))
+        });
         Ok(Response::new(stream.boxed()))
     }
 }

@@ -16,7 +16,7 @@ use crate::{
 use arc_swap::ArcSwap;
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use weft_model::{SpiffeId, TrustDomain};
 use weft_rpc::Caller;
 use weft_tls::{Bundle, Clock, Svid, root_sha256};
@@ -29,6 +29,9 @@ const ISSUER: &str = "issuer";
 /// Of operators' certificates and join tokens.
 const MAX_TTL: u32 = 86_400;
 
+/// Joins that a follower may be behind; one that is further behind is told all anew.
+const JOINS: usize = 256;
+
 /// The authority with everything its decisions need.
 #[derive(Debug)]
 pub struct Core {
@@ -40,6 +43,8 @@ pub struct Core {
     /// Whether the authority was made now.
     pub(crate) is_new: bool,
     pub(crate) registry: Registry,
+    /// Names of nodes as they join.
+    pub(crate) joins: broadcast::Sender<String>,
     clock: Clock,
     pub(crate) settings: CaConfig,
     pub(crate) gate: Gate,
@@ -94,6 +99,7 @@ impl Core {
             bundle: watch::Sender::new(bundle),
             is_new,
             registry: Registry::default(),
+            joins: broadcast::Sender::new(JOINS),
             clock,
             settings: config.ca.clone(),
             gate: Gate::default(),

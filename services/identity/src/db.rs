@@ -289,6 +289,16 @@ impl Db {
             .map_err(|e| self.error(&e))
     }
 
+    /// All nodes, with what each may host.
+    pub async fn nodes(&self) -> Result<Vec<(String, Vec<HostPattern>)>, StoreError> {
+        let rows = sqlx::query("SELECT name, may_host FROM members WHERE kind = 'node' ORDER BY name")
+            .fetch_all(self.store.pool())
+            .await;
+        let read = |row: &SqliteRow| Ok((row.try_get("name")?, patterns_from(row.try_get("may_host")?)?));
+        rows.and_then(|rows| rows.iter().map(read).collect())
+            .map_err(|e| self.error(&e))
+    }
+
     /// Records an issuance or refusal.
     pub async fn audit(&self, entry: &Audit) -> Result<(), StoreError> {
         let mut tx = self.begin().await?;

@@ -17,6 +17,7 @@ mod error;
 mod follow;
 mod grants;
 mod keyfile;
+mod nodes;
 mod pattern;
 mod registry;
 mod roles;

@@ -16,6 +16,10 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::AnyService, Admit::Node, Admit::Admin, Admit::Local],
     ),
     (
+        "/weft.identity.v1.Members/WatchNodes",
+        &[Admit::Service("policy")],
+    ),
+    (
         "/weft.identity.v1.Admin/CreateJoinToken",
         &[Admit::Admin, Admit::Local],
     ),
@@ -31,7 +35,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles() {
         let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 7);
+        assert_eq!(methods.len(), 8);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

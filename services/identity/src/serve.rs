@@ -19,7 +19,7 @@ use weft_enroll::JoinToken;
 use weft_model::TrustDomain;
 use weft_proto::weft::identity::v1::{
     admin_server::AdminServer, bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
-    trust_server::TrustServer,
+    members_server::MembersServer, trust_server::TrustServer,
 };
 use weft_rpc::{Caller, GrpcServer};
 use weft_telemetry::{Health, Metrics};
@@ -217,6 +217,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(MembersServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(AdminServer::new(api).max_decoding_message_size(MAX_REQUEST))
         .build();
 

@@ -177,6 +177,10 @@ impl Core {
             .audit_in(&mut tx, &self.issuance("join", &asked.caller, &issued))
             .await?;
         self.db.commit(tx).await?;
+        if kind == Kind::Node {
+            // Nobody follows yet when the policy service itself joins.
+            let _ = self.joins.send(record.name.clone());
+        }
         self.counts.issued("join");
         tracing::info!(%id, token = token.id(), serial = issued.serial, "joined");
         Ok((issued, self.bundle.borrow().clone()))

@@ -2,8 +2,10 @@
 //! which node calls is read from its certificate, never from a message.
 
 use crate::{
+    hosts::{HostError, Hosts},
+    metrics::Counts,
     owner::{Event, Refused},
-    world::{RegisterError, Session, WINDOW},
+    world::{RegisterError, Session, WINDOW, check_workload, svid_name},
 };
 use futures::Stream;
 use std::{
@@ -30,6 +32,8 @@ const MAX_NAMESPACES: usize = 100;
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     events: mpsc::Sender<Event>,
+    hosts: Hosts,
+    counts: Counts,
     sessions: Arc<AtomicU64>,
     drain: Watcher,
 }
@@ -41,11 +45,33 @@ fn stopping() -> Status {
 }
 
 impl Api {
-    pub(crate) fn new(events: mpsc::Sender<Event>, drain: Watcher) -> Self {
+    pub(crate) fn new(events: mpsc::Sender<Event>, hosts: Hosts, counts: Counts, drain: Watcher) -> Self {
         Self {
             events,
+            hosts,
+            counts,
             sessions: Arc::new(AtomicU64::new(1)),
             drain,
+        }
+    }
+
+    /// Whether the calling node may host this workload.
+    async fn check_host(&self, node: &str, workload: &pb::Workload) -> Result<(), Status> {
+        let name = svid_name(workload);
+        match self.hosts.check(node, &workload.namespace, name).await {
+            Ok(()) => Ok(()),
+            Err(error @ HostError::NotKnown) => Err(Status::unavailable(error.to_string())),
+            Err(error @ HostError::NotPermitted { .. }) => {
+                self.counts.not_permitted.inc();
+                tracing::warn!(
+                    node,
+                    namespace = workload.namespace,
+                    name,
+                    workload = workload.id,
+                    "registration refused: no host pattern of the node permits it"
+                );
+                Err(Status::permission_denied(error.to_string()))
+            }
         }
     }
 
@@ -88,6 +114,9 @@ impl pb::registry_server::Registry for Api {
             .into_inner()
             .workload
             .ok_or_else(|| Status::invalid_argument("workload is missing"))?;
+        // What is no name is refused as such, and never compared with patterns.
+        check_workload(&node, &workload).map_err(Refused::from)?;
+        self.check_host(&node, &workload).await?;
         let workload = Box::new(workload);
         let registered = self
             .ask(|reply| Event::Register {

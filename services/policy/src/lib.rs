@@ -11,6 +11,7 @@
 mod api;
 mod config;
 mod files;
+mod hosts;
 mod metrics;
 mod owner;
 mod roles;
@@ -21,5 +22,6 @@ mod store;
 mod world;
 
 pub use config::{Config, Token};
+pub use hosts::{Hosts, HostsError};
 pub use roles::ROLES;
 pub use serve::{Handle, ServeError, serve, start};

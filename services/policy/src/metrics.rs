@@ -12,6 +12,7 @@ pub(crate) struct Counts {
     pub bad_files: Gauge,
     pub nacks: Counter,
     pub slow_starts: Counter,
+    pub not_permitted: Counter,
 }
 
 impl Counts {
@@ -27,6 +28,11 @@ impl Counts {
             "bad_files",
             "Files that are not in force because of a mistake",
             self.bad_files.clone(),
+        );
+        metrics.register(
+            "refused_hosts",
+            "Registrations refused because no host pattern of the node permits them",
+            self.not_permitted.clone(),
         );
         metrics.register("nacks", "Updates that a node could not apply", self.nacks.clone());
         metrics.register(

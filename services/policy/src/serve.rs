@@ -3,6 +3,7 @@
 use crate::{
     Config, ROLES,
     api::Api,
+    hosts::{Hosts, follow},
     metrics::Counts,
     owner::Owner,
     source::{Folder, watch},
@@ -59,6 +60,9 @@ pub enum ServeError {
 #[derive(Debug)]
 pub struct Handle {
     address: SocketAddr,
+    hosts: Hosts,
+    svid: SvidCell,
+    trust: Trust,
     tasks: JoinSet<Result<(), ServeError>>,
 }
 
@@ -66,6 +70,21 @@ impl Handle {
     /// Where gRPC is served.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What each node may host: to be fed where no identity service is followed.
+    pub fn hosts(&self) -> Hosts {
+        self.hosts.clone()
+    }
+
+    /// Takes from the identity service at `address` (`host:port`) what each node may host. To be called
+    /// once, and not on what [`serve`] runs. Until then no workload can be registered.
+    pub fn follow_identity(&mut self, address: String, drain: Watcher) {
+        let (svid, trust, hosts) = (self.svid.clone(), self.trust.clone(), self.hosts());
+        self.tasks.spawn(async move {
+            follow(address, svid, trust, hosts, drain).await;
+            Ok(())
+        });
     }
 
     /// Waits for the end: of the drain, or of a part that failed.
@@ -93,6 +112,7 @@ pub async fn serve(
         enrollment = enrollment.token(token);
     }
     let listener = bind(config.listen).await?;
+    let identity = config.identity_addr.clone();
     let starting = async {
         let member = enrollment.enroll(drain.clone()).await?;
         start_on(
@@ -109,8 +129,8 @@ pub async fn serve(
     let Some(handle) = drain.clone().until_draining(starting).await else {
         return Ok(());
     };
-    let handle = handle?;
-    drop(drain);
+    let mut handle = handle?;
+    handle.follow_identity(identity, drain);
     health.ready("policy");
     handle.wait().await
 }
@@ -166,15 +186,16 @@ async fn start_on(
     let counts = Counts::default();
     counts.register(metrics);
     let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string());
-    let owner = Owner::start(&config, world, state, readings, counts).await?;
+    let owner = Owner::start(&config, world, state, readings, counts.clone()).await?;
 
     let address = listener.local_addr().map_err(|source| RpcError::Bind {
         address: config.listen.to_string(),
         source,
     })?;
-    let tls = server_config(Arc::new(svid), &trust, ClientAuth::Required, &[b"h2"])?;
+    let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
-    let api = Api::new(events, drain.clone());
+    let hosts = Hosts::default();
+    let api = Api::new(events, hosts.clone(), counts.clone(), drain.clone());
     let server = GrpcServer::new("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
         .add_service(
             pb::registry_server::RegistryServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST),
@@ -204,5 +225,11 @@ async fn start_on(
     }
     tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
     tracing::info!(%address, "policy service ready");
-    Ok(Handle { address, tasks })
+    Ok(Handle {
+        address,
+        hosts,
+        svid,
+        trust,
+        tasks,
+    })
 }

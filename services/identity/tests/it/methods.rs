@@ -6,9 +6,9 @@ use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
     identity::v1::{
         CreateJoinTokenRequest, JoinRequest, ListAuditRequest, RenewRequest, SignAdminRequest,
-        SignWorkloadRequest, SvidUse, WatchBundleRequest, admin_client::AdminClient,
+        SignWorkloadRequest, SvidUse, WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient,
         bootstrap_client::BootstrapClient, certificates_client::CertificatesClient,
-        trust_client::TrustClient,
+        members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
 };
@@ -48,6 +48,15 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
                 .into_inner();
             let first = stream.message().await?.unwrap();
             assert_eq!(first.bundle.unwrap().version, 1);
+            Ok(())
+        }
+        "WatchNodes" => {
+            let mut stream = MembersClient::new(channel)
+                .watch_nodes(WatchNodesRequest {})
+                .await?
+                .into_inner();
+            let first = stream.message().await?.unwrap();
+            assert!(first.snapshot && first.upserts.iter().any(|n| n.name == "n1"));
             Ok(())
         }
         "CreateJoinToken" => {
@@ -136,6 +145,8 @@ async fn each_role_may_call_its_methods_and_no_others() {
             "/weft.identity.v1.Trust/WatchBundle",
             &["service", "node", "admin", "local"],
         ),
+        // The service that joined here is policy.
+        ("/weft.identity.v1.Members/WatchNodes", &["service"]),
         ("/weft.identity.v1.Admin/CreateJoinToken", &["admin", "local"]),
         ("/weft.identity.v1.Admin/SignAdmin", &["admin", "local"]),
         ("/weft.identity.v1.Admin/ListAudit", &["admin", "local"]),

@@ -10,7 +10,9 @@ use weft_identity::{Config, Env, Kind};
 use weft_proto::weft::{
     identity::v1::{
         SignWorkloadRequest, SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse,
+        WatchNodesRequest, WatchNodesResponse,
         certificates_client::CertificatesClient,
+        members_client::MembersClient,
         trust_server::{Trust, TrustServer},
     },
     policy::v1::{
@@ -325,4 +327,35 @@ async fn two_starts_with_one_folder_join_once() {
     // As when a new agent takes over from the old one: both run, with one certificate.
     let ((first, _t1), (second, _t2)) = tokio::join!(start(), start());
     assert_eq!(first, second);
+}
+
+#[tokio::test]
+async fn nodes_are_told_as_they_join_with_what_they_may_host() {
+    let rig = Rig::new().await;
+    let (policy, _policy_drain) = rig.join(Kind::Service, "policy", &[]).await;
+    let (_n1, _n1_drain) = rig.join(Kind::Node, "n1", &[pattern("shop", "*")]).await;
+    let mut news = MembersClient::new(rig.channel(Some(&policy.svid)))
+        .watch_nodes(WatchNodesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let told = |response: &WatchNodesResponse| {
+        let patterns = |n: &weft_proto::weft::identity::v1::MemberNode| {
+            let each = n.may_host.iter().map(|p| format!("{}/{}", p.namespace, p.app_id));
+            format!("{} {}", n.name, each.collect::<Vec<_>>().join(" "))
+        };
+        response.upserts.iter().map(patterns).collect::<Vec<_>>()
+    };
+    let first = news.message().await.unwrap().unwrap();
+    assert!(first.snapshot);
+    assert_eq!(told(&first), ["n1 shop/*"]);
+    // A new node, and one that joins again with another token. A service is no node.
+    let (_placement, _placement_drain) = rig.join(Kind::Service, "placement", &[]).await;
+    let (_n2, _n2_drain) = rig.join(Kind::Node, "n2", &[]).await;
+    let next = news.message().await.unwrap().unwrap();
+    assert!(!next.snapshot);
+    assert_eq!(told(&next), ["n2 "]);
+    std::fs::remove_dir_all(rig.member_folder("node-n1")).unwrap();
+    let (_again, _again_drain) = rig.join(Kind::Node, "n1", &[pattern("bank", "pay")]).await;
+    assert_eq!(told(&news.message().await.unwrap().unwrap()), ["n1 bank/pay"]);
 }

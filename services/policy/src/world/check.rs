@@ -33,24 +33,25 @@ pub(super) fn invalid<E: ToString>(field: &'static str) -> impl Fn(E) -> Registe
     }
 }
 
-/// `ns/<namespace>/<app-id, else service account, else "default">`.
+/// The last part of a workload's SPIFFE ID: its app-id, else its service account, else "default".
+pub(crate) fn svid_name(message: &pb::Workload) -> &str {
+    match (message.app_id.as_str(), message.service_account.as_str()) {
+        ("", "") => "default",
+        ("", account) => account,
+        (app_id, _) => app_id,
+    }
+}
+
+/// `ns/<namespace>/<name>`
 pub(super) fn spiffe_id(message: &pb::Workload, domain: &TrustDomain) -> Result<String, RegisterError> {
-    let name = [
-        message.app_id.as_str(),
-        message.service_account.as_str(),
-        "default",
-    ]
-    .into_iter()
-    .find(|n| !n.is_empty())
-    .unwrap_or("default");
     let id = domain
-        .workload(&message.namespace, name)
+        .workload(&message.namespace, svid_name(message))
         .map_err(invalid("spiffe_id"))?;
     Ok(id.to_string())
 }
 
 /// Checks what a node says of a workload, for what is put into names, maps and other nodes.
-pub(super) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterError> {
+pub(crate) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterError> {
     let fail = |field: &'static str, problem: &str| RegisterError::Invalid {
         field,
         problem: problem.into(),

@@ -9,7 +9,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::sync::oneshot;
-use weft_identity::Kind;
+use weft_identity::{HostPattern, Kind};
 use weft_proto::weft::policy::v1::{self as pb, registry_client::RegistryClient};
 use weft_tls::Expect;
 
@@ -107,9 +107,13 @@ async fn it_joins_by_token_serves_and_drains() {
         .expect("the service was never ready");
     let address = address.await.unwrap();
 
-    // A node of the same mesh registers a workload.
+    // A node of the same mesh registers a workload that its token permits, and no other.
+    let shop = HostPattern {
+        namespace: "default".into(),
+        app_id: "cart*".into(),
+    };
     let token = identity
-        .create_join_token(Kind::Node, "n1", Vec::new(), ttl)
+        .create_join_token(Kind::Node, "n1", vec![shop], ttl)
         .await
         .unwrap();
     let id = td().node("n1").unwrap();
@@ -120,18 +124,21 @@ async fn it_joins_by_token_serves_and_drains() {
         .unwrap();
     let expect = Expect::Id(td().service("policy").unwrap());
     let channel = weft_rpc::channel(&address, Some(&node.svid), &node.trust, expect).unwrap();
-    let workload = pb::Workload {
-        id: "n1/default/cart/1".into(),
-        node: "n1".into(),
-        namespace: "default".into(),
-        name: "cart".into(),
-        kind: pb::WorkloadKind::Process.into(),
-        ..Default::default()
+    let request = |name: &str| pb::RegisterRequest {
+        workload: Some(pb::Workload {
+            id: format!("n1/default/{name}/1"),
+            node: "n1".into(),
+            namespace: "default".into(),
+            name: name.into(),
+            app_id: name.into(),
+            kind: pb::WorkloadKind::Process.into(),
+            ..Default::default()
+        }),
     };
-    let request = pb::RegisterRequest {
-        workload: Some(workload),
-    };
-    RegistryClient::new(channel).register(request).await.unwrap();
+    let mut registry = RegistryClient::new(channel);
+    registry.register(request("cart")).await.unwrap();
+    let refused = registry.register(request("pay")).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
 
     let pid = child.0.id().to_string();
     let killed = output({

@@ -70,6 +70,39 @@ async fn a_node_speaks_for_its_own_workloads_only() {
 }
 
 #[tokio::test]
+async fn a_node_registers_what_its_host_patterns_name() {
+    let rig = Rig::new(&[]).await;
+    rig.may_host("edge", &[("default", "cart*")]);
+    let mut edge = rig.registry("/weft/node/edge");
+    edge.register(register(workload("edge", "cart-2"))).await.unwrap();
+    // Differs in the name, then in the namespace.
+    let elsewhere = pb::Workload {
+        id: "edge/bank/cart-2/1".into(),
+        namespace: "bank".into(),
+        ..workload("edge", "cart-2")
+    };
+    for (asked, named) in [
+        (workload("edge", "pay"), "default/pay"),
+        (elsewhere, "bank/cart-2"),
+    ] {
+        let refused = edge.register(register(asked)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        let wanted = format!("node \"edge\" may not host {named}: none of its 1 host patterns matches");
+        assert!(refused.message().contains(&wanted), "{}", refused.message());
+    }
+    // A token that permits it.
+    rig.may_host("edge", &[("default", "cart*"), ("default", "pay")]);
+    edge.register(register(workload("edge", "pay"))).await.unwrap();
+    // A node that never joined hosts nothing.
+    let refused = rig
+        .registry("/weft/node/stranger")
+        .register(register(workload("stranger", "cart")))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
 async fn certificates_of_workloads_and_operators_register_nothing() {
     let rig = Rig::new(&[]).await;
     for path in ["/ns/default/cart", "/weft/admin/ops", "/weft/service/identity"] {

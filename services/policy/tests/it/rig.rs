@@ -10,6 +10,7 @@ use tonic::{Streaming, transport::Channel};
 use weft_drain::Trigger;
 use weft_model::TrustDomain;
 use weft_policy::{Config, Handle};
+use weft_proto::weft::identity::v1::{HostPattern, MemberNode, WatchNodesResponse};
 use weft_proto::weft::policy::v1::{
     self as pb, distribution_client::DistributionClient, registry_client::RegistryClient,
     resources_client::ResourcesClient, subscribe_request::Message,
@@ -104,6 +105,16 @@ impl Rig {
         let handle = weft_policy::start(config, svid, authority.trust.clone(), drain, &metrics)
             .await
             .unwrap();
+        let anything = [("*", "*")];
+        let nodes = ["n1", "n2", "n3"].map(|name| host(name, &anything));
+        handle
+            .hosts()
+            .apply(WatchNodesResponse {
+                snapshot: true,
+                upserts: nodes.into(),
+                removed_names: Vec::new(),
+            })
+            .unwrap();
         Self {
             dir,
             authority,
@@ -127,6 +138,17 @@ impl Rig {
 
     pub fn put(&self, name: &str, text: &str) {
         put(&self.dir.path().join("resources"), name, text);
+    }
+
+    /// What the identity service says of one more node.
+    pub fn may_host(&self, node: &str, patterns: &[(&str, &str)]) {
+        self.handle
+            .hosts()
+            .apply(WatchNodesResponse {
+                upserts: vec![host(node, patterns)],
+                ..Default::default()
+            })
+            .unwrap();
     }
 
     pub fn channel(&self, path: &str) -> Channel {
@@ -191,6 +213,17 @@ impl Rig {
             updates: updates.into_inner(),
             state: BTreeMap::new(),
         }
+    }
+}
+
+fn host(node: &str, patterns: &[(&str, &str)]) -> MemberNode {
+    let may_host = patterns.iter().map(|(namespace, app_id)| HostPattern {
+        namespace: (*namespace).into(),
+        app_id: (*app_id).into(),
+    });
+    MemberNode {
+        name: node.into(),
+        may_host: may_host.collect(),
     }
 }
 

@@ -43,8 +43,9 @@ impl Control {
             ..weft_policy::Config::default()
         };
         let metrics = Metrics::new("policy");
-        let policy = weft_policy::start(config, member.svid, member.trust, policy_drain, &metrics);
-        let policy = policy.await.unwrap();
+        let policy = weft_policy::start(config, member.svid, member.trust, policy_drain.clone(), &metrics);
+        let mut policy = policy.await.unwrap();
+        policy.follow_identity(identity.address().to_string(), policy_drain);
         identity.follow_policy(policy.address().to_string(), drain);
 
         let (placement_trigger, drain) = weft_drain::channel();

@@ -1,0 +1,252 @@
+//! What each node may host, as the identity service's join tokens say: a registration outside of it is
+//! refused, so that a node that was taken over can not put itself into other namespaces.
+//!
+//! The copy is not stored. Without the identity service a new workload gets no certificate either, and
+//! workloads that were registered before stay.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tonic::Status;
+use weft_drain::Watcher;
+use weft_model::match_pattern;
+use weft_proto::weft::identity::v1::{self as pb, members_client::MembersClient};
+use weft_rpc::RpcError;
+use weft_tls::{Expect, SvidCell, Trust};
+
+/// A node that just joined may register before this copy knows it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Far above any cluster.
+const MAX_NODES: usize = 100_000;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// The first message holds all nodes, each with up to 64 patterns.
+const MAX_MESSAGE: usize = 256 * 1024 * 1024;
+
+type Nodes = HashMap<String, Vec<pb::HostPattern>>;
+
+/// The copy. Clones share.
+#[derive(Debug, Clone)]
+pub struct Hosts {
+    // `None` until the first snapshot.
+    state: Arc<watch::Sender<Option<Nodes>>>,
+}
+
+/// Why a node may not host a workload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum HostError {
+    #[error(
+        "the identity service has not been reached yet, so it is not known what nodes may host; see \
+         identity_addr and the policy service's log"
+    )]
+    NotKnown,
+    #[error(
+        "node {node:?} may not host {namespace}/{name}: none of its {patterns} host patterns matches; join it \
+         with a token that permits it (weft identity join-token create --kind node --name {node} --may-host \
+         {namespace}/{name})"
+    )]
+    NotPermitted {
+        node: String,
+        namespace: String,
+        name: String,
+        patterns: usize,
+    },
+}
+
+/// Why a message of the identity service is not taken over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostsError {
+    /// A change before the first snapshot.
+    #[error("the first message about nodes is no snapshot")]
+    NoSnapshot,
+    /// More than this copy takes.
+    #[error("there are more than {MAX_NODES} nodes")]
+    TooMany,
+}
+
+impl Default for Hosts {
+    fn default() -> Self {
+        Self {
+            state: Arc::new(watch::Sender::new(None)),
+        }
+    }
+}
+
+fn permits(nodes: &Nodes, node: &str, namespace: &str, name: &str) -> bool {
+    let patterns = nodes.get(node).into_iter().flatten();
+    patterns
+        .into_iter()
+        .any(|p| match_pattern(&p.namespace, namespace) && match_pattern(&p.app_id, name))
+}
+
+impl Hosts {
+    /// Takes over a message of the identity service's watch.
+    pub fn apply(&self, change: pb::WatchNodesResponse) -> Result<(), HostsError> {
+        let mut verdict = Ok(());
+        self.state.send_if_modified(|state| {
+            let held = match state {
+                _ if change.snapshot => 0,
+                Some(nodes) => nodes.len(),
+                None => {
+                    verdict = Err(HostsError::NoSnapshot);
+                    return false;
+                }
+            };
+            if held.saturating_add(change.upserts.len()) > MAX_NODES {
+                verdict = Err(HostsError::TooMany);
+                return false;
+            }
+            if change.snapshot {
+                *state = None;
+            }
+            let nodes = state.get_or_insert_default();
+            nodes.extend(change.upserts.into_iter().map(|n| (n.name, n.may_host)));
+            for name in &change.removed_names {
+                nodes.remove(name);
+            }
+            true
+        });
+        verdict
+    }
+
+    /// Whether `node` may host this workload. A no is only said after a moment, in which a join that
+    /// permits it would have become known.
+    pub(crate) async fn check(&self, node: &str, namespace: &str, name: &str) -> Result<(), HostError> {
+        let mut watch = self.state.subscribe();
+        let permitted = watch.wait_for(|s| s.as_ref().is_some_and(|n| permits(n, node, namespace, name)));
+        if matches!(tokio::time::timeout(PATIENCE, permitted).await, Ok(Ok(_))) {
+            return Ok(());
+        }
+        match self.state.borrow().as_ref() {
+            None => Err(HostError::NotKnown),
+            Some(nodes) => Err(HostError::NotPermitted {
+                node: node.to_owned(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                patterns: nodes.get(node).map_or(0, Vec::len),
+            }),
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.state.borrow().is_some()
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    #[error("{}", .0.message())]
+    Status(#[from] Status),
+    #[error(transparent)]
+    Hosts(#[from] HostsError),
+}
+
+/// Follows the identity service at `address` until the drain. While it can not be reached, the last good
+/// copy stays.
+pub(crate) async fn follow(address: String, svid: SvidCell, trust: Trust, hosts: Hosts, drain: Watcher) {
+    let watch = async {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let known = hosts.is_known();
+            match once(&address, &svid, &trust, &hosts).await {
+                // The identity service drained, or its connection reached its age.
+                Ok(()) => pause = FIRST_PAUSE,
+                Err(error) => {
+                    if hosts.is_known() != known {
+                        pause = FIRST_PAUSE;
+                    }
+                    tracing::warn!(address, %error, "what nodes may host can not be followed, trying again");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    };
+    drain.until_draining(watch).await;
+}
+
+async fn once(address: &str, svid: &SvidCell, trust: &Trust, hosts: &Hosts) -> Result<(), FollowError> {
+    let identity = trust
+        .trust_domain()
+        .service("identity")
+        .map_err(|e| Status::internal(e.to_string()))?;
+    let channel = weft_rpc::channel(address, Some(svid), trust, Expect::Id(identity))?;
+    let mut client = MembersClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut changes = client.watch_nodes(pb::WatchNodesRequest {}).await?.into_inner();
+    tracing::info!(address, "following what nodes may host");
+    while let Some(change) = changes.message().await? {
+        hosts.apply(change)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, patterns: &[(&str, &str)]) -> pb::MemberNode {
+        let may_host = patterns.iter().map(|(namespace, app_id)| pb::HostPattern {
+            namespace: (*namespace).into(),
+            app_id: (*app_id).into(),
+        });
+        pb::MemberNode {
+            name: name.into(),
+            may_host: may_host.collect(),
+        }
+    }
+
+    fn told(snapshot: bool, upserts: Vec<pb::MemberNode>, removed: &[&str]) -> pb::WatchNodesResponse {
+        pb::WatchNodesResponse {
+            snapshot,
+            upserts,
+            removed_names: removed.iter().map(|n| (*n).into()).collect(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_hosts_what_its_patterns_name() {
+        let hosts = Hosts::default();
+        assert_eq!(hosts.check("n1", "shop", "cart").await, Err(HostError::NotKnown));
+        let early = told(false, vec![node("n1", &[("*", "*")])], &[]);
+        assert_eq!(hosts.apply(early), Err(HostsError::NoSnapshot));
+        assert_eq!(hosts.check("n1", "shop", "cart").await, Err(HostError::NotKnown));
+        let first = vec![node("n1", &[("shop", "cart*")]), node("n2", &[])];
+        hosts.apply(told(true, first, &[])).unwrap();
+        assert_eq!(hosts.check("n1", "shop", "cart-2").await, Ok(()));
+        for (node, namespace, name) in [
+            ("n1", "shop", "pay"),
+            ("n1", "bank", "cart"),
+            ("n2", "shop", "cart"),
+            ("n3", "shop", "cart"),
+        ] {
+            let refused = hosts.check(node, namespace, name).await;
+            assert!(
+                matches!(refused, Err(HostError::NotPermitted { .. })),
+                "{node} {namespace}/{name}: {refused:?}"
+            );
+        }
+        hosts
+            .apply(told(false, vec![node("n3", &[("*", "*")])], &["n1"]))
+            .unwrap();
+        assert_eq!(hosts.check("n3", "bank", "cart").await, Ok(()));
+        assert!(hosts.check("n1", "shop", "cart").await.is_err());
+        hosts.apply(told(true, vec![], &[])).unwrap();
+        assert!(hosts.check("n3", "bank", "cart").await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_join_that_is_told_late_still_counts() {
+        let hosts = Hosts::default();
+        hosts.apply(told(true, vec![], &[])).unwrap();
+        let later = hosts.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(PATIENCE / 2).await;
+            later
+                .apply(told(false, vec![node("n1", &[("*", "*")])], &[]))
+                .unwrap();
+        });
+        assert_eq!(hosts.check("n1", "shop", "cart").await, Ok(()));
+    }
+}
