@@ -188,6 +188,12 @@ where
         Ok(config) => config,
         Err(error) => return fail(binary, &error, USAGE),
     };
+    if let Err(error) = telemetry(&config).check() {
+        return fail(binary, &error, USAGE);
+    }
+    if let Some(error) = two_tokens(&config) {
+        return fail(binary, &error, USAGE);
+    }
     if flags.shared.check_config {
         return match shown(&config, info.secrets) {
             Ok(text) => {
@@ -206,6 +212,15 @@ where
     let code = runtime.block_on(drive(&info, config, telemetry, run));
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
+}
+
+/// One of the two would be left out without a word. From whatever layers they come.
+fn two_tokens<C: Serialize>(config: &C) -> Option<&'static str> {
+    let value = serde_json::to_value(config).ok()?;
+    let set = |field: &str| value.get(field).is_some_and(|v| !v.is_null());
+    (set("join_token") && set("join_token_file")).then_some(
+        "join_token and join_token_file are both set, by flags, environment or file; set one of them",
+    )
 }
 
 /// What `--help` says below the flags.

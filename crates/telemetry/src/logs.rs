@@ -113,17 +113,36 @@ impl Drop for Guard {
     }
 }
 
+impl TelemetryConfig {
+    /// Finds what [`init`] would refuse, and sets nothing up.
+    pub fn check(&self) -> Result<(), TelemetryError> {
+        filter(&self.log)?;
+        self.otlp_endpoint.as_deref().map_or(Ok(()), check_endpoint)
+    }
+}
+
+fn filter(directives: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::builder()
+        .parse(directives)
+        .map_err(|e| TelemetryError::Filter {
+            filter: directives.to_owned(),
+            reason: e.to_string(),
+        })
+}
+
+fn check_endpoint(endpoint: &str) -> Result<(), TelemetryError> {
+    if endpoint.starts_with("http://") || endpoint.starts_with("https://") {
+        return Ok(());
+    }
+    Err(TelemetryError::Otlp {
+        endpoint: endpoint.to_owned(),
+        reason: "it has no scheme".into(),
+    })
+}
+
 /// Sets up logging for the process, once; `service` is the OTLP resource's `service.name`
 /// (`weft-policy`). Call it inside a tokio runtime when an OTLP endpoint is configured.
 pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryError> {
-    let filter = |directives: &str| {
-        EnvFilter::builder()
-            .parse(directives)
-            .map_err(|e| TelemetryError::Filter {
-                filter: directives.to_owned(),
-                reason: e.to_string(),
-            })
-    };
     let json = match config.log_format {
         LogFormat::Auto => !std::io::stderr().is_terminal(),
         LogFormat::Text => false,
@@ -151,9 +170,7 @@ pub fn init(service: &str, config: &TelemetryConfig) -> Result<Guard, TelemetryE
             endpoint: endpoint.clone(),
             reason,
         };
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            return Err(failed("it has no scheme".into()));
-        }
+        check_endpoint(endpoint)?;
         let resource = Resource::builder().with_service_name(service.to_owned()).build();
         let spans = SpanExporter::builder()
             .with_tonic()

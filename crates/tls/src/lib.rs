@@ -46,6 +46,14 @@ pub enum TlsError {
     /// The bundle has no usable root.
     #[error("trust bundle of {0} has no usable root certificate")]
     EmptyBundle(String),
+    /// A bundle that was replaced already.
+    #[error("trust bundle of version {offered} is older than the present one, version {held}")]
+    OldBundle {
+        /// Of the present one.
+        held: u64,
+        /// Of the one that is refused.
+        offered: u64,
+    },
     /// rustls refused a configuration.
     #[error("TLS configuration refused: {0}")]
     Config(#[from] rustls::Error),

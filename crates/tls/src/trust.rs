@@ -57,7 +57,8 @@ impl Trust {
         }
     }
 
-    /// Replaces the bundle. Refused whole if it is for another trust domain or a root is unusable.
+    /// Replaces the bundle. Refused whole if it is for another trust domain, older than the present one
+    /// (going back would trust roots again that were taken away), or has a root that is unusable.
     pub fn set(&self, bundle: Bundle) -> Result<(), TlsError> {
         let ours = self.trust_domain();
         if bundle.trust_domain != ours {
@@ -75,10 +76,19 @@ impl Trust {
         if anchors.is_empty() {
             return Err(TlsError::EmptyBundle(ours.to_string()));
         }
-        let version = bundle.version;
-        self.state.store(Arc::new(TrustState { bundle, anchors }));
-        self.changed.send_replace(version);
-        Ok(())
+        let mut outcome = Ok(());
+        // Compared and stored under the channel's lock: of two at once the newer one stays.
+        self.changed.send_if_modified(|changed| {
+            let (held, offered) = (self.version(), bundle.version);
+            if offered < held {
+                outcome = Err(TlsError::OldBundle { held, offered });
+                return false;
+            }
+            self.state.store(Arc::new(TrustState { bundle, anchors }));
+            *changed = offered;
+            true
+        });
+        outcome
     }
 
     /// The present bundle.

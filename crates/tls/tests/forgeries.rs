@@ -235,3 +235,21 @@ async fn what_is_revoked_gets_in_no_more_on_either_side() {
     // Each is about the other side.
     assert!(meet_under(&by_name, &by_serial).await);
 }
+
+#[test]
+fn a_bundle_that_was_replaced_does_not_come_back() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let trust = Trust::new(TrustDomain::default(), ManualClock::at(NOW).shared());
+    let bundle = |version, ca: &Ca| Bundle {
+        trust_domain: TrustDomain::default(),
+        version,
+        roots: vec![ca.root.clone()],
+    };
+    trust.set(bundle(3, &old)).unwrap();
+    trust.set(bundle(4, &new)).unwrap();
+    let refused = trust.set(bundle(3, &old)).unwrap_err().to_string();
+    assert!(refused.contains("version 3 is older"), "{refused}");
+    assert_eq!(trust.bundle(), bundle(4, &new));
+    // The present one again is nothing new, and no mistake.
+    trust.set(bundle(4, &new)).unwrap();
+}

@@ -42,9 +42,6 @@ impl Core {
         let (kind, name) = match id.principal() {
             Principal::Service(name) => (Kind::Service, name),
             Principal::Node(name) => (Kind::Node, name),
-            Principal::Admin(_) => {
-                return Ok((id.clone(), Duration::from_secs(DEFAULT_ADMIN_TTL.into()), key));
-            }
             _ => return Err(Refused::denied(format!("{id} is not renewed by its holder"))),
         };
         if self.db.member(kind.as_str(), &name).await?.is_none() {
@@ -161,7 +158,8 @@ impl Core {
         Ok((id, name.clone()))
     }
 
-    /// An operator's certificate.
+    /// An operator's certificate. One that is asked for with an operator's certificate ends no later than
+    /// that one: whoever copied it does not hold it for ever. The local socket begins anew.
     pub async fn sign_admin(
         &self,
         caller: &Caller,
@@ -177,7 +175,12 @@ impl Core {
                 .admin(name)
                 .map_err(|e| Refused::invalid(e.to_string()))?;
             let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
-            Ok((id, ttl(ttl_seconds, DEFAULT_ADMIN_TTL)?, key))
+            let ttl = ttl(ttl_seconds, DEFAULT_ADMIN_TTL)?;
+            let left = match caller {
+                Caller::Tls(peer) => peer.not_after.saturating_sub(self.now()),
+                Caller::Local { .. } | Caller::Anonymous => ttl,
+            };
+            Ok((id, ttl.min(left), key))
         };
         let (id, ttl, key) = self.or_record(&asked, checked()).await?;
         let issued = self.sign(&id, None, Duration::from_secs(ttl), &key)?;

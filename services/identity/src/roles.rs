@@ -6,9 +6,10 @@ use weft_rpc::{Admit, MethodRoles};
 pub const ROLES: MethodRoles = MethodRoles(&[
     // The token is the proof. A workload's certificate is refused in the handler.
     ("/weft.identity.v1.Bootstrap/Join", &[Admit::Anonymous]),
+    // Operators ask anew, on the local socket.
     (
         "/weft.identity.v1.Certificates/Renew",
-        &[Admit::AnyService, Admit::Node, Admit::Admin],
+        &[Admit::AnyService, Admit::Node],
     ),
     ("/weft.identity.v1.Certificates/SignWorkload", &[Admit::Node]),
     (

@@ -125,13 +125,7 @@ impl Config {
             ));
         }
         let token = match (&self.join_token, &self.join_token_file) {
-            (Some(_), Some(_)) => {
-                return Err(error(
-                    "join_token",
-                    "join_token_file is set too: set one of them".into(),
-                ));
-            }
-            (Some(token), None) => {
+            (Some(token), _) => {
                 Some(TokenSource::text(&token.0).map_err(|e| error("join_token", e.to_string()))?)
             }
             (None, file) => file.clone().map(TokenSource::File),

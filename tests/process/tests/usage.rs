@@ -105,6 +105,55 @@ fn wrong_configuration_files_are_told_with_their_place() {
     }
 }
 
+/// Which of two tokens is meant is not guessed, wherever they come from.
+#[test]
+fn a_token_and_a_file_with_a_token_are_one_too_many() {
+    let home = Home::new();
+    // Well-formed; nobody is asked.
+    let token = format!("weft1.{}.{}.{}", "A".repeat(43), "0".repeat(16), "A".repeat(43));
+    let file = home.file("both.yaml", "join_token_file: /nowhere\n");
+    for name in ["weft-policy", "weft-placement", "weft-agent"] {
+        let command = |arguments: &[&str]| {
+            let mut command = home.bare(name);
+            command.args(["--config", "/dev/null"]).args(arguments);
+            command
+        };
+        for one in [["--join-token", &token], ["--join-token-file", "/nowhere"]] {
+            let good = run(command(&one).arg("--check-config"));
+            assert_eq!(good.code, Some(0), "{good:?}");
+        }
+        let both = ["--join-token", &token, "--join-token-file", "/nowhere"];
+        let words = ["join_token", "join_token_file", "one of them"];
+        run(command(&both).arg("--check-config")).says(name, 2, &words);
+        run(&mut command(&both)).says(name, 2, &words);
+        run(command(&both[..2]).env("WEFT_JOIN_TOKEN_FILE", "/nowhere")).says(name, 2, &words);
+        run(home.bare(name).arg("--config").arg(&file).args(&both[..2])).says(name, 2, &words);
+    }
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_found_by_check_config() {
+    let home = Home::new();
+    for name in PROCESSES {
+        let check = |filter: &str| {
+            let mut command = home.bare(name);
+            command.args(["--config", "/dev/null", "--check-config"]);
+            run(command.env("WEFT_LOG", filter))
+        };
+        assert_eq!(check("info,weft_rpc=debug").code, Some(0), "{name}");
+        check("weft_rpc=loud").says(name, 2, &["log filter", "weft_rpc=loud", "info,"]);
+        let mut command = home.bare(name);
+        command.args([
+            "--config",
+            "/dev/null",
+            "--check-config",
+            "--otlp-endpoint",
+            "collector:4317",
+        ]);
+        run(&mut command).says(name, 2, &["collector:4317", "http://host:4317"]);
+    }
+}
+
 /// Values that no start could make good, each with the name of its field.
 #[test]
 fn wrong_values_are_found_by_check_config() {

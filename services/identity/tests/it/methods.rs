@@ -1,6 +1,7 @@
 //! Every method, called by every role.
 
 use crate::rig::{Rig, cell, pattern, td};
+use std::time::Duration;
 use tonic::{Code, Status, transport::Channel};
 use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
@@ -136,10 +137,7 @@ async fn each_role_may_call_its_methods_and_no_others() {
             "/weft.identity.v1.Bootstrap/Join",
             &["service", "node", "admin", "none", "local"],
         ),
-        (
-            "/weft.identity.v1.Certificates/Renew",
-            &["service", "node", "admin"],
-        ),
+        ("/weft.identity.v1.Certificates/Renew", &["service", "node"]),
         ("/weft.identity.v1.Certificates/SignWorkload", &["node"]),
         (
             "/weft.identity.v1.Trust/WatchBundle",
@@ -264,4 +262,26 @@ async fn operators_certificates_are_short() {
     let admin = rig.admin("ops").await.get().unwrap();
     assert_eq!(*admin.id(), td().admin("ops").unwrap());
     assert_eq!(admin.identity().not_after, crate::rig::NOW + 3600);
+}
+
+#[tokio::test]
+async fn an_operators_certificate_ends_with_the_one_it_was_asked_with() {
+    let rig = Rig::new().await;
+    let first = rig.admin("ops").await;
+    rig.clock.advance(Duration::from_secs(3000));
+    let ask = async |channel: Channel, ttl_seconds| {
+        let made = new_key_and_csr().unwrap();
+        let request = SignAdminRequest {
+            name: "ops".into(),
+            csr_der: made.csr_der,
+            ttl_seconds,
+        };
+        let reply = AdminClient::new(channel).sign_admin(request).await.unwrap();
+        let made = cell(reply.into_inner().svid.unwrap().chain_der, &made.key);
+        made.get().unwrap().identity().not_after - crate::rig::NOW
+    };
+    assert_eq!(ask(rig.channel(Some(&first)), 3600).await, 3600);
+    assert_eq!(ask(rig.channel(Some(&first)), 60).await, 3060);
+    // The same on the local socket begins anew.
+    assert_eq!(ask(rig.local(), 3600).await, 6600);
 }
