@@ -191,6 +191,8 @@ impl Dev {
             state_dir: parts.state.join("policy"),
             resources: self.resources.clone(),
             identity_addr: at.to_string(),
+            // There is no other node, and without root all apps are on loopback.
+            insecure_loopback: true,
             ..weft_policy::Config::default()
         };
         let mut policy = weft_policy::start(

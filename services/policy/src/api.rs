@@ -5,7 +5,7 @@ use crate::{
     hosts::{HostError, Hosts},
     metrics::Counts,
     owner::{Event, Refused},
-    world::{RegisterError, Session, WINDOW, check_workload, svid_name},
+    world::{RegisterError, Session, WINDOW, check_loopback, check_workload, svid_name},
 };
 use futures::Stream;
 use std::{
@@ -34,6 +34,7 @@ pub(crate) struct Api {
     events: mpsc::Sender<Event>,
     hosts: Hosts,
     counts: Counts,
+    insecure_loopback: bool,
     sessions: Arc<AtomicU64>,
     drain: Watcher,
 }
@@ -45,11 +46,18 @@ fn stopping() -> Status {
 }
 
 impl Api {
-    pub(crate) fn new(events: mpsc::Sender<Event>, hosts: Hosts, counts: Counts, drain: Watcher) -> Self {
+    pub(crate) fn new(
+        events: mpsc::Sender<Event>,
+        hosts: Hosts,
+        counts: Counts,
+        insecure_loopback: bool,
+        drain: Watcher,
+    ) -> Self {
         Self {
             events,
             hosts,
             counts,
+            insecure_loopback,
             sessions: Arc::new(AtomicU64::new(1)),
             drain,
         }
@@ -110,12 +118,13 @@ impl pb::registry_server::Registry for Api {
         request: Request<pb::RegisterRequest>,
     ) -> Result<Response<pb::RegisterResponse>, Status> {
         let node = node(&request)?;
+        let request = request.into_inner();
         let workload = request
-            .into_inner()
             .workload
             .ok_or_else(|| Status::invalid_argument("workload is missing"))?;
         // What is no name is refused as such, and never compared with patterns.
         check_workload(&node, &workload).map_err(Refused::from)?;
+        check_loopback(&workload, request.rootless, self.insecure_loopback).map_err(Refused::from)?;
         self.check_host(&node, &workload).await?;
         let workload = Box::new(workload);
         let registered = self

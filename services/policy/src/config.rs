@@ -28,6 +28,9 @@ pub struct Config {
     pub join_token: Option<Token>,
     /// File with the join token for the first start.
     pub join_token_file: Option<PathBuf>,
+    /// Takes workloads on loopback addresses from agents that run without root: only for a mesh that is
+    /// all on one machine.
+    pub insecure_loopback: bool,
     /// How long a number keeps its labels after its last workload went away.
     #[serde(deserialize_with = "grace")]
     pub identity_grace_seconds: u64,
@@ -54,6 +57,7 @@ impl Default for Config {
             identity_addr: "127.0.0.1:7301".into(),
             join_token: None,
             join_token_file: None,
+            insecure_loopback: false,
             identity_grace_seconds: 60,
             node_timeout_seconds: 600,
             service_cidrs: vec!["10.96.0.0/12".into(), "fd00:10:96::/112".into()],

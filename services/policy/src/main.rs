@@ -36,6 +36,11 @@ struct Flags {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     service_cidrs: Vec<String>,
+    /// Take workloads on loopback addresses from agents that run with --rootless: only for a mesh that is
+    /// all on one machine
+    #[arg(long, env = "WEFT_INSECURE_LOOPBACK", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    insecure_loopback: Option<bool>,
     /// Join token for the first start
     #[arg(long, env = "WEFT_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]

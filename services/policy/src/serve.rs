@@ -195,7 +195,13 @@ async fn start_on(
     let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
     let hosts = Hosts::default();
-    let api = Api::new(events, hosts.clone(), counts.clone(), drain.clone());
+    let api = Api::new(
+        events,
+        hosts.clone(),
+        counts.clone(),
+        config.insecure_loopback,
+        drain.clone(),
+    );
     let server = GrpcServer::new("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
         .add_service(
             pb::registry_server::RegistryServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST),

@@ -86,7 +86,7 @@ impl Mesh {
         if name == "weft-policy" {
             let folder = self.home.at("resources");
             std::fs::create_dir_all(&folder).unwrap();
-            command.arg("--resources").arg(folder);
+            command.arg("--insecure-loopback").arg("--resources").arg(folder);
         }
         command
     }

@@ -265,7 +265,7 @@ pub async fn start(
     let shared = Arc::new(Shared {
         node: node.clone(),
         trust_domain,
-        registry: Registry::new(policy_channel.clone(), policy.clone()),
+        registry: Registry::new(policy_channel.clone(), policy.clone(), side.is_rootless()),
         certificates,
         identities: SharedIdentities::new(),
         sessions: watch::Sender::new(0),

@@ -95,6 +95,11 @@ impl NodeSide {
         })
     }
 
+    /// Whether there is no weft-node.
+    pub fn is_rootless(&self) -> bool {
+        matches!(self.link, Link::Rootless)
+    }
+
     fn rootless(config: &AgentConfig, workloads: &Path) -> Result<Self, AgentError> {
         let node = config.node_name();
         let rootless = Rootless::new(&node, config.address, workloads.into())?;

@@ -34,12 +34,14 @@ pub enum RegistryError {
 pub struct Registry {
     client: RegistryClient<Channel>,
     upstream: Upstream,
+    rootless: bool,
 }
 
 impl Registry {
-    /// Over a channel to the policy service.
-    pub fn new(channel: Channel, upstream: Upstream) -> Self {
+    /// Over a channel to the policy service. Without root all workloads may be on loopback.
+    pub fn new(channel: Channel, upstream: Upstream, rootless: bool) -> Self {
         Self {
+            rootless,
             client: RegistryClient::new(channel),
             upstream,
         }
@@ -50,6 +52,7 @@ impl Registry {
         let id = workload.id.clone();
         let request = pb::RegisterRequest {
             workload: Some(workload),
+            rootless: self.rootless,
         };
         let mut client = self.client.clone();
         let answer = bounded(client.register(request)).await;

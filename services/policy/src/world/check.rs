@@ -50,6 +50,31 @@ pub(super) fn spiffe_id(message: &pb::Workload, domain: &TrustDomain) -> Result<
     Ok(id.to_string())
 }
 
+/// Other nodes that connect to a loopback address reach themselves, so one is taken only where all nodes
+/// are on one machine: the node says that it runs without root, and this service was started for that.
+pub(crate) fn check_loopback(
+    message: &pb::Workload,
+    rootless: bool,
+    insecure: bool,
+) -> Result<(), RegisterError> {
+    let addresses = message.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
+    let Some(loopback) = addresses.map(|a| a.to_canonical()).find(IpAddr::is_loopback) else {
+        return Ok(());
+    };
+    let why = match (rootless, insecure) {
+        (true, true) => return Ok(()),
+        (false, _) => "only an agent that runs with --rootless may register one",
+        (true, false) => {
+            "other nodes would reach themselves by it: set --address on the agent, or start the policy service \
+             with --insecure-loopback if all of the mesh is on one machine"
+        }
+    };
+    Err(RegisterError::Invalid {
+        field: "addresses",
+        problem: format!("{loopback} is a loopback address; {why}"),
+    })
+}
+
 /// Checks what a node says of a workload, for what is put into names, maps and other nodes.
 pub(crate) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterError> {
     let fail = |field: &'static str, problem: &str| RegisterError::Invalid {
@@ -91,7 +116,7 @@ pub(crate) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterEr
     }
     // What is no IP address is told where addresses are read.
     let addresses = message.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok());
-    // Other nodes connect to it. Loopback is where all processes of a machine without root are.
+    // Other nodes connect to it. Loopback has a check of its own.
     let nowhere = |a: IpAddr| {
         a.is_unspecified() || a.is_multicast() || a == IpAddr::from(std::net::Ipv4Addr::BROADCAST)
     };

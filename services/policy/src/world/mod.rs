@@ -22,7 +22,7 @@ mod scope;
 mod workloads;
 
 pub(crate) use addresses::Name;
-pub(crate) use check::{RegisterError, check as check_workload, svid_name};
+pub(crate) use check::{RegisterError, check as check_workload, check_loopback, svid_name};
 pub(crate) use node::{Session, Taking, WINDOW};
 pub(crate) use resources::ObjectKey;
 

@@ -134,6 +134,7 @@ async fn it_joins_by_token_serves_and_drains() {
             kind: pb::WorkloadKind::Process.into(),
             ..Default::default()
         }),
+        ..Default::default()
     };
     let mut registry = RegistryClient::new(channel);
     registry.register(request("cart")).await.unwrap();

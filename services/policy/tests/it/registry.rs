@@ -20,6 +20,7 @@ fn workload(node: &str, name: &str) -> pb::Workload {
 fn register(workload: pb::Workload) -> pb::RegisterRequest {
     pb::RegisterRequest {
         workload: Some(workload),
+        ..Default::default()
     }
 }
 
@@ -100,6 +101,43 @@ async fn a_node_registers_what_its_host_patterns_name() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn loopback_is_for_nodes_without_root_on_one_machine() {
+    let on = |address: &str, rootless| pb::RegisterRequest {
+        workload: Some(pb::Workload {
+            addresses: vec![address.into()],
+            ..workload("n1", "cart")
+        }),
+        rootless,
+    };
+    let refused = async |rig: &Rig, request| {
+        let refused = rig.registry("/weft/node/n1").register(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        refused.message().to_owned()
+    };
+    let rig = Rig::new(&[]).await;
+    for address in ["127.0.0.1", "127.8.0.1", "::1", "::ffff:127.0.0.1"] {
+        let why = refused(&rig, on(address, true)).await;
+        assert!(why.contains("--insecure-loopback"), "{why}");
+    }
+    rig.registry("/weft/node/n1")
+        .register(on("10.0.0.1", true))
+        .await
+        .unwrap();
+    let rig = Rig::configured(|c| c.insecure_loopback = true).await;
+    let why = refused(&rig, on("127.0.0.1", false)).await;
+    assert!(why.contains("--rootless"), "{why}");
+    // No host has them, with root or without.
+    for address in ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255"] {
+        let why = refused(&rig, on(address, true)).await;
+        assert!(why.contains("no host's"), "{why}");
+    }
+    rig.registry("/weft/node/n1")
+        .register(on("127.0.0.1", true))
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

@@ -273,6 +273,7 @@ impl Node {
     pub async fn register(&mut self, workload: pb::Workload) -> pb::Workload {
         let request = pb::RegisterRequest {
             workload: Some(workload),
+            ..Default::default()
         };
         self.registry
             .register(request)

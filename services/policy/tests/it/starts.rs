@@ -39,6 +39,7 @@ async fn a_start_waits_for_the_node_whose_policy_names_it() {
     let mut registry = n2.registry.clone();
     let request = |workload| pb::RegisterRequest {
         workload: Some(workload),
+        ..Default::default()
     };
     timeout(Duration::from_secs(2), registry.register(request(other)))
         .await
@@ -87,6 +88,7 @@ async fn a_start_does_not_wait_for_a_node_that_says_nothing() {
     let mut registry = n2.registry.clone();
     let request = pb::RegisterRequest {
         workload: Some(named.clone()),
+        ..Default::default()
     };
     timeout(LIMIT, registry.register(request.clone()))
         .await

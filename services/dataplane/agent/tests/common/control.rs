@@ -37,6 +37,7 @@ impl Control {
         let member = member(&identity, folder, "policy", &policy_drain).await;
         let config = weft_policy::Config {
             listen: loopback,
+            insecure_loopback: address.is_loopback(),
             resources: Some(folder.join("resources")),
             state_dir: folder.join("policy"),
             identity_addr: identity.address().to_string(),
