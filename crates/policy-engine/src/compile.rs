@@ -59,6 +59,16 @@ impl PolicyObject {
             .any(|r| selects_subject(&r.endpoint_selector, &self.namespace, labels))
     }
 
+    fn rule(&self, path: String) -> Arc<RuleRef> {
+        let (kind, namespace, name) = (self.kind.clone(), self.namespace.clone(), self.name.clone());
+        Arc::new(RuleRef {
+            kind,
+            namespace,
+            name,
+            path,
+        })
+    }
+
     /// Whether a workload with these labels is among the peers it names: if not, that workload's coming
     /// and going does not change what the object compiles to.
     pub fn names_peer(&self, labels: &Labels) -> bool {
@@ -141,8 +151,11 @@ pub fn compile<'a>(
             if !selects_subject(&rule.endpoint_selector, &object.namespace, subject) {
                 continue;
             }
-            let side = |into: &mut DirectionPolicy, allow: &[PeerRule], deny: &[PeerRule], default| {
-                into.default_deny |= Option::unwrap_or(default, !allow.is_empty() || !deny.is_empty());
+            let side = |into: &mut DirectionPolicy, allow: &[PeerRule], deny: &[PeerRule], default, name| {
+                if Option::unwrap_or(default, !allow.is_empty() || !deny.is_empty()) {
+                    into.default_deny = true;
+                    into.selected_by.push(object.rule(String::from(name)));
+                }
                 for (peers, deny) in [(allow, false), (deny, true)] {
                     for peer in peers {
                         add(into, object, peer, deny, identities);
@@ -154,12 +167,14 @@ pub fn compile<'a>(
                 &rule.ingress,
                 &rule.ingress_deny,
                 rule.default_deny_ingress,
+                "ingress",
             );
             side(
                 &mut egress,
                 &rule.egress,
                 &rule.egress_deny,
                 rule.default_deny_egress,
+                "egress",
             );
         }
     }
@@ -176,34 +191,29 @@ fn add(
     let Some(peers) = peers(rule, &object.namespace, identities) else {
         return;
     };
-    let named = |path: String| {
-        let (kind, namespace, name) = (object.kind.clone(), object.namespace.clone(), object.name.clone());
-        Arc::new(RuleRef {
-            kind,
-            namespace,
-            name,
-            path,
-        })
-    };
     let Some(ports) = &rule.ports else {
-        let rule = named(rule.path.clone());
+        let rule = object.rule(rule.path.clone());
         into.entries.push(Entry {
             deny,
             rule,
             protocol: None,
             ports: Ports::Any,
+            redirect: false,
+            auth: false,
             peers,
         });
         return;
     };
     for port in ports {
-        let reference = named(format!("{}.{}", rule.path, port.path));
+        let reference = object.rule(format!("{}.{}", rule.path, port.path));
         for (protocol, ports) in shapes(port) {
             into.entries.push(Entry {
                 deny,
                 rule: reference.clone(),
                 protocol,
                 ports,
+                redirect: false,
+                auth: false,
                 peers: peers.clone(),
             });
         }
@@ -252,7 +262,8 @@ fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Pe
             except: cidr.except.clone(),
         });
     }
-    (!peers.is_empty()).then_some(peers)
+    // Selectors that select nobody known today stay: who comes tomorrow is then no new rule.
+    Some(peers)
 }
 
 fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {

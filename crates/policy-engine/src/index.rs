@@ -21,11 +21,25 @@ pub(crate) const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
 const NONE: u32 = u32::MAX;
 
-/// First matching entry of each kind, by position in the canonical order.
+/// First matching entry of each kind, by position in the canonical order, and what those that allow say
+/// together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hit {
     deny: u32,
     allow: u32,
+    /// One of them does without the proxy.
+    direct: bool,
+    /// One of them demands proof.
+    auth: bool,
+}
+
+/// An entry as the tables hold it.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    position: u32,
+    deny: bool,
+    direct: bool,
+    auth: bool,
 }
 
 impl Default for Hit {
@@ -33,19 +47,28 @@ impl Default for Hit {
         Self {
             deny: NONE,
             allow: NONE,
+            direct: false,
+            auth: false,
         }
     }
 }
 
 impl Hit {
-    fn add(&mut self, position: u32, deny: bool) {
-        let slot = if deny { &mut self.deny } else { &mut self.allow };
-        *slot = (*slot).min(position);
+    fn add(&mut self, line: Line) {
+        if line.deny {
+            self.deny = self.deny.min(line.position);
+            return;
+        }
+        self.allow = self.allow.min(line.position);
+        self.direct |= line.direct;
+        self.auth |= line.auth;
     }
 
     fn join(&mut self, other: &Self) {
         self.deny = self.deny.min(other.deny);
         self.allow = self.allow.min(other.allow);
+        self.direct |= other.direct;
+        self.auth |= other.auth;
     }
 
     pub(crate) fn deny(self) -> Option<usize> {
@@ -55,14 +78,21 @@ impl Hit {
     pub(crate) fn allow(self) -> Option<usize> {
         (self.allow != NONE).then_some(self.allow as usize)
     }
+
+    pub(crate) fn redirect(self) -> bool {
+        !self.direct
+    }
+
+    pub(crate) fn auth(self) -> bool {
+        self.auth
+    }
 }
 
 #[derive(Debug, Clone)]
 struct RangeEntry {
     first: u16,
     last: u16,
-    position: u32,
-    deny: bool,
+    line: Line,
 }
 
 #[derive(Debug, Clone)]
@@ -70,8 +100,7 @@ struct CidrEntry {
     peer: CidrPeer,
     protocol: Option<u8>,
     ports: Ports,
-    position: u32,
-    deny: bool,
+    line: Line,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -107,7 +136,13 @@ impl Index {
     }
 
     fn add(&mut self, position: u32, entry: &Entry) {
-        let Entry { deny, peers, .. } = entry;
+        let peers = &entry.peers;
+        let line = Line {
+            position,
+            deny: entry.deny,
+            direct: !entry.redirect,
+            auth: entry.auth,
+        };
         let shapes: Vec<(Option<u8>, Ports)> = match (entry.protocol, entry.ports) {
             (None, Ports::Range(..)) => WITH_PORTS.iter().map(|p| (Some(*p), entry.ports)).collect(),
             shape => vec![shape],
@@ -116,12 +151,7 @@ impl Index {
             for peer in keys(peers) {
                 match ports {
                     Ports::Range(first, last) if first != last => {
-                        let range = RangeEntry {
-                            first,
-                            last,
-                            position,
-                            deny: *deny,
-                        };
+                        let range = RangeEntry { first, last, line };
                         self.ranges
                             .entry(key(peer, protocol, None))
                             .or_default()
@@ -131,13 +161,10 @@ impl Index {
                         self.exact
                             .entry(key(peer, protocol, Some(port)))
                             .or_default()
-                            .add(position, *deny);
+                            .add(line);
                     }
                     Ports::Any => {
-                        self.exact
-                            .entry(key(peer, protocol, None))
-                            .or_default()
-                            .add(position, *deny);
+                        self.exact.entry(key(peer, protocol, None)).or_default().add(line);
                     }
                 }
             }
@@ -151,8 +178,7 @@ impl Index {
                     peer: peer.clone(),
                     protocol,
                     ports,
-                    position,
-                    deny: *deny,
+                    line,
                 };
                 self.cidrs.entry(peer.cidr.network()).or_default().push(cidr);
             }
@@ -179,7 +205,7 @@ impl Index {
                 .flatten()
             {
                 if (range.first..=range.last).contains(&port) {
-                    hit.add(range.position, range.deny);
+                    hit.add(range.line);
                 }
             }
         }
@@ -193,8 +219,8 @@ impl Index {
         let fits = |e: &CidrEntry| e.protocol.is_none_or(|p| p == protocol) && e.ports.contains(port);
         let Some(address) = address.map(|a| a.to_canonical()) else {
             // Without an address nothing shows that a refused range is not meant: stay closed.
-            for entry in self.cidrs.values().flatten().filter(|e| e.deny && fits(e)) {
-                hit.add(entry.position, true);
+            for entry in self.cidrs.values().flatten().filter(|e| e.line.deny && fits(e)) {
+                hit.add(entry.line);
             }
             return;
         };
@@ -206,7 +232,7 @@ impl Index {
                 let meant = entry.peer.cidr.prefix_len() == *length
                     && !entry.peer.except.iter().any(|e| e.contains(&address));
                 if meant && fits(entry) {
-                    hit.add(entry.position, entry.deny);
+                    hit.add(entry.line);
                 }
             }
         }

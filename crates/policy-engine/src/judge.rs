@@ -39,6 +39,11 @@ pub enum Verdict {
     Allowed {
         /// The first rule that allows it.
         rule: Option<Arc<RuleRef>>,
+        /// Every rule that allows it leaves the last word to the proxy, request by request. Where nobody
+        /// reads requests, it may not pass.
+        redirect: bool,
+        /// A rule that allows it demands that both ends are proven. Where they are not, it may not pass.
+        auth: bool,
     },
     /// It may not.
     Denied {
@@ -50,7 +55,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether the connection may pass.
+    /// Whether the connection may pass, on the conditions that it names.
     pub fn is_allowed(&self) -> bool {
         matches!(self, Self::Allowed { .. })
     }
@@ -58,7 +63,7 @@ impl Verdict {
     /// The rule that decided, if one did.
     pub fn rule(&self) -> Option<&RuleRef> {
         match self {
-            Self::Allowed { rule } | Self::Denied { rule, .. } => rule.as_deref(),
+            Self::Allowed { rule, .. } | Self::Denied { rule, .. } => rule.as_deref(),
         }
     }
 }
@@ -75,8 +80,8 @@ pub(crate) fn is_outside(identity: NumericIdentity) -> bool {
 }
 
 impl PolicySet {
-    /// Judges one connection. `protocol` is the IANA number; `port` is the port at the callee, 0 for
-    /// protocols that have none.
+    /// Judges one connection. `protocol` is the IANA number; `port` is the port at the callee, for ICMP the
+    /// message's type plus one, 0 for other protocols.
     pub fn judge(&self, direction: Direction, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
         let (policy, index) = self.direction(direction);
         let hit = index.find(peer, protocol, port);
@@ -88,7 +93,11 @@ impl PolicySet {
             };
         }
         if let Some(at) = hit.allow() {
-            return Verdict::Allowed { rule: rule(at) };
+            return Verdict::Allowed {
+                rule: rule(at),
+                redirect: hit.redirect(),
+                auth: hit.auth(),
+            };
         }
         if policy.default_deny {
             return Verdict::Denied {
@@ -96,6 +105,10 @@ impl PolicySet {
                 rule: None,
             };
         }
-        Verdict::Allowed { rule: None }
+        Verdict::Allowed {
+            rule: None,
+            redirect: false,
+            auth: false,
+        }
     }
 }

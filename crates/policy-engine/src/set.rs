@@ -88,9 +88,13 @@ pub struct Entry {
     pub rule: Arc<RuleRef>,
     /// IANA protocol number; `None` for any.
     pub protocol: Option<u8>,
-    /// Ports.
+    /// Ports. For ICMP (protocols 1 and 58) the message's type plus one stands for the port.
     pub ports: Ports,
-    /// Whom it is about.
+    /// Allows by the proxy only, which judges each request. No effect when it refuses.
+    pub redirect: bool,
+    /// Allows with both ends proven only. No effect when it refuses.
+    pub auth: bool,
+    /// Whom it is about; nobody when all of it is empty, which says that nobody it means is known.
     pub peers: Peers,
 }
 
@@ -99,9 +103,15 @@ pub struct Entry {
 pub struct DirectionPolicy {
     /// Whether what no entry allows is refused.
     pub default_deny: bool,
+    /// The objects that brought default deny, for flows of what no rule allows: at most
+    /// [`MAX_SELECTED_BY`] of them.
+    pub selected_by: Vec<Arc<RuleRef>>,
     /// Entries; [`PolicySet::new`] brings them into canonical order.
     pub entries: Vec<Entry>,
 }
+
+/// More objects than this are not named as the ones that select a workload.
+pub const MAX_SELECTED_BY: usize = 8;
 
 /// The compiled policy of one or more workloads. Cheap to share behind an [`Arc`].
 #[derive(Debug, Clone)]
@@ -123,6 +133,9 @@ impl PolicySet {
             }
             direction.entries.sort_unstable();
             direction.entries.dedup();
+            direction.selected_by.sort_unstable();
+            direction.selected_by.dedup();
+            direction.selected_by.truncate(MAX_SELECTED_BY);
         }
         let id = content_id(&ingress, &egress);
         Self::with_id(id.into(), ingress, egress)
@@ -159,6 +172,14 @@ impl PolicySet {
     /// What may go out.
     pub fn egress(&self) -> &DirectionPolicy {
         &self.egress
+    }
+
+    /// Whether it tells peers outside the cluster apart, so that its [`crate::Image`] depends on the address
+    /// ranges of all sets.
+    pub fn names_outside(&self) -> bool {
+        let entries = self.ingress.entries.iter().chain(&self.egress.entries);
+        let mut peers = entries.map(|e| &e.peers).filter(|p| !p.any);
+        peers.any(|p| !p.cidrs.is_empty() || p.identities.contains(&NumericIdentity::WORLD))
     }
 
     pub(crate) fn direction(&self, direction: crate::Direction) -> (&DirectionPolicy, &Index) {
@@ -199,14 +220,21 @@ fn normalise(peers: &mut Peers) {
 /// SHA-256, cut to 128 bits, over an encoding in which every text carries its length: no two
 /// different sets write the same bytes.
 fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
-    let mut text = String::from("weft policy set 1\n");
+    let mut text = String::from("weft policy set 2\n");
+    let name = |text: &mut String, rule: &RuleRef| {
+        for part in [&rule.kind, &rule.namespace, &rule.name, &rule.path] {
+            let _ = write!(text, "{}:{part} ", part.len());
+        }
+    };
     let write = |text: &mut String, direction: &DirectionPolicy| {
         // Writing to a String can not fail.
-        let _ = writeln!(text, "{} {}", direction.default_deny, direction.entries.len());
+        let (objects, entries) = (direction.selected_by.len(), direction.entries.len());
+        let _ = writeln!(text, "{} {objects} {entries}", direction.default_deny);
+        for object in &direction.selected_by {
+            name(text, object);
+        }
         for e in &direction.entries {
-            for part in [&e.rule.kind, &e.rule.namespace, &e.rule.name, &e.rule.path] {
-                let _ = write!(text, "{}:{part} ", part.len());
-            }
+            name(text, &e.rule);
             let (first, last) = match e.ports {
                 Ports::Any => (0, 0),
                 Ports::Range(first, last) => (first, last),
@@ -214,8 +242,8 @@ fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
             let any = e.ports == Ports::Any;
             let _ = write!(
                 text,
-                "{} {:?} {any} {first} {last} {}",
-                e.deny, e.protocol, e.peers.any
+                "{} {} {} {:?} {any} {first} {last} {}",
+                e.deny, e.redirect, e.auth, e.protocol, e.peers.any
             );
             let _ = write!(text, " {}", e.peers.identities.len());
             for id in &e.peers.identities {

@@ -1,6 +1,6 @@
 //! Policy sets as `weft.policy.v1` carries them.
 
-use crate::{CidrPeer, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef};
+use crate::{CidrPeer, DirectionPolicy, Entry, MAX_SELECTED_BY, Peers, PolicySet, Ports, RuleRef};
 use ipnet::IpNet;
 use std::sync::Arc;
 use weft_model::NumericIdentity;
@@ -48,6 +48,12 @@ impl TryFrom<&pb::PolicySet> for PolicySet {
             }
             Ok(DirectionPolicy {
                 default_deny: policy.default_deny,
+                selected_by: policy
+                    .selected_by
+                    .iter()
+                    .take(MAX_SELECTED_BY)
+                    .map(|r| Arc::new(rule_from_wire(r)))
+                    .collect(),
                 entries,
             })
         };
@@ -61,6 +67,7 @@ fn direction_to_wire(policy: &DirectionPolicy) -> pb::DirectionPolicy {
     pb::DirectionPolicy {
         default_deny: policy.default_deny,
         entries: policy.entries.iter().map(entry_to_wire).collect(),
+        selected_by: policy.selected_by.iter().map(|r| rule_to_wire(r)).collect(),
     }
 }
 
@@ -83,12 +90,23 @@ fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
         port: u32::from(port),
         end_port: u32::from(end_port),
         rule: Some(rule_to_wire(&entry.rule)),
+        redirect: entry.redirect,
+        authenticated: entry.auth,
     }
 }
 
 /// The rule in its wire form, for flows and explanations.
 pub fn rule_to_wire(rule: &RuleRef) -> pb::RuleRef {
     pb::RuleRef {
+        kind: rule.kind.clone(),
+        namespace: rule.namespace.clone(),
+        name: rule.name.clone(),
+        path: rule.path.clone(),
+    }
+}
+
+fn rule_from_wire(rule: &pb::RuleRef) -> RuleRef {
+    RuleRef {
         kind: rule.kind.clone(),
         namespace: rule.namespace.clone(),
         name: rule.name.clone(),
@@ -115,9 +133,14 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
         _ => Ports::Range(first, last),
     };
     let net = |text: &str| {
-        text.parse::<IpNet>()
-            .map(|n| n.trunc())
-            .map_err(|e| format!("CIDR {text:?}: {e}"))
+        let net: IpNet = text.parse().map_err(|e| format!("CIDR {text:?}: {e}"))?;
+        // The kernel keeps IPv4 there: it would mean something else than elsewhere.
+        let mapped =
+            matches!(net, IpNet::V6(n) if n.prefix_len() >= 96 && n.addr().to_ipv4_mapped().is_some());
+        if mapped {
+            return Err(format!("CIDR {text:?}: write IPv4 as IPv4"));
+        }
+        Ok(net.trunc())
     };
     let mut cidrs = Vec::with_capacity(entry.cidrs.len());
     for cidr in &entry.cidrs {
@@ -131,25 +154,14 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
             except,
         });
     }
-    let rule = entry.rule.as_ref().map_or_else(
-        || RuleRef {
-            kind: String::new(),
-            namespace: String::new(),
-            name: String::new(),
-            path: String::new(),
-        },
-        |r| RuleRef {
-            kind: r.kind.clone(),
-            namespace: r.namespace.clone(),
-            name: r.name.clone(),
-            path: r.path.clone(),
-        },
-    );
+    let rule = rule_from_wire(entry.rule.as_ref().unwrap_or(&pb::RuleRef::default()));
     Ok(Entry {
         deny: entry.deny,
         rule: Arc::new(rule),
         protocol: (protocol != 0).then_some(protocol),
         ports,
+        redirect: entry.redirect,
+        auth: entry.authenticated,
         peers: Peers {
             any: entry.any_peer,
             identities: entry.identities.iter().map(|i| NumericIdentity(*i)).collect(),

@@ -21,6 +21,14 @@ const ADDRESSES: [&str; 5] = [
     "::ffff:10.0.0.1",
 ];
 
+fn unconditionally() -> Verdict {
+    Verdict::Allowed {
+        rule: None,
+        redirect: false,
+        auth: false,
+    }
+}
+
 fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
     let local = (0x0100_0000..0x0200_0000).contains(&peer.identity.0);
     let outside = local || [2, 9, 10].contains(&peer.identity.0);
@@ -56,12 +64,20 @@ fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Ve
         };
     }
     match first(false) {
-        Some(rule) => Verdict::Allowed { rule: Some(rule) },
+        Some(rule) => Verdict::Allowed {
+            rule: Some(rule),
+            redirect: policy
+                .entries
+                .iter()
+                .filter(|e| !e.deny && matches(e))
+                .all(|e| e.redirect),
+            auth: policy.entries.iter().any(|e| !e.deny && matches(e) && e.auth),
+        },
         None if policy.default_deny => Verdict::Denied {
             reason: DenyReason::PolicyDenied,
             rule: None,
         },
-        None => Verdict::Allowed { rule: None },
+        None => unconditionally(),
     }
 }
 
@@ -101,8 +117,9 @@ fn entry() -> impl Strategy<Value = Entry> {
         proptest::sample::select(&PORTS[..]).prop_map(|p| Ports::Range(p, p)),
     ];
     let protocol = proptest::sample::select(vec![None, Some(6), Some(17), Some(1)]);
-    (prop::bool::weighted(0.3), 0..9u8, protocol, ports, peers()).prop_map(
-        |(deny, n, protocol, ports, peers)| {
+    let how = (any::<bool>(), prop::bool::weighted(0.2));
+    (prop::bool::weighted(0.3), 0..9u8, protocol, ports, how, peers()).prop_map(
+        |(deny, n, protocol, ports, (redirect, auth), peers)| {
             let rule = RuleRef {
                 kind: "CiliumNetworkPolicy".into(),
                 namespace: "default".into(),
@@ -114,6 +131,8 @@ fn entry() -> impl Strategy<Value = Entry> {
                 rule: Arc::new(rule),
                 protocol,
                 ports,
+                redirect,
+                auth,
                 peers,
             }
         },
@@ -124,6 +143,7 @@ fn direction() -> impl Strategy<Value = DirectionPolicy> {
     (any::<bool>(), prop::collection::vec(entry(), 0..8)).prop_map(|(default_deny, entries)| {
         DirectionPolicy {
             default_deny,
+            selected_by: entries.iter().take(9).map(|e| e.rule.clone()).collect(),
             entries,
         }
     })
@@ -198,10 +218,7 @@ fn what_no_rule_selects_is_allowed_by_no_rule() {
         address: None,
     };
     let set = PolicySet::unrestricted();
-    assert_eq!(
-        set.judge(Direction::Ingress, anyone, 6, 80),
-        Verdict::Allowed { rule: None }
-    );
+    assert_eq!(set.judge(Direction::Ingress, anyone, 6, 80), unconditionally());
 }
 
 #[test]
@@ -210,6 +227,7 @@ fn numbers_that_do_not_fit_are_refused() {
         id: "x".into(),
         ingress: Some(pb::DirectionPolicy {
             default_deny: true,
+            selected_by: Vec::new(),
             entries: vec![pb::PolicyEntry {
                 protocol,
                 port,

@@ -527,5 +527,12 @@ specs:
         6,
         80,
     );
-    assert_eq!(out, Verdict::Allowed { rule: None });
+    assert_eq!(
+        out,
+        Verdict::Allowed {
+            rule: None,
+            redirect: false,
+            auth: false
+        }
+    );
 }

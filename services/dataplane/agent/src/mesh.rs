@@ -9,7 +9,7 @@ use crate::{endpoints::Endpoints, interest::Interest};
 use parking_lot::RwLock;
 use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
-use weft_policy_engine::{PolicySet, RuleRef};
+use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
 
 /// Most resources of one kind that are held: a bound on memory, far above a node's need.
@@ -20,6 +20,8 @@ const MAX_PER_KIND: usize = 1_000_000;
 pub struct Compiled {
     set: PolicySet,
     texts: HashMap<Arc<RuleRef>, Arc<str>>,
+    /// What refuses by default, coming in and going out.
+    selected_by: [Option<Arc<str>>; 2],
 }
 
 impl Compiled {
@@ -28,12 +30,25 @@ impl Compiled {
         let texts = entries
             .map(|e| (e.rule.clone(), Arc::from(e.rule.to_string())))
             .collect();
-        Self { set, texts }
+        let selected_by = [set.ingress(), set.egress()].map(|policy| {
+            let objects: Vec<String> = policy.selected_by.iter().map(|r| r.to_string()).collect();
+            (!objects.is_empty()).then(|| format!("no rule of {}", objects.join(", ")).into())
+        });
+        Self {
+            set,
+            texts,
+            selected_by,
+        }
     }
 
     /// The policy.
     pub fn set(&self) -> &PolicySet {
         &self.set
+    }
+
+    /// For flows of what no rule allows: the objects that let nothing else in that direction pass.
+    pub fn selected_by(&self, direction: Direction) -> Option<Arc<str>> {
+        self.selected_by[usize::from(direction == Direction::Egress)].clone()
     }
 
     /// A rule of it, as flows show it.

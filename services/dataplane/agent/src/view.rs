@@ -107,8 +107,16 @@ impl Judge for View {
         let verdict = policy.set().judge(direction, peer, TCP, question.port);
         let rule = policy.text(verdict.rule());
         match verdict {
+            // What rules say of single requests is not judged yet: closed, never open.
+            Verdict::Allowed { redirect: true, .. } => Decision::refuse(DropReason::PolicyDenied, rule),
+            Verdict::Allowed { auth: true, .. } if !question.authenticated => {
+                Decision::refuse(DropReason::AuthRequired, rule)
+            }
             Verdict::Allowed { .. } => Decision::allow(rule),
-            Verdict::Denied { .. } => Decision::refuse(DropReason::PolicyDenied, rule),
+            Verdict::Denied { .. } => {
+                let rule = rule.or_else(|| policy.selected_by(direction));
+                Decision::refuse(DropReason::PolicyDenied, rule)
+            }
         }
     }
 }
@@ -282,6 +290,8 @@ mod tests {
             rule: Arc::new(rule),
             protocol: Some(TCP),
             ports: Ports::Range(50002, 50002),
+            redirect: false,
+            auth: false,
             peers: Peers {
                 identities: vec![NumericIdentity(400)],
                 ..Peers::default()
@@ -290,6 +300,7 @@ mod tests {
         let ingress = DirectionPolicy {
             default_deny: true,
             entries: vec![entry],
+            ..Default::default()
         };
         let callee = workload("a", "n1", 300);
         send(
@@ -320,5 +331,57 @@ mod tests {
         assert_eq!(ask("a", Direction::Ingress, &caller(400), 3500).refused, refused);
         assert_eq!(ask("a", Direction::Egress, &caller(401), 50002).refused, None);
         assert_eq!(ask("b", Direction::Ingress, &caller(400), 50002).refused, refused);
+    }
+
+    #[test]
+    fn conditions_that_are_not_met_close() {
+        let view = view();
+        let named = |path: &str| {
+            Arc::new(RuleRef {
+                kind: "CiliumNetworkPolicy".into(),
+                namespace: "default".into(),
+                name: "cart".into(),
+                path: path.into(),
+            })
+        };
+        let entry = |port, redirect, auth| Entry {
+            deny: false,
+            rule: named("ingress[0]"),
+            protocol: Some(TCP),
+            ports: Ports::Range(port, port),
+            redirect,
+            auth,
+            peers: Peers::any(),
+        };
+        let ingress = DirectionPolicy {
+            default_deny: true,
+            selected_by: vec![named("ingress")],
+            entries: vec![
+                entry(80, false, false),
+                entry(81, true, false),
+                entry(82, false, true),
+            ],
+        };
+        let callee = workload("a", "n1", 300);
+        let set = PolicySet::new(ingress, DirectionPolicy::default());
+        send(&view, vec![callee.clone()], Some(set));
+        let ask = |port, authenticated| {
+            view.judge(&Question {
+                direction: Direction::Ingress,
+                workload: "a",
+                source: &party(&callee),
+                destination: &party(&callee),
+                port,
+                authenticated,
+            })
+        };
+        assert_eq!(ask(80, false).refused, None);
+        assert_eq!(ask(81, true).refused, Some(DropReason::PolicyDenied));
+        assert_eq!(ask(82, false).refused, Some(DropReason::AuthRequired));
+        assert_eq!(ask(82, true).refused, None);
+        let by_default = ask(83, true);
+        assert_eq!(by_default.refused, Some(DropReason::PolicyDenied));
+        let text = by_default.rule.unwrap();
+        assert_eq!(&*text, "no rule of CiliumNetworkPolicy/default/cart: ingress");
     }
 }
