@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Which workload the current task belongs to. */
+/* Which workload the current task belongs to, and the endpoint it speaks as. */
 #ifndef WEFT_CALLER_BPF_H
 #define WEFT_CALLER_BPF_H
 
@@ -36,6 +36,45 @@ static __always_inline struct weft_workload *current_workload(__u64 *cgroup)
 		}
 	}
 	return found;
+}
+
+enum weft_kind {
+	/* Nobody that is registered: services are translated and nothing else. */
+	WEFT_STRANGER,
+	WEFT_POD,
+	WEFT_PROCESS,
+};
+
+/* Who makes a call. */
+struct weft_caller {
+	/* The workload's cgroup; 0 for pods. */
+	__u64 cgroup;
+	__u64 netns;
+	__u32 index;
+	__u32 kind;
+};
+
+/* A pod's own namespace comes first: its packets are judged as the pod's, whoever sends them. */
+static __always_inline void find_caller(struct bpf_sock_addr *ctx, struct weft_caller *caller)
+{
+	struct weft_workload *workload;
+	__u32 *pod;
+
+	caller->cgroup = 0;
+	caller->index = 0;
+	caller->kind = WEFT_STRANGER;
+	caller->netns = bpf_get_netns_cookie(ctx);
+	pod = bpf_map_lookup_elem(&namespaces, &caller->netns);
+	if (pod) {
+		caller->index = *pod;
+		caller->kind = WEFT_POD;
+		return;
+	}
+	workload = current_workload(&caller->cgroup);
+	if (workload) {
+		caller->index = workload->index;
+		caller->kind = WEFT_PROCESS;
+	}
 }
 
 #endif

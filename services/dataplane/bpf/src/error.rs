@@ -1,6 +1,7 @@
 //! What can go wrong, said to the operator: what, where, what to do.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Failures of the loader.
@@ -97,5 +98,31 @@ pub enum Error {
     WorkloadsFull {
         /// How many it can hold.
         max: u32,
+    },
+    /// The table of services is full.
+    #[error("the node's table of services is full ({max} entries): remove services")]
+    ServicesFull {
+        /// How many it can hold.
+        max: u32,
+    },
+    /// A service has a backend that its callers could not reach.
+    #[error(
+        "the service at {service} cannot have the backend {backend}, which is of the other IP family: give the service an address of that family"
+    )]
+    BackendFamily {
+        /// The service's address.
+        service: SocketAddr,
+        /// The backend's.
+        backend: SocketAddr,
+    },
+    /// A namespace's sockets could not be listed or closed.
+    #[error(
+        "cannot {action} sockets of a network namespace: {source}; it needs CAP_NET_ADMIN, CAP_BPF and a kernel with CONFIG_INET_DIAG_DESTROY"
+    )]
+    Sockets {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
     },
 }

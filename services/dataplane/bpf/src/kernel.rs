@@ -16,7 +16,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::error::Error;
 use crate::fs as filesystems;
-use crate::layout::{COUNTERS, LAYOUT, RawWorkload};
+use crate::layout::{COUNTERS, LAYOUT, RawProcess, RawWorkload};
 use crate::links::{self, PROGRAMS};
 use crate::sys::{self, Map};
 
@@ -74,9 +74,12 @@ pub struct Counter {
 /// The loaded programs and their maps.
 pub struct Kernel {
     adopted: bool,
-    maps: PathBuf,
+    pub(crate) maps: PathBuf,
     workloads: Map<u64, RawWorkload>,
-    shares: Map<u64, i32>,
+    pub(crate) shares: Map<u64, i32>,
+    pub(crate) namespaces: Map<u64, u32>,
+    pub(crate) own: Map<i32, u32>,
+    pub(crate) processes: Map<RawProcess, u32>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -142,6 +145,9 @@ impl Kernel {
     fn open(maps: PathBuf, adopted: bool) -> Result<Self, Error> {
         let workloads = typed(&maps, "workloads")?;
         let shares = typed(&maps, "shares")?;
+        let namespaces = typed(&maps, "namespaces")?;
+        let own = typed(&maps, "own")?;
+        let processes = typed(&maps, "processes")?;
         let counters = MapData::from_pin(maps.join("counters"))
             .and_then(|data| PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data)))
             .map_err(|error| Error::Layout {
@@ -153,6 +159,9 @@ impl Kernel {
             maps,
             workloads,
             shares,
+            namespaces,
+            own,
+            processes,
             counters,
         })
     }

@@ -1,12 +1,15 @@
 //! BPF programs of the node and their loader.
 //!
-//! The programs tell who opened a connection, for workloads that are told apart by their cgroup
-//! (`weft.bpf.c` says how). This crate loads them at the node's cgroup, keeps them and their maps
+//! The programs tell who opened a connection (`origin.bpf.h`), and take calls to a service to one of
+//! its backends or to the agent (`socket.bpf.h`). This crate loads them at the node's cgroup, keeps them and their maps
 //! pinned so that they outlive the process, and reads what they found. aya does the loading; none
 //! of its types cross this border.
 //!
 //! - [`Kernel`]: load or adopt, register workloads, read counters. Needs root.
 //! - [`Origins`]: read an accepted socket's caller. Needs the map's descriptor only.
+//! - [`Endpoints`]: write what is enforced for whom. Needs the map's descriptor only.
+//! - [`Services`]: write which backends a service has. Needs the maps' descriptors only.
+//! - [`Closer`]: close the sockets to a backend that is gone. Needs root.
 //! - [`probe`]: what is missing here, and how to get it.
 //! - [`uninstall`]: take everything away.
 //!
@@ -15,6 +18,9 @@
 //! an accepted socket by the cgroup in which its listener was made. And a workload must be
 //! registered before its first process starts.
 
+mod close;
+mod diag;
+mod endpoints;
 mod error;
 mod fs;
 mod kernel;
@@ -25,17 +31,25 @@ mod links;
 mod object_tests;
 mod origin;
 mod probe;
+mod services;
+mod sockets;
 mod sys;
 
+pub use close::{Closer, Gone};
+pub use diag::NamespaceSockets;
+pub use endpoints::{Endpoint, Endpoints};
 pub use error::Error;
 pub use fs::{cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, pin_dir};
 pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
 pub use probe::{Capability, probe};
+pub use services::{Backend, Change, Frontend, Services, Transport};
 
 /// A kernel is shared between tasks.
 const _: () = {
     const fn shared<T: Send + Sync>() {}
     shared::<Kernel>();
     shared::<Origins>();
+    shared::<Services>();
+    shared::<Closer>();
 };

@@ -9,9 +9,16 @@ use std::path::Path;
 use crate::error::Error;
 use crate::sys::{self, AttachType};
 
-/// The programs by function name, and where they go. Callers first: a record that nothing takes
-/// is harmless, a listener that expects records before there are any is not.
-pub(crate) const PROGRAMS: [(&str, AttachType); 3] = [
+/// The programs by function name, and where they go. What translates back comes before what
+/// translates. Callers before listeners: a record that nothing takes is harmless, a listener that
+/// expects records before there are any is not.
+pub(crate) const PROGRAMS: [(&str, AttachType); 9] = [
+    ("getpeername4", AttachType::Inet4GetPeername),
+    ("getpeername6", AttachType::Inet6GetPeername),
+    ("recvmsg4", AttachType::Udp4Recvmsg),
+    ("recvmsg6", AttachType::Udp6Recvmsg),
+    ("sendmsg4", AttachType::Udp4Sendmsg),
+    ("sendmsg6", AttachType::Udp6Sendmsg),
     ("connect4", AttachType::Inet4Connect),
     ("connect6", AttachType::Inet6Connect),
     ("sock_ops", AttachType::SockOps),

@@ -20,10 +20,31 @@ struct {
 	__type(value, struct weft_workload);
 } workloads SEC(".maps");
 
-/* cgroup id -> how many entries of `pending` it holds. Entries are made by user space. */
+/* Cookie of a pod's network namespace -> its endpoint number. Written by user space only. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, __u32);
+} namespaces SEC(".maps");
+
+/* Endpoint number -> what is enforced. One that is absent is not known yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct weft_endpoint);
+} endpoints SEC(".maps");
+
+/*
+ * How many entries of `pending` a workload holds, by its cgroup id, or a pod, by its namespace's
+ * cookie with the highest bit set. Entries are made by user space.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 	__type(key, __u64);
 	__type(value, __s32);
@@ -56,6 +77,59 @@ struct {
 	__type(value, struct weft_origin);
 } origins SEC(".maps");
 
+/* On sockets that the node made for the agent. Written by user space only. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, int);
+	__type(value, __u32);
+} own SEC(".maps");
+
+/* On UDP sockets that send to services or belong to processes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, int);
+	__type(value, struct weft_datagram);
+} datagrams SEC(".maps");
+
+/* Whose packets these are, for processes. The oldest give way. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct weft_process);
+	__type(value, __u32);
+} processes SEC(".maps");
+
+/* The services, written by user space only: see services.rs for the order. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct weft_service_key);
+	__type(value, struct weft_service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct weft_backend_key);
+	__type(value, struct weft_backend);
+} backends SEC(".maps");
+
+/* Twice as many: while a set changes both the old and the new are members. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 131072);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct weft_member);
+	__type(value, __u32);
+} members SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, WEFT_COUNTERS);
@@ -63,6 +137,9 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } counters SEC(".maps");
+
+/* Where the agent listens for captured connections, on the loopback of the caller's namespace. */
+const volatile __u16 capture_port = 15001;
 
 /* Puts the enumeration into the object's BTF, where the names are compared with user space's. */
 const volatile enum weft_counter last_counter = WEFT_COUNTERS;

@@ -7,7 +7,10 @@ use std::mem::{offset_of, size_of};
 use object::{Object, ObjectSection, ObjectSymbol};
 
 use crate::kernel::OBJECT;
-use crate::layout::{COUNTERS, RawOrigin, RawWorkload};
+use crate::layout::{
+    COUNTERS, RawActive, RawBackend, RawBackendKey, RawDatagram, RawEndpoint, RawMapping, RawMember,
+    RawOrigin, RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
+};
 
 /// What built [`OBJECT`]: the compiler's name, or "prebuilt".
 const BUILT_BY: &str = env!("WEFT_BPF_BUILT_BY");
@@ -137,20 +140,120 @@ fn layouts_agree_between_c_and_rust() {
         netns,
         socket,
         daddr,
+        target,
         dport,
+        tport,
         family,
-        index
+        flags,
+        index,
+        service
     });
     assert_eq!(shapes["weft_origin"], origin);
 
-    // Padding would carry the kernel's stack to user space and make keys differ that are the same.
-    let tuple = &shapes["weft_tuple"];
-    assert_eq!(
-        (tuple.0, tuple.1.last().unwrap()),
-        (48, &("zero".to_string(), 44))
-    );
-    let active = &shapes["weft_active"];
-    assert_eq!(active.0, origin.0 + tuple.0 + 8);
+    let expected = [
+        (
+            "weft_endpoint",
+            shape!(RawEndpoint {
+                identity,
+                set,
+                flags,
+                generation
+            }),
+        ),
+        (
+            "weft_tuple",
+            shape!(RawTuple {
+                netns,
+                saddr,
+                daddr,
+                sport,
+                dport,
+                zero
+            }),
+        ),
+        (
+            "weft_active",
+            shape!(RawActive {
+                origin,
+                peer,
+                tuple,
+                pport,
+                entries,
+                zero
+            }),
+        ),
+        (
+            "weft_mapping",
+            shape!(RawMapping {
+                service,
+                backend,
+                sport,
+                bport,
+                id,
+                generation,
+                used
+            }),
+        ),
+        (
+            "weft_datagram",
+            shape!(RawDatagram {
+                index,
+                clock,
+                mappings
+            }),
+        ),
+        (
+            "weft_process",
+            shape!(RawProcess {
+                saddr,
+                daddr,
+                sport,
+                dport,
+                proto,
+                zero
+            }),
+        ),
+        (
+            "weft_service_key",
+            shape!(RawServiceKey {
+                addr,
+                port,
+                proto,
+                zero
+            }),
+        ),
+        (
+            "weft_service",
+            shape!(RawService {
+                id,
+                count,
+                flags,
+                generation
+            }),
+        ),
+        ("weft_backend_key", shape!(RawBackendKey { service, slot })),
+        (
+            "weft_backend",
+            shape!(RawBackend {
+                addr,
+                port,
+                flags,
+                endpoint
+            }),
+        ),
+        (
+            "weft_member",
+            shape!(RawMember {
+                addr,
+                service,
+                port,
+                zero
+            }),
+        ),
+    ];
+    for (name, shape) in expected {
+        assert_eq!(shapes[name], shape, "{name}");
+    }
 }
 
 #[test]

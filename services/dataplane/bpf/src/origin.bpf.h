@@ -3,6 +3,7 @@
  * The way of a record from connect(2) to the accepted socket: sockops sees the connecting socket
  * again when the local port is known and publishes the record under {netns cookie, 4-tuple}; when
  * the other end of that connection is established it moves the record to the accepted socket.
+ * In passing it writes down whose packets a process's connection will send.
  */
 #ifndef WEFT_ORIGIN_BPF_H
 #define WEFT_ORIGIN_BPF_H
@@ -14,7 +15,7 @@
 const volatile __u32 share_max = 2048;
 
 /* Both addresses of the socket. An AF_INET6 socket may carry IPv4. */
-static __always_inline int addresses(struct bpf_sock_ops *ctx, __u8 *local, __u8 *remote)
+static __always_inline int both_ends(struct bpf_sock_ops *ctx, __u8 *local, __u8 *remote)
 {
 	__u32 *l = (__u32 *)local, *r = (__u32 *)remote;
 
@@ -42,90 +43,125 @@ static __always_inline int addresses(struct bpf_sock_ops *ctx, __u8 *local, __u8
 /* Does the connection stay in its namespace? Others never meet a listener of ours. */
 static __always_inline int is_local(const struct weft_tuple *tuple)
 {
-	const __u32 *s = (const __u32 *)tuple->saddr, *d = (const __u32 *)tuple->daddr;
+	return is_loopback(tuple->daddr) || same_addr(tuple->saddr, tuple->daddr);
+}
 
-	if (is_mapped(tuple->daddr) && tuple->daddr[12] == 127)
-		return 1;
-	if (d[0] == 0 && d[1] == 0 && d[2] == 0 && d[3] == bpf_htonl(1))
-		return 1;
-	return s[0] == d[0] && s[1] == d[1] && s[2] == d[2] && s[3] == d[3];
+/* Whose share of `pending` a record takes: a workload's by its cgroup, a pod's by its namespace. */
+static __always_inline __u64 share_of(const struct weft_origin *origin)
+{
+	return origin->cgroup ? origin->cgroup : origin->netns | 1ULL << 63;
 }
 
 /* Removes a record. Of two CPUs that try, one succeeds, and that one gives the share back. */
-static __always_inline int take_pending(const struct weft_tuple *tuple, __u64 cgroup)
+static __always_inline int take_pending(const struct weft_tuple *tuple, __u64 owner)
 {
 	__s32 *share;
 
 	if (bpf_map_delete_elem(&pending, tuple))
 		return 0;
-	share = bpf_map_lookup_elem(&shares, &cgroup);
+	share = bpf_map_lookup_elem(&shares, &owner);
 	if (share)
 		__sync_fetch_and_add(share, -1);
 	return 1;
 }
 
+static __always_inline void process_key(const struct weft_tuple *tuple, struct weft_process *key)
+{
+	copy_addr(key->saddr, tuple->saddr);
+	copy_addr(key->daddr, tuple->daddr);
+	key->sport = tuple->sport;
+	key->dport = tuple->dport;
+	key->proto = IPPROTO_TCP;
+}
+
 static __always_inline void withdraw(struct weft_active *active)
 {
-	struct weft_origin *held;
+	__u16 entries = active->entries;
 	struct weft_tuple tuple;
 
-	if (!active->published)
+	if (!entries)
 		return;
-	active->published = 0;
+	active->entries = 0;
 	tuple = active->tuple;
-	held = bpf_map_lookup_elem(&pending, &tuple);
-	if (held && held->socket == active->origin.socket && take_pending(&tuple, held->cgroup))
-		count(WEFT_ABANDONED);
+	if (entries & WEFT_ACTIVE_PENDING) {
+		struct weft_origin *held = bpf_map_lookup_elem(&pending, &tuple);
+
+		if (held && held->socket == active->origin.socket && take_pending(&tuple, share_of(held)))
+			count(WEFT_ABANDONED);
+	}
+	if (entries & WEFT_ACTIVE_PROCESS) {
+		struct weft_process key ALIGNED = {};
+
+		process_key(&tuple, &key);
+		bpf_map_delete_elem(&processes, &key);
+	}
+}
+
+/* To be taken by the listener that the connection meets. */
+static __always_inline void publish(struct weft_active *active, const struct weft_tuple *tuple)
+{
+	struct weft_origin origin = active->origin, *stale;
+	__u64 owner = share_of(&origin);
+	__s32 *share = bpf_map_lookup_elem(&shares, &owner);
+
+	if (!share || *share >= (__s32)share_max) {
+		count(WEFT_SHARE_USED_UP);
+		return;
+	}
+	/* Only one live socket can own the tuple, and it is this one. */
+	stale = bpf_map_lookup_elem(&pending, tuple);
+	if (stale)
+		take_pending(tuple, share_of(stale));
+	active->entries |= WEFT_ACTIVE_PENDING;
+	if (bpf_map_update_elem(&pending, tuple, &origin, BPF_NOEXIST)) {
+		active->entries &= ~WEFT_ACTIVE_PENDING;
+		count(WEFT_PENDING_FULL);
+		return;
+	}
+	__sync_fetch_and_add(share, 1);
+	count(WEFT_PUBLISHED);
 }
 
 static __always_inline void on_syn(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct weft_origin *stale;
 	struct weft_active *active;
-	struct weft_origin origin;
 	struct weft_tuple tuple = {};
-	__u64 cgroup;
-	__s32 *share;
+	int captured;
 
 	if (!sk)
 		return;
 	active = bpf_sk_storage_get(&connects, sk, 0, 0);
 	if (!active)
 		return;
-	if (!addresses(ctx, tuple.saddr, tuple.daddr))
+	captured = active->origin.flags & WEFT_ORIGIN_CAPTURED;
+	/* Of others only the way back is kept. */
+	if (!captured && !active->origin.cgroup)
 		return;
-	if (!is_local(&tuple))
+	if (!both_ends(ctx, tuple.saddr, tuple.daddr))
 		return;
 	tuple.netns = bpf_get_netns_cookie(ctx);
 	tuple.sport = ctx->local_port;
 	tuple.dport = bpf_ntohl(ctx->remote_port);
 
-	origin = active->origin;
-	cgroup = origin.cgroup;
-	share = bpf_map_lookup_elem(&shares, &cgroup);
-	if (!share || *share >= (__s32)share_max) {
-		count(WEFT_SHARE_USED_UP);
-		return;
-	}
-	/* Without the close there is no way to take the record back: then none is written. */
+	/* Without the close there is no way to take anything back: then nothing is written. */
 	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG)) {
 		count(WEFT_NO_STORAGE);
 		return;
 	}
-	/* Only one live socket can own the tuple, and it is this one. */
-	stale = bpf_map_lookup_elem(&pending, &tuple);
-	if (stale)
-		take_pending(&tuple, stale->cgroup);
 	active->tuple = tuple;
-	active->published = 1;
-	if (bpf_map_update_elem(&pending, &tuple, &origin, BPF_NOEXIST)) {
-		active->published = 0;
-		count(WEFT_PENDING_FULL);
-		return;
+	if (!captured) {
+		struct weft_process key ALIGNED = {};
+		__u32 index = active->origin.index;
+
+		process_key(&tuple, &key);
+		if (!bpf_map_update_elem(&processes, &key, &index, BPF_ANY))
+			active->entries |= WEFT_ACTIVE_PROCESS;
+		else
+			count(WEFT_NO_STORAGE);
 	}
-	__sync_fetch_and_add(share, 1);
-	count(WEFT_PUBLISHED);
+	if (is_local(&tuple))
+		publish(active, &tuple);
 }
 
 static __always_inline void on_accept(struct bpf_sock_ops *ctx)
@@ -137,7 +173,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	/* Seen from here the connecting end is the remote one. */
-	if (!addresses(ctx, tuple.daddr, tuple.saddr))
+	if (!both_ends(ctx, tuple.daddr, tuple.saddr))
 		return;
 	tuple.netns = bpf_get_netns_cookie(ctx);
 	tuple.sport = bpf_ntohl(ctx->remote_port);
@@ -149,7 +185,7 @@ static __always_inline void on_accept(struct bpf_sock_ops *ctx)
 		return;
 	}
 	origin = *held;
-	if (!take_pending(&tuple, origin.cgroup)) {
+	if (!take_pending(&tuple, share_of(&origin))) {
 		/* The connecting socket closed in this very moment. */
 		count(WEFT_ACCEPT_UNKNOWN);
 		return;

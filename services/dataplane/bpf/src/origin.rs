@@ -2,17 +2,18 @@
 //! nothing else: no capability, no bpffs, no path.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use crate::error::Error;
-use crate::layout::RawOrigin;
+use crate::layout::{ORIGIN_CAPTURED, ORIGIN_POD, ORIGIN_SERVICE, RawOrigin};
 use crate::sys::Map;
 
 /// Who opened a connection, as the kernel saw it in connect(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// Kernel id of the workload's cgroup; the caller may have sat in one below it.
+    /// Kernel id of the workload's cgroup; the caller may have sat in one below it. 0 for pods,
+    /// which are told by their namespace.
     pub cgroup_id: u64,
     /// Cookie of the network namespace of the connection.
     pub netns_cookie: u64,
@@ -20,26 +21,40 @@ pub struct Origin {
     pub socket_cookie: u64,
     /// The destination as the caller wrote it; IPv4-mapped addresses as IPv4.
     pub destination: SocketAddr,
-    /// [`Workload::index`](crate::Workload::index) at the moment of connect.
+    /// What the kernel chose in its place: a service's backend, or the same address if it only has
+    /// to go through the agent. `None`: nothing, or the agent chooses.
+    pub target: Option<SocketAddr>,
+    /// The connection was sent to the agent's capture listener. One that wasn't, yet is there, came
+    /// of its own accord and is refused.
+    pub captured: bool,
+    /// The destination is a service.
+    pub service: bool,
+    /// The caller is a pod.
+    pub pod: bool,
+    /// The endpoint's number: [`Workload::index`](crate::Workload::index) or the pod's, at the
+    /// moment of connect.
     pub workload_index: u32,
 }
 
 impl From<RawOrigin> for Origin {
     fn from(raw: RawOrigin) -> Self {
-        let address = if raw.family == 4 {
-            let [.., a, b, c, d] = raw.daddr;
-            IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-        } else {
-            IpAddr::V6(Ipv6Addr::from(raw.daddr)).to_canonical()
-        };
         Self {
             cgroup_id: raw.cgroup,
             netns_cookie: raw.netns,
             socket_cookie: raw.socket,
-            destination: SocketAddr::new(address, raw.dport),
+            destination: place(raw.daddr, raw.dport),
+            target: (raw.tport != 0).then(|| place(raw.target, raw.tport)),
+            captured: raw.flags & ORIGIN_CAPTURED != 0,
+            service: raw.flags & ORIGIN_SERVICE != 0,
+            pod: raw.flags & ORIGIN_POD != 0,
             workload_index: raw.index,
         }
     }
+}
+
+/// An address as the maps write it.
+pub(crate) fn place(octets: [u8; 16], port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::from(octets)).to_canonical(), port)
 }
 
 /// The table of origins, as handed to the process that accepts connections.
@@ -92,27 +107,32 @@ impl Origins {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    fn raw(family: u16, address: [u8; 16]) -> RawOrigin {
-        RawOrigin {
-            cgroup: 1,
-            netns: 2,
-            socket: 3,
-            daddr: address,
-            dport: 3500,
-            family,
-            index: 9,
-        }
-    }
-
     #[test]
-    fn destinations_are_read_in_their_family() {
-        let mapped = Ipv4Addr::new(127, 0, 0, 1).to_ipv6_mapped().octets();
-        let v4 = "127.0.0.1:3500".parse().unwrap();
-        assert_eq!(Origin::from(raw(4, mapped)).destination, v4);
-        assert_eq!(Origin::from(raw(6, mapped)).destination, v4);
-        let v6 = Origin::from(raw(6, Ipv6Addr::LOCALHOST.octets())).destination;
-        assert_eq!(v6, "[::1]:3500".parse().unwrap());
+    fn addresses_are_read_in_their_family() {
+        let octets = Ipv4Addr::new(127, 0, 0, 1).to_ipv6_mapped().octets();
+        let raw = RawOrigin {
+            daddr: octets,
+            dport: 3500,
+            ..RawOrigin::default()
+        };
+        let origin = Origin::from(raw);
+        assert_eq!(origin.destination, "127.0.0.1:3500".parse().unwrap());
+        assert_eq!(
+            (origin.target, origin.captured, origin.service),
+            (None, false, false)
+        );
+        let raw = RawOrigin {
+            target: Ipv6Addr::LOCALHOST.octets(),
+            tport: 80,
+            flags: ORIGIN_CAPTURED | ORIGIN_SERVICE,
+            ..raw
+        };
+        let origin = Origin::from(raw);
+        assert_eq!(origin.target, Some("[::1]:80".parse().unwrap()));
+        assert!(origin.captured && origin.service);
     }
 }

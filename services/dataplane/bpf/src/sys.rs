@@ -35,6 +35,12 @@ pub(crate) enum AttachType {
     SockOps = 3,
     Inet4Connect = 10,
     Inet6Connect = 11,
+    Udp4Sendmsg = 14,
+    Udp6Sendmsg = 15,
+    Udp4Recvmsg = 19,
+    Udp6Recvmsg = 20,
+    Inet4GetPeername = 29,
+    Inet6GetPeername = 30,
 }
 
 /// Plain old data that may cross the border to the kernel.
@@ -49,6 +55,15 @@ unsafe impl Plain for u64 {}
 unsafe impl Plain for u32 {}
 // SAFETY: as above.
 unsafe impl Plain for i32 {}
+
+/// A value at the beginning of bytes, if there are enough.
+pub(crate) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
+    if bytes.len() < size_of::<T>() {
+        return None;
+    }
+    // SAFETY: enough bytes, of which any pattern is valid; the read needs no alignment.
+    Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+}
 
 fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: `attr` is a live, fully initialised prefix of `union bpf_attr` and its size is given;
@@ -267,6 +282,11 @@ impl<K: Plain, V: Plain> Map<K, V> {
             max_entries: info.max_entries,
             types: PhantomData,
         })
+    }
+
+    /// How many entries it can hold.
+    pub(crate) fn max_entries(&self) -> u32 {
+        self.max_entries
     }
 
     fn element(&self, key: *const K, value: *const V, flags: u64) -> Element {

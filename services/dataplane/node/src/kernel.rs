@@ -53,7 +53,7 @@ impl Programs {
             "process-attribution",
             loaded
                 .as_ref()
-                .map(|_| "connect4, connect6 and sockops at the node's cgroup".into())
+                .map(|_| "connect, sendmsg, recvmsg, getpeername and sockops at the node's cgroup".into())
                 .map_err(|reason| {
                     format!("connections of processes have no caller and are refused: {reason}")
                 }),

@@ -1,0 +1,92 @@
+//! Closing the sockets whose service sent them to a backend that is one no more.
+//!
+//! A socket counts only if the programs translated it: they keep on the socket what it was given for
+//! what, and that is compared. A connection that an app made to the same address itself stays.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sys::socket::AddressFamily;
+
+use crate::diag::{CONNECTED, Found, NamespaceSockets, Query, WITH_PEER};
+use crate::error::Error;
+use crate::layout::{ORIGIN_CAPTURED, ORIGIN_SERVICE, RawActive, RawDatagram};
+use crate::origin::place;
+use crate::services::Transport;
+use crate::sys;
+
+/// A backend that some services have no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// The protocol.
+    pub transport: Transport,
+    /// The backend's address.
+    pub backend: SocketAddr,
+    /// The addresses of the services that had it. Empty: every service.
+    pub services: HashSet<SocketAddr>,
+}
+
+/// Knows which sockets were sent where.
+#[derive(Debug)]
+pub struct Closer {
+    pub(crate) connects: OwnedFd,
+    pub(crate) datagrams: OwnedFd,
+}
+
+impl Closer {
+    /// Closes the namespace's sockets to a backend, TCP connections and connected UDP sockets, and
+    /// returns how many there were. Their owners see an aborted connection.
+    ///
+    /// A connect(2) that was under way when the backend was removed may not be seen yet: call it
+    /// again a little later.
+    pub fn close(&self, sockets: &mut NamespaceSockets, gone: &Gone) -> Result<usize, Error> {
+        let failed = |action| move |source| Error::Sockets { action, source };
+        let (storage, states) = match gone.transport {
+            Transport::Tcp => (&self.connects, WITH_PEER),
+            Transport::Udp => (&self.datagrams, CONNECTED),
+        };
+        // IPv4 may be on sockets of either family.
+        let families = match gone.backend {
+            SocketAddr::V4(_) => &[AddressFamily::Inet, AddressFamily::Inet6][..],
+            SocketAddr::V6(_) => &[AddressFamily::Inet6],
+        };
+        let mut closed = 0;
+        for family in families {
+            let query = Query {
+                family: *family,
+                protocol: gone.transport.number(),
+                states,
+                port: gone.backend.port(),
+                storage: storage.as_fd(),
+            };
+            for socket in sockets.list(&query).map_err(failed("list"))? {
+                if is_meant(&socket, gone) && sockets.close(&socket).map_err(failed("close"))? {
+                    closed += 1;
+                }
+            }
+        }
+        Ok(closed)
+    }
+}
+
+fn is_meant(socket: &Found, gone: &Gone) -> bool {
+    let Some(value) = socket.value.as_deref().filter(|_| socket.peer == gone.backend) else {
+        return false;
+    };
+    let named = |service| gone.services.is_empty() || gone.services.contains(&service);
+    match gone.transport {
+        Transport::Tcp => sys::read::<RawActive>(value).is_some_and(|active| {
+            active.origin.flags & (ORIGIN_SERVICE | ORIGIN_CAPTURED) == ORIGIN_SERVICE
+                && place(active.peer, active.pport) == gone.backend
+                && named(place(active.origin.daddr, active.origin.dport))
+        }),
+        Transport::Udp => sys::read::<RawDatagram>(value).is_some_and(|datagram| {
+            datagram.mappings.iter().any(|mapping| {
+                mapping.bport != 0
+                    && place(mapping.backend, mapping.bport) == gone.backend
+                    && named(place(mapping.service, mapping.sport))
+            })
+        }),
+    }
+}
