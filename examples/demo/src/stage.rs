@@ -1,29 +1,26 @@
 //! What the story plays on: a control plane, two nodes and their pods, each a real process in a
 //! network namespace of its own.
 
-use crate::{
-    command::{output, wait_for},
-    load,
-};
-use anyhow::{Context, Result, bail};
-use nix::mount::{MsFlags, mount};
+mod host;
+mod members;
+mod pods;
+
+pub use host::{agent_of, terminate};
+pub use pods::RunningLoad;
+
+use crate::command::wait_for;
+use anyhow::{Context, Result};
+use host::{bind, make_dir};
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::Duration,
 };
 use tonic::transport::Channel;
-use weft_proto::weft::dataplane::v1::{
-    AddRequest, WorkloadSpec, workload_spec::Place, workloads_client::WorkloadsClient,
-};
-use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
+use weft_testnet::{Namespace, Node, Pod, Process, Testnet};
 
 /// Users without any rights, one for the control plane and one for apps, in no user database.
 const CONTROL_USER: u32 = 61_001;
@@ -196,154 +193,6 @@ impl Stage {
         self.dir().join("identity/run")
     }
 
-    /// Makes a join token and writes it where only `user` reads it.
-    pub async fn join_token(&self, kind: &str, name: &str, patterns: &[&str], user: u32) -> Result<PathBuf> {
-        let run_dir = self.identity_run_dir();
-        let token = wait_for("a join token", START, || {
-            let mut command = self.weft(&run_dir);
-            command.args(["identity", "join-token", "create", "--kind", kind, "--name", name]);
-            for pattern in patterns {
-                command.args(["--may-host", pattern]);
-            }
-            output(command)
-        })
-        .await?;
-        let path = self.dir().join(format!("{kind}-{name}.token"));
-        write_private(&path, &token, user)?;
-        Ok(path)
-    }
-
-    /// Starts one control service; again after it was killed, with the same folders.
-    pub async fn start_service(&mut self, name: &'static str) -> Result<()> {
-        let (port, metrics) = match name {
-            "identity" => (7301, 7311),
-            "placement" => (7302, 7312),
-            "policy" => (7303, 7313),
-            other => bail!("no control service {other}"),
-        };
-        let state = self.dir().join(name).join("state");
-        let first = !state.exists();
-        make_dir(&self.dir().join(name), None)?;
-        make_dir(&state, Some(CONTROL_USER))?;
-        let mut command = self.binary(&format!("weft-{name}"));
-        command
-            .args([
-                "--listen",
-                &self.address(port),
-                "--metrics-listen",
-                &format!("127.0.0.1:{metrics}"),
-            ])
-            .arg("--state-dir")
-            .arg(&state)
-            .args(["--log-format", "text"]);
-        if name == "identity" {
-            let run_dir = self.identity_run_dir();
-            make_dir(&run_dir, Some(CONTROL_USER))?;
-            command
-                .arg("--run-dir")
-                .arg(run_dir)
-                .args(["--policy-addr", &self.address(7303)]);
-        } else {
-            command.args(["--identity-addr", &self.address(7301)]);
-            if first {
-                let token = self.join_token("service", name, &[], CONTROL_USER).await?;
-                command.arg("--join-token-file").arg(token);
-            }
-        }
-        if name == "policy" {
-            command.arg("--resources").arg(self.resources());
-        }
-        let command = self.logged(command, name)?;
-        let user = Spawn::user(CONTROL_USER, CONTROL_USER);
-        let process = self.control.namespace().spawn(command, &user)?;
-        self.services.insert(name, process);
-        self.wait_listening(name, port).await
-    }
-
-    async fn wait_listening(&mut self, name: &'static str, port: u16) -> Result<()> {
-        let address = (self.control.v4(), port);
-        let namespace = self.control.namespace().clone();
-        let up = wait_for(name, START, || {
-            let namespace = namespace.clone();
-            async move { Ok(namespace.connect(address).map(drop)?) }
-        })
-        .await;
-        if let Some(ended) = self
-            .services
-            .get_mut(name)
-            .and_then(|p| p.try_wait().ok().flatten())
-        {
-            bail!("weft-{name} ended with {ended}:\n{}", self.log_tail(name));
-        }
-        up.with_context(|| self.log_tail(name))
-    }
-
-    /// Starts a node that may host `patterns`.
-    pub async fn start_node(&mut self, name: &str, patterns: &[&str]) -> Result<()> {
-        let net = self.net.node(name)?;
-        let dir = self.dir().join(name);
-        let run_dir = dir.join("run");
-        make_dir(&dir, None)?;
-        make_dir(&run_dir, None)?;
-        // The agent's default user where no user `weft` exists.
-        let token = self.join_token("node", name, patterns, AGENT_USER).await?;
-        let mut command = self.binary("weft-node");
-        command
-            .args([
-                "--node-name",
-                name,
-                "--log-format",
-                "text",
-                "--metrics-listen",
-                "127.0.0.1:7315",
-            ])
-            .args(["--agent-user", &AGENT_USER.to_string()])
-            .arg("--netns")
-            .arg(net.namespace().path())
-            .arg("--cgroup-root")
-            .arg(net.cgroup())
-            .arg("--bpffs")
-            .arg(self.net.bpffs()?)
-            .arg("--run-dir")
-            .arg(&run_dir)
-            .arg("--agent-data-dir")
-            .arg(dir.join("agent"));
-        let arguments = [
-            format!("--identity={}", self.address(7301)),
-            format!("--placement={}", self.address(7302)),
-            format!("--policy={}", self.address(7303)),
-            format!("--join-token-file={}", token.display()),
-            format!("--listen={}:7304", net.v4()),
-            "--log-format=text".into(),
-        ];
-        command.args(arguments.iter().map(|a| format!("--agent-arg={a}")));
-        let command = self.logged(command, name)?;
-        let process = net.namespace().spawn(command, &Spawn::root())?;
-        self.nodes.insert(
-            name.to_owned(),
-            StageNode {
-                net,
-                process,
-                run_dir: run_dir.clone(),
-            },
-        );
-        let ready = wait_for("the agent", START, || {
-            let mut status = self.weft(&run_dir);
-            status.args(["status", "-o", "json"]);
-            async move {
-                let status: serde_json::Value = serde_json::from_str(&output(status).await?)?;
-                let upstreams = status["upstreams"].as_array().cloned().unwrap_or_default();
-                let away = upstreams.iter().find(|u| u["connected"] != true);
-                match away {
-                    None if !upstreams.is_empty() => Ok(()),
-                    _ => bail!("not connected: {away:?}"),
-                }
-            }
-        })
-        .await;
-        ready.with_context(|| self.log_tail(name))
-    }
-
     /// A channel to a node's agent.
     pub fn agent(&self, node: &str) -> Result<Channel> {
         Ok(weft_rpc::channel_local(
@@ -361,53 +210,6 @@ impl Stage {
         self.pods.get(app_id).with_context(|| format!("no pod {app_id}"))
     }
 
-    /// Makes a pod and registers it; nothing runs in it yet.
-    pub async fn place_pod(&mut self, node: &str, app_id: &str) -> Result<Namespace> {
-        let net = self.node(node)?.net.pod(app_id)?;
-        let spec = WorkloadSpec {
-            namespace: "default".into(),
-            name: app_id.into(),
-            labels: [("app".to_owned(), app_id.to_owned())].into(),
-            annotations: [("dapr.io/app-id".to_owned(), app_id.to_owned())].into(),
-            app_id: app_id.into(),
-            app_port: APP_PORT.into(),
-            app_protocol: "http".into(),
-            place: Some(Place::NetnsPath(net.namespace().path().display().to_string())),
-            addresses: net.addresses().iter().map(ToString::to_string).collect(),
-            ..WorkloadSpec::default()
-        };
-        let mut agent = WorkloadsClient::new(self.agent(node)?);
-        let reply = tokio::time::timeout(START, agent.add(AddRequest { spec: Some(spec) })).await?;
-        reply.with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?;
-        let namespace = net.namespace().clone();
-        self.pods.insert(
-            app_id.to_owned(),
-            StagePod {
-                net,
-                node: node.into(),
-                app: None,
-            },
-        );
-        Ok(namespace)
-    }
-
-    /// Makes a pod, registers it, and starts its app as a user without rights and with an
-    /// environment that says nothing of Dapr or Weft.
-    pub async fn start_pod(&mut self, node: &str, app_id: &str, app: App) -> Result<()> {
-        let namespace = self.place_pod(node, app_id).await?;
-        let command = self.logged(self.app(app, app_id)?, app_id)?;
-        let process = namespace.spawn(command, &Spawn::user(APP_USER, APP_USER))?;
-        if let Some(pod) = self.pods.get_mut(app_id) {
-            pod.app = Some(process);
-        }
-        wait_for(app_id, START, || {
-            let namespace = namespace.clone();
-            async move { Ok(namespace.connect((Ipv4Addr::LOCALHOST, APP_PORT)).map(drop)?) }
-        })
-        .await
-        .with_context(|| self.log_tail(app_id))
-    }
-
     /// The namespace of a pod.
     pub fn pod_namespace(&self, app_id: &str) -> Result<Namespace> {
         Ok(self.pod(app_id)?.net.namespace().clone())
@@ -421,60 +223,6 @@ impl Stage {
     /// The process id of a node's agent: weft-node's child of that name.
     pub fn agent_pid(&self, node: &str) -> Result<i32> {
         agent_of(self.node_pid(node)?)
-    }
-
-    /// The command that runs an app.
-    pub fn app(&self, app: App, name: &str) -> Result<Command> {
-        Ok(match app {
-            App::Rust => {
-                let mut command = self.binary("weft-example-cart");
-                command.args([name, &APP_PORT.to_string()]);
-                command
-            }
-            App::Python => {
-                let python = self.python.as_ref().context("no Python with the dapr package")?;
-                let mut command = Command::new(python);
-                command
-                    .env_clear()
-                    .env("PATH", "/usr/bin:/bin")
-                    .stdin(Stdio::null());
-                command.arg(&self.orders).args([name, &APP_PORT.to_string()]);
-                command
-            }
-        })
-    }
-
-    /// One request from inside a namespace.
-    pub async fn get(
-        &self,
-        from: &Namespace,
-        to: SocketAddr,
-        path: &str,
-        headers: &[(&str, &str)],
-    ) -> Result<(u16, String)> {
-        let (from, path) = (from.clone(), path.to_owned());
-        let headers: Vec<(String, String)> = headers
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-            .collect();
-        tokio::task::spawn_blocking(move || {
-            from.run(|| {
-                let headers: Vec<(&str, &str)> =
-                    headers.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-                runtime()?.block_on(load::fetch(to, &path, &headers))
-            })?
-        })
-        .await?
-    }
-
-    /// Starts load inside a namespace.
-    pub fn load(&self, from: &Namespace, plan: load::Plan) -> RunningLoad {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (from, halt) = (from.clone(), stop.clone());
-        let task = tokio::task::spawn_blocking(move || {
-            from.run(|| Ok::<_, anyhow::Error>(runtime()?.block_on(load::run(plan, halt))))?
-        });
-        RunningLoad { stop, task }
     }
 
     /// Ends the processes in order; what does not end in time is killed with the network.
@@ -527,97 +275,4 @@ impl Stage {
             self.dir().join("log").display()
         )
     }
-}
-
-/// The user of both agents.
-const AGENT_USER: u32 = 61_003;
-
-/// Load that runs until it is stopped.
-pub struct RunningLoad {
-    stop: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<Result<load::Outcome>>,
-}
-
-impl RunningLoad {
-    /// Ends it and says what happened.
-    pub async fn stop(mut self) -> Result<load::Outcome> {
-        self.stop.store(true, Ordering::Relaxed);
-        (&mut self.task).await?
-    }
-}
-
-impl Drop for RunningLoad {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A runtime of the calling thread: its sockets belong to that thread's namespace.
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?)
-}
-
-/// SIGTERM by pid; a process that has ended is none to tell.
-pub fn terminate(process: &Process) {
-    if let Ok(pid) = i32::try_from(process.id()) {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
-    }
-}
-
-fn make_dir(path: &Path, owner: Option<u32>) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
-    std::os::unix::fs::chown(path, owner, owner)?;
-    Ok(())
-}
-
-fn write_private(path: &Path, text: &str, owner: u32) -> Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let _ = fs::remove_file(path);
-    let mut file = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(text.as_bytes())?;
-    std::os::unix::fs::chown(path, Some(owner), Some(owner))?;
-    Ok(())
-}
-
-/// Shows a folder at another path, read-only; unmounted with the network.
-fn bind(from: &Path, to: &Path) -> Result<PathBuf> {
-    let from = from
-        .canonicalize()
-        .with_context(|| format!("no folder {}", from.display()))?;
-    fs::create_dir_all(to)?;
-    let none = None::<&str>;
-    mount(Some(&from), to, none, MsFlags::MS_BIND, none)?;
-    mount(
-        none,
-        to,
-        none,
-        MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-        none,
-    )?;
-    Ok(to.to_owned())
-}
-
-/// The agent that a weft-node runs: its child of that name.
-pub fn agent_of(node: i32) -> Result<i32> {
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
-            continue;
-        };
-        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        let is = |field: &str, value: &str| {
-            status
-                .lines()
-                .any(|l| l.strip_prefix(field).is_some_and(|v| v.trim() == value))
-        };
-        if is("Name:", "weft-agent") && is("PPid:", &node.to_string()) && !is("State:", "Z (zombie)") {
-            return Ok(pid);
-        }
-    }
-    anyhow::bail!("weft-node {node} has no agent")
 }
