@@ -40,10 +40,12 @@ fn main() -> ExitCode {
         }
     };
     let code = runtime.block_on(async {
+        // Before anything is made: a signal that nobody catches ends the process and leaves it all.
+        let stopped = stopped()?;
         tokio::select! {
             // Leaving this block drops the stage, and that removes everything it made.
             done = play(options) => done,
-            signal = stopped() => {
+            signal = stopped => {
                 // With the terminal gone nobody reads this; the rest must be done all the same.
                 let _ = writeln!(std::io::stderr(), "\nweft-demo: {signal}: removing everything");
                 Ok(ExitCode::from(130))
@@ -56,19 +58,20 @@ fn main() -> ExitCode {
     })
 }
 
-async fn stopped() -> &'static str {
-    let (Ok(mut int), Ok(mut term), Ok(mut hup)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-        signal(SignalKind::hangup()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = int.recv() => "interrupted",
-        _ = term.recv() => "terminated",
-        _ = hup.recv() => "the terminal went away",
-    }
+/// Signals are caught from here on.
+fn stopped() -> Result<impl Future<Output = &'static str>> {
+    let (mut int, mut term, mut hup) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::hangup())?,
+    );
+    Ok(async move {
+        tokio::select! {
+            _ = int.recv() => "interrupted",
+            _ = term.recv() => "terminated",
+            _ = hup.recv() => "the terminal went away",
+        }
+    })
 }
 
 async fn play(options: Options) -> Result<ExitCode> {
