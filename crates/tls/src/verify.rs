@@ -81,6 +81,28 @@ fn tls12() -> Result<HandshakeSignatureValid, Error> {
     Err(Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
 }
 
+impl Trust {
+    /// Whether a chain that a caller showed (leaf first) would be taken now: for connections that
+    /// outlive the bundle they were made under.
+    pub fn accepts_client(&self, shown: &[CertificateDer<'_>]) -> bool {
+        self.accepts(shown, KeyUsage::client_auth())
+    }
+
+    /// The same for a chain that a server showed.
+    pub fn accepts_server(&self, shown: &[CertificateDer<'_>]) -> bool {
+        self.accepts(shown, KeyUsage::server_auth())
+    }
+
+    fn accepts(&self, shown: &[CertificateDer<'_>], usage: KeyUsage) -> bool {
+        let Some((leaf, intermediates)) = shown.split_first() else {
+            return false;
+        };
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(self.clock.unix_seconds()));
+        let sound = chain(leaf, intermediates, &self.state().anchors, now, usage);
+        sound.is_ok() && member(leaf, self).is_ok()
+    }
+}
+
 /// Verifies the caller of a server.
 #[derive(Debug)]
 pub(crate) struct Clients {

@@ -360,7 +360,7 @@ async fn handshake(
                 found: peer.node.as_deref().unwrap_or("no node").into(),
             });
         }
-        terms.add(peer);
+        terms.add(peer, tls.get_ref().1.peer_certificates().unwrap_or_default());
         let (tls, heard) = Listening::new(tls);
         let (sender, connection) = h2::client::Builder::new()
             .initial_window_size(limits.stream_window)

@@ -37,7 +37,8 @@ pub struct Limits {
     pub fresh: Duration,
     /// A connection without streams is closed after this time.
     pub idle: Duration,
-    /// After its certificate or bundle was replaced, a connection's streams may go on this long.
+    /// After the root of the other side's certificate was taken out of the bundle, streams may go
+    /// on this long. So long before its certificate ends, a connection takes no new ones.
     pub retire_grace: Duration,
     /// How often certificates' expiry and the times above are looked at.
     pub tick: Duration,

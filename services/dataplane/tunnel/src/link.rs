@@ -8,6 +8,7 @@ use crate::{
 use bytes::Bytes;
 use h2::client;
 use parking_lot::Mutex;
+use rustls_pki_types::CertificateDer;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -103,6 +104,8 @@ impl Link {
 pub(crate) struct Terms {
     /// Both certificates, of which the peer's is known after the handshake only.
     certificates: Vec<PeerIdentity>,
+    /// What the peer showed, to be judged anew under another bundle.
+    shown: Vec<CertificateDer<'static>>,
     trust: Trust,
     svid_changed: watch::Receiver<u64>,
     bundle_changed: watch::Receiver<u64>,
@@ -114,6 +117,7 @@ impl Terms {
     pub fn new(own: PeerIdentity, trust: &Trust, svid_changed: watch::Receiver<u64>) -> Self {
         Self {
             certificates: vec![own],
+            shown: Vec::new(),
             trust: trust.clone(),
             svid_changed,
             bundle_changed: trust.subscribe(),
@@ -121,9 +125,10 @@ impl Terms {
         }
     }
 
-    /// Takes the other side's certificate.
-    pub fn add(&mut self, peer: PeerIdentity) {
+    /// Takes the other side's certificate, and the chain it came in.
+    pub fn add(&mut self, peer: PeerIdentity, shown: &[CertificateDer<'_>]) {
         self.certificates.push(peer);
+        self.shown = shown.iter().map(|c| c.clone().into_owned()).collect();
     }
 
     /// Seconds until the first certificate ends.
@@ -192,7 +197,7 @@ where
     };
     let mut watchdog = Watchdog::new(pings, signs);
     let mut waiting: Vec<oneshot::Sender<()>> = Vec::new();
-    let mut retired_at: Option<Instant> = None;
+    let mut distrusted_at: Option<Instant> = None;
     let mut idle_since = Instant::now();
     let mut tick = interval(limits.tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -206,8 +211,15 @@ where
                 watchdog.ask();
             }
             // The SVID shown, or the roots it was checked with, are no longer the present ones.
+            // Streams may go on for as long as what was shown is good.
             Ok(()) = terms.svid_changed.changed() => link.retire(),
-            Ok(()) = terms.bundle_changed.changed() => link.retire(),
+            Ok(()) = terms.bundle_changed.changed() => {
+                link.retire();
+                distrusted_at = match terms.trust.accepts_server(&terms.shown) {
+                    true => None,
+                    false => distrusted_at.or_else(|| Some(Instant::now())),
+                };
+            }
             Ok(()) = terms.revocations.changed() => {
                 if terms.is_revoked() {
                     return "a certificate was revoked";
@@ -234,11 +246,11 @@ where
                 } else if now - idle_since >= limits.idle {
                     link.retire();
                 }
-                if link.retired.load(Ordering::Acquire) {
-                    let since = *retired_at.get_or_insert(now);
-                    if streams == 0 || now - since >= limits.retire_grace {
-                        return "retired";
-                    }
+                if distrusted_at.is_some_and(|at| now - at >= limits.retire_grace) {
+                    return "its root is trusted no more";
+                }
+                if streams == 0 && link.retired.load(Ordering::Acquire) {
+                    return "retired";
                 }
             }
         }

@@ -9,6 +9,7 @@ use crate::{
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use rustls_pki_types::CertificateDer;
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -190,6 +191,8 @@ async fn connection<H: Handler>(
         let acks = Acks::of(&tcp)?;
         let tls = shared.acceptor.accept(tcp).await?;
         let (peer, local) = identities(shared, &tls)?;
+        let shown = tls.get_ref().1.peer_certificates().unwrap_or_default();
+        let shown = shown.iter().map(|c| c.clone().into_owned()).collect();
         let node: Arc<str> = peer.node.as_deref().unwrap_or_default().into();
         let most = limits.max_accepted_per_node;
         let share = shared.nodes.take(node.clone(), most);
@@ -204,9 +207,10 @@ async fn connection<H: Handler>(
             .max_concurrent_streams(limits.max_streams)
             .handshake::<_, Bytes>(tls)
             .await?;
-        Ok::<_, ConnectionError>((http2, (heard, acks), peer, local, share))
+        Ok::<_, ConnectionError>((http2, (heard, acks), peer, shown, local, share))
     };
-    let (http2, signs, peer, local, _share) = match timeout(limits.handshake_timeout, handshake).await {
+    let (http2, signs, peer, shown, local, _share) = match timeout(limits.handshake_timeout, handshake).await
+    {
         Ok(done) => done?,
         Err(_) => return Err(ConnectionError::Slow(limits.handshake_timeout)),
     };
@@ -214,6 +218,7 @@ async fn connection<H: Handler>(
     let served = Served {
         shared,
         peer: Arc::new(peer),
+        shown,
         local,
         remote,
         retired: Arc::default(),
@@ -255,6 +260,8 @@ type Http2 = h2::server::Connection<Listening<TlsStream<TcpStream>>, Bytes>;
 struct Served<'a, H> {
     shared: &'a Shared<H>,
     peer: Arc<PeerIdentity>,
+    /// The chain it showed, to be judged anew under another bundle.
+    shown: Vec<CertificateDer<'static>>,
     local: PeerIdentity,
     remote: SocketAddr,
     retired: Arc<AtomicBool>,
@@ -267,7 +274,7 @@ impl<H: Handler> Served<'_, H> {
         let expires = self.peer.not_after.min(self.local.not_after);
         let Some(pings) = http2.ping_pong() else { return };
         let mut watchdog = Watchdog::new(pings, signs);
-        let mut retired_at: Option<Instant> = None;
+        let mut distrusted_at: Option<Instant> = None;
         let mut force = drain.clone();
         // Dropped, and so aborted, with the connection.
         let mut streams = JoinSet::new();
@@ -297,8 +304,14 @@ impl<H: Handler> Served<'_, H> {
                 Some(_) = streams.join_next(), if !streams.is_empty() => {}
                 () = watchdog.answered() => {}
                 () = force.forced(), if retiring => return,
-                () = drain.draining(), if !retiring => self.retire(&mut http2, &mut retired_at),
-                Ok(()) = changes.bundle.changed(), if !retiring => self.retire(&mut http2, &mut retired_at),
+                () = drain.draining(), if !retiring => self.retire(&mut http2),
+                Ok(()) = changes.bundle.changed() => {
+                    self.retire(&mut http2);
+                    distrusted_at = match trust.accepts_client(&self.shown) {
+                        true => None,
+                        false => distrusted_at.or_else(|| Some(Instant::now())),
+                    };
+                }
                 Ok(()) = changes.revocations.changed() => {
                     if trust.is_revoked(&self.peer) || trust.is_revoked(&self.local) {
                         tracing::info!(peer = %self.peer.id, serial = self.peer.serial, "tunnel closed: revoked");
@@ -314,10 +327,9 @@ impl<H: Handler> Served<'_, H> {
                         return;
                     }
                     if left <= limits.retire_grace.as_secs() && !retiring {
-                        self.retire(&mut http2, &mut retired_at);
+                        self.retire(&mut http2);
                     }
-                    // A drain has its own deadline and ends by force.
-                    if retired_at.is_some_and(|at| at.elapsed() >= limits.retire_grace) && !drain.is_draining() {
+                    if distrusted_at.is_some_and(|at| at.elapsed() >= limits.retire_grace) {
                         return;
                     }
                 }
@@ -325,10 +337,11 @@ impl<H: Handler> Served<'_, H> {
         }
     }
 
-    fn retire(&self, http2: &mut Http2, retired_at: &mut Option<Instant>) {
-        self.retired.store(true, Ordering::Release);
-        retired_at.get_or_insert_with(Instant::now);
-        http2.graceful_shutdown();
+    /// No new streams; those that are go on.
+    fn retire(&self, http2: &mut Http2) {
+        if !self.retired.swap(true, Ordering::AcqRel) {
+            http2.graceful_shutdown();
+        }
     }
 
     fn stream(

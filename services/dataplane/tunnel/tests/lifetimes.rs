@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 use weft_tls::{ManualClock, Revoked};
-use weft_tunnel::Limits;
+use weft_tunnel::{Limits, TunnelStream};
 
 /// A TCP relay that can stop passing anything on, as a network that lost its way does.
 async fn relay(to: SocketAddr) -> (SocketAddr, watch::Sender<usize>) {
@@ -89,15 +89,9 @@ async fn a_dead_peer_ends_the_streams_of_both_sides_without_anyone_asking() {
     assert_eq!(rig.client.connections(), 0);
 }
 
-#[tokio::test]
-async fn a_new_bundle_retires_connections_made_under_the_old_one() {
-    let mut rig = rig(Limits {
-        retire_grace: Duration::from_millis(500),
-        ..quick()
-    })
-    .await;
-    let (mut here, _, mut there) = rig.open().await;
-    rig.ca.publish(&rig.trust, 2);
+/// Retired: what is under way is finished however long it takes, what is new goes elsewhere.
+async fn goes_on_and_takes_nothing_new(rig: &mut Rig, mut pair: (TunnelStream, TunnelStream)) {
+    let (here, there) = (&mut pair.0, &mut pair.1);
     let retired = here.retired();
     timeout(SOON, async {
         while !retired.load(Ordering::SeqCst) {
@@ -106,12 +100,64 @@ async fn a_new_bundle_retires_connections_made_under_the_old_one() {
     })
     .await
     .unwrap();
-    // What is under way is finished, what is new goes elsewhere.
+    let new = rig.open().await;
+    assert_eq!(rig.dials(), 2);
+    // Well past the grace that a distrusted one has.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    here.write_all(b"x").await.unwrap();
+    assert_eq!(there.read_u8().await.unwrap(), b'x');
+    there.write_all(b"y").await.unwrap();
+    assert_eq!(here.read_u8().await.unwrap(), b'y');
+    assert_eq!(
+        rig.client.connections(),
+        1,
+        "a retired one is not counted as open"
+    );
+    drop((pair, new));
+}
+
+fn short_grace() -> Limits {
+    Limits {
+        retire_grace: Duration::from_millis(200),
+        ..quick()
+    }
+}
+
+#[tokio::test]
+async fn a_new_bundle_retires_connections_made_under_the_old_one() {
+    let mut rig = rig(short_grace()).await;
+    let (here, _, there) = rig.open().await;
+    rig.ca.publish(&rig.trust, 2);
+    goes_on_and_takes_nothing_new(&mut rig, (here, there)).await;
+}
+
+#[tokio::test]
+async fn a_new_bundle_of_the_accepting_side_does_so_too() {
+    let mut rig = rig(short_grace()).await;
+    let (here, _, mut there) = rig.open().await;
+    rig.ca.publish(&rig.server_trust, 2);
+    let retired = there.retired();
+    timeout(SOON, async {
+        while !retired.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut here = here;
     here.write_all(b"x").await.unwrap();
     assert_eq!(there.read_u8().await.unwrap(), b'x');
     let _new = rig.open().await;
     assert_eq!(rig.dials(), 2);
-    ends(here).await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_retires_connections_made_with_the_old_one() {
+    let mut rig = rig(short_grace()).await;
+    let (here, _, there) = rig.open().await;
+    rig.source.svid.set(rig.ca.svid(&spiffe("shop"), Some("n1")));
+    goes_on_and_takes_nothing_new(&mut rig, (here, there)).await;
 }
 
 #[tokio::test]
