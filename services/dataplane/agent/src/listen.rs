@@ -195,6 +195,7 @@ fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
         via: None,
         caller_proof: None,
         trace_id: [0; 16],
+        traffic: None,
     });
 }
 

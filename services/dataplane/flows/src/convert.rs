@@ -27,6 +27,8 @@ pub(crate) fn flow(node: &str, run: u64, recorded: &Recorded) -> pb::Flow {
         } else {
             hex::encode(flow.trace_id)
         },
+        bytes_sent: flow.traffic.map_or(0, |t| t.sent),
+        bytes_received: flow.traffic.map_or(0, |t| t.received),
     }
 }
 
@@ -55,7 +57,7 @@ fn peer(party: &Party, port: u16) -> pb::FlowPeer {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{DropReason, Flow, FlowLog, Verdict, filter::tests::flow_of};
+    use crate::{DropReason, Flow, FlowLog, Traffic, Verdict, filter::tests::flow_of};
 
     #[test]
     fn every_field_arrives() {
@@ -66,6 +68,7 @@ mod tests {
             rule: Some("CiliumNetworkPolicy default/cart ingress[0]".into()),
             trace_id: [0xab; 16],
             status: 403,
+            traffic: Some(Traffic { sent: 5, received: 6 }),
             ..flow_of("shop", "cart")
         });
         log.record(flow_of("shop", "cart"));
@@ -75,6 +78,7 @@ mod tests {
         assert_eq!(wire.drop_reason, "POLICY_DENIED");
         assert_eq!(wire.rule, "CiliumNetworkPolicy default/cart ingress[0]");
         assert_eq!(wire.trace_id, "ab".repeat(16));
+        assert_eq!((wire.bytes_sent, wire.bytes_received), (5, 6));
         assert_eq!(wire.destination.as_ref().unwrap().port, 50002);
         assert_eq!(
             (wire.method.as_str(), wire.path.as_str(), wire.status),

@@ -83,6 +83,7 @@ pub(crate) mod tests {
             via: Some(Via::SameNode),
             caller_proof: Some(Proof::PodListener),
             trace_id: [0; 16],
+            traffic: None,
         }
     }
 

@@ -42,7 +42,7 @@ pub enum Verdict {
 }
 
 /// Whose policy was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// The source's.
     Egress,
@@ -67,6 +67,8 @@ pub enum Kind {
     Invoke,
     /// A connection.
     Connection,
+    /// The end of a connection.
+    Closed,
 }
 
 impl Kind {
@@ -75,6 +77,7 @@ impl Kind {
         match self {
             Self::Invoke => "invoke",
             Self::Connection => "connection",
+            Self::Closed => "closed",
         }
     }
 }
@@ -187,7 +190,7 @@ pub struct Flow {
     pub path: Box<str>,
     /// HTTP status of the answer; 0 when there is none.
     pub status: u16,
-    /// Until the head of the answer.
+    /// Until the head of the answer; of a connection that has ended, its duration.
     pub latency: Duration,
     /// How it travelled.
     pub via: Option<Via>,
@@ -195,6 +198,17 @@ pub struct Flow {
     pub caller_proof: Option<Proof>,
     /// W3C trace id; all zero when there is none.
     pub trace_id: [u8; 16],
+    /// What was carried, of a connection that has ended.
+    pub traffic: Option<Traffic>,
+}
+
+/// Bytes of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// From the source.
+    pub sent: u64,
+    /// To the source.
+    pub received: u64,
 }
 
 /// A method name kept in place: standard methods fit, longer ones are cut.

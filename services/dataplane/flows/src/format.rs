@@ -24,6 +24,9 @@ pub fn compact(flow: &pb::Flow) -> String {
     if flow.latency_microseconds != 0 {
         let _ = write!(line, " {:.1}ms", flow.latency_microseconds as f64 / 1000.0);
     }
+    if flow.bytes_sent != 0 || flow.bytes_received != 0 {
+        let _ = write!(line, " {}B/{}B", flow.bytes_sent, flow.bytes_received);
+    }
     for text in [&flow.drop_reason, &flow.via] {
         if !text.is_empty() {
             let _ = write!(line, " {}", plain(text));
@@ -68,6 +71,8 @@ pub fn json(flow: &pb::Flow) -> String {
     put("via", flow.via.as_str().into());
     put("caller_proof", flow.caller_proof.as_str().into());
     put("trace_id", flow.trace_id.as_str().into());
+    put("bytes_sent", flow.bytes_sent.into());
+    put("bytes_received", flow.bytes_received.into());
     Value::Object(object).to_string()
 }
 

@@ -13,7 +13,8 @@ mod log;
 
 pub use filter::Filter;
 pub use flow::{
-    Direction, DropReason, Flow, Kind, MAX_PATH_BYTES, MethodText, Party, Proof, Verdict, Via, bounded_path,
+    Direction, DropReason, Flow, Kind, MAX_PATH_BYTES, MethodText, Party, Proof, Traffic, Verdict, Via,
+    bounded_path,
 };
 pub use format::{compact, json};
 pub use log::{Counts, FlowLog, Follower, Item, Recorded};

@@ -228,6 +228,7 @@ impl Runtime {
             via: Some(via),
             caller_proof: Some(call.proof),
             trace_id: call.trace_id,
+            traffic: None,
         });
     }
 
@@ -256,6 +257,7 @@ impl Runtime {
             via: None,
             caller_proof: Some(call.proof),
             trace_id: call.trace_id,
+            traffic: None,
         });
     }
 }

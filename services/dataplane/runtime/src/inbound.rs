@@ -199,6 +199,7 @@ impl Runtime {
             via: Some(Via::Tunnel),
             caller_proof: Some(Proof::TunnelSvid),
             trace_id: [0; 16],
+            traffic: None,
         });
     }
 }

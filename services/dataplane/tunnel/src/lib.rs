@@ -26,7 +26,7 @@ pub use client::{Client, Destination, Dialer, OpenError, Source};
 pub use limits::Limits;
 pub use local::{Local, SharedIdentities, sni_of};
 pub use server::{Handler, Incoming, serve};
-pub use stream::TunnelStream;
+pub use stream::{ReadHalf, TunnelStream, WriteHalf};
 
 /// Names the workload that opens a stream, by its id. Proves nothing by itself: the receiver takes
 /// it only if that workload is known to have the certificate's SPIFFE ID and node.

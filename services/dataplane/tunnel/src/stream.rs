@@ -4,6 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use std::{
     any::Any,
+    future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, atomic::AtomicBool},
@@ -58,28 +59,139 @@ impl TunnelStream {
         self.retired.clone()
     }
 
+    /// Both directions, each on its own, without a copy of what passes.
+    pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
+        let read = ReadHalf {
+            recv: &mut self.recv,
+            unread: &mut self.unread,
+        };
+        let write = WriteHalf {
+            send: &mut self.send,
+            finished: &mut self.finished,
+        };
+        (read, write)
+    }
+
     /// Waits for room to write and says how much there is, at most `wanted`.
     fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
-        if self.finished {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-        }
-        let wanted = wanted.min(MAX_WRITE);
-        self.send.reserve_capacity(wanted);
-        loop {
-            let room = self.send.capacity();
-            if room > 0 {
-                return Poll::Ready(Ok(room.min(wanted)));
-            }
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(io_error(e))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
+        poll_room(&mut self.send, self.finished, cx, wanted)
     }
 
     fn put(&mut self, data: Bytes) -> io::Result<()> {
         self.send.send_data(data, false).map_err(io_error)
+    }
+}
+
+fn poll_room(
+    send: &mut SendStream<Bytes>,
+    finished: bool,
+    cx: &mut Context<'_>,
+    wanted: usize,
+) -> Poll<io::Result<usize>> {
+    if finished {
+        return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+    }
+    let wanted = wanted.min(MAX_WRITE);
+    send.reserve_capacity(wanted);
+    loop {
+        let room = send.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room.min(wanted)));
+        }
+        match ready!(send.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Poll::Ready(Err(io_error(e))),
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+}
+
+/// Waits for the next data; none at the end.
+fn poll_data(recv: &mut RecvStream, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+    Poll::Ready(match ready!(recv.poll_data(cx)) {
+        Some(Ok(data)) => Ok(Some(data)),
+        Some(Err(e)) => match e.reason() {
+            // The other side is done with the stream and wants no more: an end.
+            Some(Reason::NO_ERROR) => Ok(None),
+            _ => Err(io_error(e)),
+        },
+        None => Ok(None),
+    })
+}
+
+fn finish(send: &mut SendStream<Bytes>, finished: &mut bool) -> io::Result<()> {
+    if *finished {
+        return Ok(());
+    }
+    *finished = true;
+    send.send_data(Bytes::new(), true).map_err(io_error)
+}
+
+/// What comes out of a stream.
+#[derive(Debug)]
+pub struct ReadHalf<'a> {
+    recv: &'a mut RecvStream,
+    unread: &'a mut Bytes,
+}
+
+impl ReadHalf<'_> {
+    /// The next data as it came, never empty; `None` at the end. The peer may send as much again
+    /// only after [`ReadHalf::release`]. Cancellation-safe.
+    pub async fn data(&mut self) -> io::Result<Option<Bytes>> {
+        if !self.unread.is_empty() {
+            return Ok(Some(std::mem::take(self.unread)));
+        }
+        loop {
+            let data = poll_fn(|cx| poll_data(self.recv, cx)).await?;
+            if data.as_ref().is_none_or(|data| !data.is_empty()) {
+                return Ok(data);
+            }
+        }
+    }
+
+    /// So many bytes were passed on.
+    pub fn release(&mut self, bytes: usize) -> io::Result<()> {
+        self.recv.flow_control().release_capacity(bytes).map_err(io_error)
+    }
+}
+
+/// What goes into a stream.
+#[derive(Debug)]
+pub struct WriteHalf<'a> {
+    send: &'a mut SendStream<Bytes>,
+    finished: &'a mut bool,
+}
+
+impl WriteHalf<'_> {
+    /// Waits until something may be written and says how much, at most `wanted`. The room is taken
+    /// from other streams' until [`WriteHalf::put`] or [`WriteHalf::give_back`]. Cancellation-safe.
+    pub async fn room(&mut self, wanted: usize) -> io::Result<usize> {
+        poll_fn(|cx| poll_room(self.send, *self.finished, cx, wanted)).await
+    }
+
+    /// Writes at most the room there is.
+    pub fn put(&mut self, data: Bytes) -> io::Result<()> {
+        self.send.send_data(data, false).map_err(io_error)?;
+        self.give_back();
+        Ok(())
+    }
+
+    /// Gives back room that is not used.
+    pub fn give_back(&mut self) {
+        self.send.reserve_capacity(0);
+    }
+
+    /// Says that no more comes; the other direction goes on.
+    pub fn finish(&mut self) -> io::Result<()> {
+        finish(self.send, self.finished)
+    }
+
+    /// Resolves when the other side takes no more. Cancellation-safe.
+    pub async fn refused(&mut self) -> io::Error {
+        match poll_fn(|cx| self.send.poll_reset(cx)).await {
+            Ok(reason) => io_error(reason.into()),
+            Err(e) => io_error(e),
+        }
     }
 }
 
@@ -94,15 +206,8 @@ impl AsyncRead for TunnelStream {
         }
         let this = &mut *self;
         while this.unread.is_empty() {
-            match ready!(this.recv.poll_data(cx)) {
-                Some(Ok(data)) => this.unread = data,
-                Some(Err(e)) => {
-                    // The other side is done with the stream and wants no more: an end.
-                    return match e.reason() {
-                        Some(Reason::NO_ERROR) => Poll::Ready(Ok(())),
-                        _ => Poll::Ready(Err(io_error(e))),
-                    };
-                }
+            match ready!(poll_data(&mut this.recv, cx))? {
+                Some(data) => this.unread = data,
                 None => return Poll::Ready(Ok(())),
             }
         }
@@ -158,11 +263,8 @@ impl AsyncWrite for TunnelStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.finished {
-            self.finished = true;
-            self.send.send_data(Bytes::new(), true).map_err(io_error)?;
-        }
-        Poll::Ready(Ok(()))
+        let this = &mut *self;
+        Poll::Ready(finish(&mut this.send, &mut this.finished))
     }
 }
 

@@ -1,0 +1,197 @@
+//! From a workload of this node to wherever it wanted to go.
+
+use crate::{
+    Asked, Capture, Found,
+    case::{Callee, Case, Judged, is_local},
+    open::Place as Slot,
+    relay::End,
+    socket::Socket,
+};
+use http::{HeaderMap, HeaderValue};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_util::sync::CancellationToken;
+use weft_drain::Watcher;
+use weft_flows::{Direction, DropReason, Party};
+use weft_model::{NumericIdentity, SpiffeId};
+use weft_runtime::{AppContext, Endpoint, Place};
+use weft_tunnel::{DESTINATION_HEADER, Destination, OpenError, SOURCE_HEADER, Source};
+
+/// Why the other end could not be had.
+struct Failure {
+    error: io::Error,
+    /// What the other node said.
+    status: u16,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self { error, status: 0 }
+    }
+}
+
+impl Capture {
+    /// Carries one connection of `caller`, from its judging to its end: by itself, with the
+    /// workload (`gone`), or when the time of the drain is over.
+    pub async fn captured(
+        &self,
+        caller: Arc<AppContext>,
+        stream: TcpStream,
+        asked: Asked,
+        gone: CancellationToken,
+        mut drain: Watcher,
+    ) {
+        let stop = async {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = drain.forced() => {}
+            }
+        };
+        let mut stop = std::pin::pin!(stop);
+        let opened = async {
+            // Dropping it without an answer resets it.
+            let opener = Socket::new(stream).ok()?;
+            let (case, judged, answerer, slot) = self.open_other_end(caller, asked).await?;
+            Some((case, judged, opener, answerer, slot))
+        };
+        let opened = tokio::select! {
+            opened = opened => opened,
+            () = &mut stop => None,
+        };
+        if let Some((case, judged, opener, answerer, _slot)) = opened {
+            self.carry(case, judged, End::Tcp(opener), answerer, stop).await;
+        }
+    }
+
+    async fn open_other_end(
+        &self,
+        caller: Arc<AppContext>,
+        asked: Asked,
+    ) -> Option<(Case, Judged, End, Slot<'_>)> {
+        let to = asked.target.unwrap_or(asked.destination);
+        let (callee, address, nobody) = match self.mesh.find(caller.workload(), to) {
+            Found::Workload { endpoint, address } => (Callee::Workload(endpoint), address, false),
+            Found::Other(party) => (Callee::Other(party), to, false),
+            Found::Nobody => (Callee::Other(nobody(to)), to, true),
+        };
+        let case = Case::Opened {
+            caller: caller.clone(),
+            callee,
+            address,
+        };
+        let Case::Opened { callee, .. } = &case else {
+            return None;
+        };
+        let judged = if nobody {
+            // Nobody is there to be judged; that it was asked for is written down.
+            let decision = weft_runtime::Decision::allow(None);
+            let judged = Judged {
+                source: caller.party().clone(),
+                destination: callee.party().clone(),
+                sides: vec![(Direction::Egress, decision)],
+            };
+            self.fail(&case, &judged, DropReason::NoEndpoint, 0);
+            return None;
+        } else {
+            case.judge(&*self.mesh)
+        };
+        if judged.is_refused() {
+            self.deny(&case, &judged);
+            return None;
+        }
+        let Some(slot) = self.place(caller.workload(), Direction::Egress) else {
+            tracing::warn!(workload = %caller.workload(), "too many captured connections");
+            self.fail(&case, &judged, DropReason::Overloaded, 0);
+            return None;
+        };
+        let made = match callee {
+            Callee::Workload(endpoint) if is_local(endpoint) => {
+                let limit = self.limits.connect_timeout;
+                self.dial(endpoint.workload(), address, limit).await
+            }
+            Callee::Workload(endpoint) => self.tunnel(&caller, endpoint, address).await,
+            Callee::Other(_) => {
+                let limit = self.limits.outside_timeout;
+                self.dial(caller.workload(), address, limit).await
+            }
+        };
+        match made {
+            Ok(answerer) => Some((case, judged, answerer, slot)),
+            Err(Failure { error, status }) => {
+                tracing::debug!(workload = %caller.workload(), %address, %error, "captured connection fails");
+                self.fail(&case, &judged, DropReason::Unreachable, status);
+                None
+            }
+        }
+    }
+
+    pub(crate) async fn dial_app(&self, endpoint: &Endpoint, address: SocketAddr) -> io::Result<Socket> {
+        let connecting = self.mesh.connect(endpoint.workload(), address);
+        let stream = timeout(self.limits.connect_timeout, connecting).await??;
+        Socket::new(stream)
+    }
+
+    async fn dial(&self, from: &str, to: SocketAddr, limit: Duration) -> Result<End, Failure> {
+        let connecting = self.mesh.connect(from, to);
+        let stream = timeout(limit, connecting).await.map_err(io::Error::from)??;
+        Ok(End::Tcp(Socket::new(stream)?))
+    }
+
+    async fn tunnel(
+        &self,
+        caller: &AppContext,
+        endpoint: &Endpoint,
+        address: SocketAddr,
+    ) -> Result<End, Failure> {
+        let Place::Remote { tunnel } = *endpoint.place() else {
+            return Err(io::Error::other("a workload of this node needs no tunnel").into());
+        };
+        let Some(svid) = caller.svid().cloned() else {
+            let why = format!("{} has no certificate for tunnels", caller.workload());
+            return Err(io::Error::other(why).into());
+        };
+        let party = endpoint.party();
+        let id: SpiffeId = party.spiffe_id.parse().map_err(io::Error::other)?;
+        let mut headers = HeaderMap::with_capacity(2);
+        for (name, workload) in [
+            (SOURCE_HEADER, caller.workload()),
+            (DESTINATION_HEADER, endpoint.workload()),
+        ] {
+            headers.insert(name, HeaderValue::from_str(workload).map_err(io::Error::other)?);
+        }
+        let source = Source {
+            workload: caller.workload().clone(),
+            svid,
+        };
+        let destination = Destination {
+            address: tunnel,
+            id,
+            node: party.node.clone(),
+        };
+        let authority = address.to_string();
+        let opened = self.tunnels.open(&source, &destination, &authority, headers);
+        match opened.await {
+            Ok(stream) => Ok(End::Tunnel(Box::new(stream))),
+            Err(error) => Err(Failure {
+                status: match &error {
+                    OpenError::Refused(_, status) => status.as_u16(),
+                    _ => 0,
+                },
+                error: error.into(),
+            }),
+        }
+    }
+}
+
+/// A service without backends has no identity.
+fn nobody(address: SocketAddr) -> Arc<Party> {
+    Arc::new(Party {
+        namespace: Arc::default(),
+        workload: Arc::default(),
+        app_id: Arc::default(),
+        identity: NumericIdentity::UNKNOWN,
+        spiffe_id: Arc::default(),
+        address: Some(address.ip()),
+        node: Arc::default(),
+    })
+}
