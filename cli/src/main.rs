@@ -1,6 +1,7 @@
 //! The `weft` command: runs apps in the mesh, shows what happens, and hands out credentials.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage; `weft run` returns its app's own code.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `weft status` when manifests were rejected; `weft run`
+//! returns its app's own code.
 
 mod commands;
 mod connect;
@@ -18,7 +19,8 @@ use std::process::ExitCode;
     version,
     propagate_version = true,
     max_term_width = 100,
-    after_help = "Exit codes: 0 done, 2 wrong usage, 1 everything else; `weft run` returns its app's own."
+    after_help = "Exit codes: 0 done, 2 wrong usage, 3 manifests are not in force (weft status), 1 everything \
+                  else; `weft run` returns its app's own."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -97,7 +99,7 @@ fn main() -> ExitCode {
             #[cfg(feature = "dev")]
             Command::Dev(c) => c.run().await,
             Command::Run(c) => c.run().await,
-            Command::Status(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Status(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Admin(c) => c.run().await.map(|()| ExitCode::SUCCESS),

@@ -1,4 +1,5 @@
-//! `weft status`: the local agent in one page.
+//! `weft status`: the local agent in one page. Exit code 3 says that manifests were rejected: what
+//! they ask for, a policy perhaps, is not in force.
 
 use crate::{
     connect::{AgentArgs, agent_error},
@@ -7,6 +8,7 @@ use crate::{
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
+use std::process::ExitCode;
 use weft_proto::weft::{
     dataplane::v1::{GetRequest, GetResponse, status_client::StatusClient},
     policy::v1::{Workload, WorkloadKind},
@@ -24,7 +26,7 @@ pub struct Status {
 
 impl Status {
     /// Prints the agent's status.
-    pub async fn run(self) -> Result<()> {
+    pub async fn run(self) -> Result<ExitCode> {
         let (channel, socket) = self.agent.agent()?;
         let status = StatusClient::new(channel)
             .get(GetRequest {})
@@ -32,10 +34,41 @@ impl Status {
             .map_err(|status| agent_error(&status, &socket))?
             .into_inner();
         match self.output {
-            Format::Table => print_text(&page(&status)),
-            format => print_value(&value(&status), format),
+            Format::Table => print_text(&page(&status))?,
+            format => print_value(&value(&status), format)?,
+        }
+        let rejected = status.rejected.is_some_and(|r| r.total > 0);
+        Ok(ExitCode::from(if rejected { REJECTED } else { 0 }))
+    }
+}
+
+/// Exit code when manifests were rejected.
+const REJECTED: u8 = 3;
+
+/// Manifests that have no effect, in front of all else: a policy among them protects nothing.
+fn rejected(s: &GetResponse) -> String {
+    let Some(rejected) = s.rejected.as_ref().filter(|r| r.total > 0) else {
+        return String::new();
+    };
+    let mut out = format!(
+        "{} NOT IN FORCE because of mistakes in them:\n",
+        match rejected.total {
+            1 => "1 MANIFEST FILE IS".to_owned(),
+            n => format!("{n} MANIFEST FILES ARE"),
+        }
+    );
+    for file in &rejected.files {
+        let instead = if file.earlier_in_force {
+            "what it said before still holds"
+        } else {
+            "it was never good: nothing of it holds"
+        };
+        out += &format!("  {}: {instead}\n", file.path);
+        for error in &file.errors {
+            out += &format!("    {error}\n");
         }
     }
+    out + "\n"
 }
 
 fn kind(workload: &Workload) -> &'static str {
@@ -47,7 +80,8 @@ fn kind(workload: &Workload) -> &'static str {
 }
 
 fn page(s: &GetResponse) -> String {
-    let mut out = format!(
+    let mut out = rejected(s);
+    out += &format!(
         "Node {} ({}), up since {}\n",
         s.node,
         s.version,
@@ -118,6 +152,12 @@ fn value(s: &GetResponse) -> Value {
         "spiffeId": s.spiffe_id,
         "certificateNotAfter": time(s.certificate_not_after),
         "policyVersion": s.policy_version,
+        "rejectedFiles": s.rejected.as_ref().map(|r| json!({
+            "total": r.total,
+            "files": r.files.iter().map(|f| json!({
+                "path": f.path, "earlierInForce": f.earlier_in_force, "errors": f.errors,
+            })).collect::<Vec<_>>(),
+        })),
         "capabilities": s.capabilities.iter().map(|c| json!({
             "name": c.name, "active": c.active, "reason": c.reason,
         })).collect::<Vec<_>>(),

@@ -291,4 +291,11 @@ impl pb::resources_server::Resources for Api {
             self.ask(|reply| Event::List { request, reply }).await?,
         ))
     }
+
+    async fn rejected(
+        &self,
+        _: Request<pb::RejectedRequest>,
+    ) -> Result<Response<pb::RejectedResponse>, Status> {
+        Ok(Response::new(self.ask(|reply| Event::Rejected { reply }).await?))
+    }
 }

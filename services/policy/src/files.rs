@@ -199,6 +199,27 @@ impl Files {
         statuses
     }
 
+    /// Files that are not in force as they are, a bounded part of them with their first errors.
+    pub(crate) fn rejected(&self) -> pb::RejectedResponse {
+        const FILES: usize = 50;
+        const ERRORS: usize = 5;
+        let bad = || self.files.iter().filter(|(_, f)| !f.problems.is_empty());
+        let files = bad().take(FILES).map(|(path, file)| pb::RejectedFile {
+            path: path.clone(),
+            earlier_in_force: !file.in_force.is_empty(),
+            errors: file
+                .problems
+                .iter()
+                .take(ERRORS)
+                .map(ToString::to_string)
+                .collect(),
+        });
+        pb::RejectedResponse {
+            files: files.collect(),
+            total: u32::try_from(bad().count()).unwrap_or(u32::MAX),
+        }
+    }
+
     /// The problems of the files at `paths`, for the log.
     pub(crate) fn problems_of<'a>(
         &'a self,

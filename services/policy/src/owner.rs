@@ -87,6 +87,9 @@ pub(crate) enum Event {
         request: pb::ListRequest,
         reply: oneshot::Sender<pb::ListResponse>,
     },
+    Rejected {
+        reply: oneshot::Sender<pb::RejectedResponse>,
+    },
 }
 
 /// See the module.
@@ -270,6 +273,9 @@ impl Owner {
                 tracing::info!(node, "node disconnected");
                 self.world.disconnect(&node, session);
                 self.starts.heard_from(&self.world, &node);
+            }
+            Event::Rejected { reply } => {
+                let _ = reply.send(self.files.rejected());
             }
             Event::List { request, reply } => {
                 let resources = self.files.statuses(&request.kind, &request.namespace);

@@ -12,6 +12,7 @@ pub const ROLES: MethodRoles = MethodRoles(&[
     ),
     ("/weft.policy.v1.Distribution/Subscribe", &[Admit::Node]),
     ("/weft.policy.v1.Resources/List", &[Admit::Admin]),
+    ("/weft.policy.v1.Resources/Rejected", &[Admit::Node, Admit::Admin]),
 ]);
 
 #[cfg(test)]
@@ -35,7 +36,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles_and_admits_no_workload() {
         let methods = weft_rpc::methods("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 5);
+        assert_eq!(methods.len(), 6);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
             for refused in [

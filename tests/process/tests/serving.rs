@@ -1,14 +1,17 @@
 //! What every service offers to operators, and how it ends.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 use tokio_stream::StreamExt;
 use tonic::transport::Channel;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_reflection::pb::{v1, v1alpha};
-use weft_process_tests::{Mesh, SERVICES, SOON};
+use weft_process_tests::{Ended, Mesh, SERVICES, SOON, run};
 use weft_proto::weft::policy::v1 as policy;
 
 fn package(name: &str) -> &str {
@@ -219,7 +222,52 @@ async fn a_bad_manifest_stops_no_good_one() {
     };
     let listed = tokio::time::timeout(SOON, both).await.unwrap();
     assert!(listed.contains(&"good".to_owned()), "{listed:?}");
-    mesh.stop("weft-policy");
+
+    // On every node the status says it first, and by its exit code.
+    mesh.start("weft-placement");
+    mesh.start("weft-agent");
+    let status = || {
+        let mut command = mesh.home.bare("weft");
+        run(command.args(["status", "--run-dir"]).arg(mesh.home.path()))
+    };
+    let told = until("the status tells of three files", status, |s| {
+        s.stdout.starts_with("3 MANIFEST FILES ARE NOT IN FORCE")
+    });
+    assert_eq!(told.code, Some(3), "{told:?}");
+    for (file, instead) in [
+        ("bad", "never good"),
+        ("good", "still holds"),
+        ("worse", "never good"),
+    ] {
+        let file = format!("/{file}.yaml: ");
+        let line = told
+            .stdout
+            .lines()
+            .find(|l| l.contains(&file) && !l.contains("yaml:1"));
+        assert!(line.unwrap().contains(instead), "{told:?}");
+    }
+    assert!(told.stdout.contains("typo"), "{told:?}");
+    for name in ["good.yaml", "bad.yaml", "worse.yaml"] {
+        let beside = mesh
+            .home
+            .file("beside", &component(name.trim_end_matches(".yaml")));
+        fs::rename(beside, folder.join(name)).unwrap();
+    }
+    let told = until("the status tells of none", status, |s| s.code == Some(0));
+    assert!(told.stdout.starts_with("Node n1"), "{told:?}");
+}
+
+/// Asks until it is so.
+fn until(what: &str, ask: impl Fn() -> Ended, wanted: impl Fn(&Ended) -> bool) -> Ended {
+    let begun = Instant::now();
+    loop {
+        let ended = ask();
+        if wanted(&ended) {
+            return ended;
+        }
+        assert!(begun.elapsed() < SOON, "never: {what}; {ended:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The end of the listener and that of the streams race: neither may be lost, so many times.

@@ -287,7 +287,7 @@ pub async fn start(
 
     let subscription = Subscription {
         mesh: mesh.clone(),
-        channel: policy_channel,
+        channel: policy_channel.clone(),
         upstream: policy,
         addresses: side.addresses(&config),
         pod_cidrs: config.pod_cidrs.clone(),
@@ -310,6 +310,7 @@ pub async fn start(
         capabilities,
         upstreams,
         svid: member.svid.clone(),
+        policy: policy_channel.clone(),
     };
     let server = api::server(&shared, &table, facts)?;
     let admin = serve_api(&mut tasks, server, local, &config, &member, drain.clone()).await?;

@@ -1,7 +1,7 @@
 //! A bad file never stops good ones, and says what is wrong with it.
 
 use crate::rig::{Rig, service};
-use weft_proto::weft::policy::v1 as pb;
+use weft_proto::weft::policy::v1::{self as pb, resources_client::ResourcesClient};
 
 const BAD: &str = "apiVersion: v1
 kind: Service
@@ -61,6 +61,15 @@ async fn a_bad_file_beside_good_ones() {
         (file.kind.as_str(), file.origin.clone()),
         ("File", format!("{folder}/bad.yaml:7"))
     );
+    // Its node can show it.
+    let mut resources = ResourcesClient::new(rig.channel("/weft/node/n1"));
+    let rejected = resources
+        .rejected(pb::RejectedRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!((rejected.total, rejected.files.len()), (1, 1));
+    assert!(!rejected.files[0].earlier_in_force && rejected.files[0].errors == errors(&list));
     // Mended, it takes part.
     rig.put("bad.yaml", &service("default", "bad"));
     let list = rig.list_until(|l| accepted(l).len() == 3).await;

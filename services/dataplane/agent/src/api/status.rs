@@ -5,8 +5,12 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tonic::transport::Channel;
 use tonic::{Request, Response, Status as Failure};
-use weft_proto::weft::dataplane::v1::{Capability, GetRequest, GetResponse, status_server::Status};
+use weft_proto::weft::{
+    dataplane::v1::{Capability, GetRequest, GetResponse, status_server::Status},
+    policy::v1::{RejectedRequest, RejectedResponse, resources_client::ResourcesClient},
+};
 use weft_tls::SvidCell;
 
 /// What does not change while the agent runs, and where the rest is read.
@@ -20,6 +24,20 @@ pub struct Facts {
     pub upstreams: Vec<Upstream>,
     /// The node's own certificate.
     pub svid: SvidCell,
+    /// To the policy service.
+    pub policy: Channel,
+}
+
+/// How long an answer may wait for the policy service.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Facts {
+    /// What was written and is not in force; nothing if that cannot be learned now.
+    async fn rejected(&self) -> Option<RejectedResponse> {
+        let mut client = ResourcesClient::new(self.policy.clone());
+        let asked = tokio::time::timeout(PATIENCE, client.rejected(RejectedRequest {})).await;
+        Some(asked.ok()?.ok()?.into_inner())
+    }
 }
 
 #[derive(Debug)]
@@ -45,6 +63,7 @@ impl Status for Service {
             policy_version: self.shared.view.mesh.position().version,
             spiffe_id: svid.map_or_else(String::new, |s| s.id().to_string()),
             certificate_not_after: not_after,
+            rejected: self.facts.rejected().await,
         }))
     }
 }
