@@ -36,6 +36,7 @@ const PACKAGES: &[(&str, &str, &[Purpose])] = &[
         DEMO,
     ),
     ("python3-venv", "keeps Python packages out of the system", DEMO),
+    ("postgresql", "keeps the state of identity's replicas", TESTS),
     ("clang-16", "compiles the eBPF programs", TESTS),
     ("llvm-16", "strips the eBPF object", TESTS),
     ("libbpf-dev", "headers of the eBPF programs", TESTS),

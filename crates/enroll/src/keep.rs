@@ -6,10 +6,11 @@ use crate::{
     join::{explain, read_bundle, read_chain},
 };
 use std::time::Duration;
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 use weft_drain::Watcher;
 use weft_proto::weft::identity::v1::{
-    RenewRequest, WatchBundleRequest, certificates_client::CertificatesClient, trust_client::TrustClient,
+    AckBundleRequest, RenewRequest, WatchBundleRequest, certificates_client::CertificatesClient,
+    trust_client::TrustClient,
 };
 use weft_tls::{Clock, Expect, Svid, new_key_and_csr};
 
@@ -17,6 +18,8 @@ use weft_tls::{Clock, Expect, Svid, new_key_and_csr};
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Within this time after an order to renew, members come at any moment.
+const ORDERED: Duration = Duration::from_secs(5);
 /// Renewals are spread over this part of a lifetime around its half, so that members that joined
 /// together do not come back together.
 const SPREAD: f64 = 0.1;
@@ -53,8 +56,18 @@ impl Keeper {
     async fn renew_always(&self, channel: &Channel) {
         let mut due = self.due();
         let mut pause = FIRST_PAUSE;
+        let mut renewal = self.member.trust.renewal();
         loop {
-            tokio::time::sleep(self.look_every).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.look_every) => {}
+                Ok(()) = renewal.changed() => {
+                    // All members are told at once; they need not all come at once.
+                    tokio::time::sleep(ORDERED.mul_f64(rand::random())).await;
+                }
+            }
+            if self.is_ordered(*renewal.borrow()) {
+                due = 0;
+            }
             if self.clock.unix_seconds() < due {
                 continue;
             }
@@ -83,6 +96,12 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Whether the authority wants everything renewed that begins before.
+    fn is_ordered(&self, before: u64) -> bool {
+        let held = self.member.svid.get();
+        held.is_some_and(|svid| svid.identity().not_before < before)
     }
 
     fn due(&self) -> u64 {
@@ -147,18 +166,27 @@ impl Keeper {
             .map_err(|s| explain(&s))?
             .into_inner();
         while let Some(change) = stream.message().await.map_err(|s| explain(&s))? {
+            let before = change
+                .renew_before
+                .map_or(0, |t| u64::try_from(t.seconds).unwrap_or(0));
             let bundle = read_bundle(change.bundle, &self.member.trust.trust_domain())?;
+            let version = bundle.version;
             // A restored database may be behind; going back would drop roots that are in use.
-            if bundle.version <= self.member.trust.version() {
-                continue;
+            if version > self.member.trust.version() {
+                self.member.trust.set(bundle.clone()).map_err(|e| e.to_string())?;
+                self.folder.store_bundle(&bundle).map_err(|e| e.to_string())?;
+                tracing::info!(version, roots = bundle.roots.len(), "trust bundle changed");
             }
-            self.member.trust.set(bundle.clone()).map_err(|e| e.to_string())?;
-            self.folder.store_bundle(&bundle).map_err(|e| e.to_string())?;
-            tracing::info!(
-                version = bundle.version,
-                roots = bundle.roots.len(),
-                "trust bundle changed"
-            );
+            self.member.trust.set_renewal(before);
+            let ack = AckBundleRequest {
+                watch_id: change.watch_id,
+                version: self.member.trust.version(),
+            };
+            match client.ack_bundle(ack).await {
+                // An identity service of a version that does not ask for it.
+                Err(status) if status.code() == Code::Unimplemented => {}
+                acked => drop(acked.map_err(|s| explain(&s))?),
+            }
         }
         Ok(())
     }

@@ -81,6 +81,25 @@ pub enum StoreError {
         /// The migration that differs.
         version: i64,
     },
+    /// A server that does not answer, or does not let us in.
+    #[error(
+        "database {server} can not be reached: {cause}; check that the server runs, and that address, \
+         user and password are right"
+    )]
+    Unreachable {
+        /// The server and the database.
+        server: String,
+        /// What the connection said.
+        cause: String,
+    },
+    /// Anything else that a server says.
+    #[error("database {server}: {cause}")]
+    Server {
+        /// The server and the database.
+        server: String,
+        /// What it said.
+        cause: String,
+    },
     /// Anything else.
     #[error("database {}: {cause}", path.display())]
     Other {
@@ -158,6 +177,42 @@ impl StoreError {
             },
             e => Self::Other {
                 path: path_buf,
+                cause: one_line(e),
+            },
+        }
+    }
+
+    /// Sorts an sqlx error about a server.
+    pub(crate) fn classify_server(server: &str, error: &sqlx::Error) -> Self {
+        let (server, cause) = (server.to_owned(), one_line(error));
+        match error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => Self::Unreachable { server, cause },
+            // Class 28: not let in; 3D000: no such database; 57P: shutting down or not up yet.
+            sqlx::Error::Database(e)
+                if e.code()
+                    .is_some_and(|c| c.starts_with("28") || c == "3D000" || c.starts_with("57P")) =>
+            {
+                Self::Unreachable { server, cause }
+            }
+            _ => Self::Server { server, cause },
+        }
+    }
+
+    /// Sorts an error of the migrations of a server's database.
+    pub(crate) fn classify_server_migration(server: &str, error: &MigrateError, known: i64) -> Self {
+        match error {
+            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => {
+                Self::classify_server(server, e)
+            }
+            MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => {
+                Self::classify_migration(Path::new(server), error, known)
+            }
+            e => Self::Server {
+                server: server.into(),
                 cause: one_line(e),
             },
         }

@@ -17,9 +17,9 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 /// How long a statement waits for a lock, and a start for the previous process to end.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite has one writer; the others read.
-const MAX_CONNECTIONS: u32 = 4;
+pub(crate) const MAX_CONNECTIONS: u32 = 4;
 
 /// An open database. Clones share the pool; the file is free for another process when the last
 /// clone is gone.
@@ -110,7 +110,7 @@ impl Store {
 
 /// Makes the file readable by its owner only, before SQLite writes to it: SQLite gives its log
 /// and shared-memory files the same permissions.
-fn private_file(path: &Path) -> io::Result<()> {
+pub(crate) fn private_file(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent().filter(|p| !p.as_os_str().is_empty() && !p.exists()) {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
@@ -132,7 +132,7 @@ fn private_file(path: &Path) -> io::Result<()> {
 }
 
 /// Locks `<path>.lock`. SQLite's own locks are on the database file, so this must be another one.
-async fn lock(path: &Path, wait: Duration) -> Result<File, StoreError> {
+pub(crate) async fn lock(path: &Path, wait: Duration) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);

@@ -33,6 +33,7 @@ pub struct Trust {
     changed: watch::Sender<u64>,
     revoked: Arc<ArcSwap<Revoked>>,
     revocations: watch::Sender<u64>,
+    renewal: watch::Sender<u64>,
     pub(crate) clock: Clock,
 }
 
@@ -53,6 +54,7 @@ impl Trust {
             changed: watch::Sender::new(0),
             revoked: Arc::default(),
             revocations: watch::Sender::new(0),
+            renewal: watch::Sender::new(0),
             clock,
         }
     }
@@ -136,6 +138,22 @@ impl Trust {
     /// Notified after each [`Trust::set_revoked`].
     pub fn revocations(&self) -> watch::Receiver<u64> {
         self.revocations.subscribe()
+    }
+
+    /// Has certificates renewed at once that begin before this time (seconds since the Unix epoch);
+    /// an earlier time takes nothing back.
+    pub fn set_renewal(&self, before: u64) {
+        self.renewal.send_if_modified(|held| {
+            let later = before > *held;
+            *held = before.max(*held);
+            later
+        });
+    }
+
+    /// Certificates that begin before this time are to be renewed now, whatever is left of them.
+    /// For whoever keeps certificates current.
+    pub fn renewal(&self) -> watch::Receiver<u64> {
+        self.renewal.subscribe()
     }
 
     pub(crate) fn state(&self) -> Arc<TrustState> {

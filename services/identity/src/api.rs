@@ -2,25 +2,31 @@
 
 use crate::{
     authority::Issued,
-    core::Core,
-    db::AuditRow,
+    core::{Core, Published},
+    db::{AuditRow, Replica, State},
     nodes::NodeWatch,
     pattern::{HostPattern, MAX_PATTERNS},
+    rotation::{Phase, life},
+    supplied::key_name,
 };
 use futures::{StreamExt, stream::BoxStream};
 use prost_types::Timestamp;
+use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use weft_drain::Watcher;
+use weft_model::Principal;
 use weft_proto::weft::identity::v1::{
-    AuditEntry, CreateJoinTokenRequest, CreateJoinTokenResponse, JoinRequest, JoinResponse, ListAuditRequest,
-    ListAuditResponse, RenewRequest, RenewResponse, SignAdminRequest, SignAdminResponse, SignWorkloadRequest,
+    AckBundleRequest, AckBundleResponse, AuditEntry, Authority, CreateJoinTokenRequest,
+    CreateJoinTokenResponse, GetAuthorityRequest, GetAuthorityResponse, JoinRequest, JoinResponse,
+    ListAuditRequest, ListAuditResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage,
+    RotateRequest, RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse, SignWorkloadRequest,
     SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse,
     WatchNodesRequest, WatchNodesResponse, admin_server::Admin, bootstrap_server::Bootstrap,
     certificates_server::Certificates, members_server::Members, trust_server::Trust,
 };
 use weft_rpc::caller;
-use weft_tls::Bundle;
+use weft_tls::{Bundle, root_sha256};
 
 const DEFAULT_AUDIT: u32 = 100;
 const MAX_AUDIT: u32 = 1000;
@@ -57,9 +63,40 @@ fn bundle(bundle: &Bundle) -> Option<TrustBundle> {
     })
 }
 
+fn bundle_response(published: &Published, watch_id: u64) -> WatchBundleResponse {
+    WatchBundleResponse {
+        bundle: bundle(&published.bundle),
+        watch_id,
+        renew_before: timestamp(published.renew_before),
+    }
+}
+
+fn authority(state: State, cert: &CertificateDer<'_>, needed_until: u64, has_key: bool) -> Authority {
+    let (not_before, not_after) = life(cert).unwrap_or_default();
+    Authority {
+        sha256: hex::encode(root_sha256(cert)),
+        state: state.as_str().into(),
+        key: key_name(cert).into(),
+        not_before: timestamp(not_before),
+        not_after: timestamp(not_after),
+        needed_until: timestamp(needed_until),
+        certificate_der: cert.to_vec(),
+        has_key,
+    }
+}
+
+fn replica(replica: Replica) -> ReplicaMessage {
+    ReplicaMessage {
+        name: replica.name,
+        seen: timestamp(replica.seen_at),
+        members: u32::try_from(replica.members).unwrap_or(u32::MAX),
+        acked_version: replica.min_acked,
+    }
+}
+
 fn audit_entry(row: AuditRow) -> AuditEntry {
     AuditEntry {
-        id: row.entry.id,
+        id: row.id,
         time: timestamp(row.entry.time),
         outcome: row.outcome,
         action: row.action,
@@ -112,21 +149,46 @@ impl Trust for Api {
 
     async fn watch_bundle(
         &self,
-        _request: Request<WatchBundleRequest>,
+        request: Request<WatchBundleRequest>,
     ) -> Result<Response<Self::WatchBundleStream>, Status> {
-        let mut changes = self.core.bundle();
+        let caller = caller(&request)?;
+        let held = request.into_inner().held_version;
+        // Operators look; only members verify by it.
+        let member = caller
+            .spiffe_id()
+            .filter(|id| matches!(id.principal(), Principal::Service(_) | Principal::Node(_)));
+        let following = member.map(|id| self.core.acks.follow(id.to_string(), held));
+        let watch_id = following.as_ref().map_or(0, |f| f.id);
+        let mut changes = self.core.published();
         // What is there counts as the first change.
         changes.mark_changed();
-        let stream =
-            futures::stream::unfold((changes, self.drain.clone()), |(mut changes, mut drain)| async {
+        let stream = futures::stream::unfold(
+            (changes, self.drain.clone(), following),
+            move |(mut changes, mut drain, following)| async move {
                 tokio::select! {
                     () = drain.draining() => return None,
                     changed = changes.changed() => changed.ok()?,
                 }
-                let present = bundle(&changes.borrow_and_update());
-                Some((Ok(WatchBundleResponse { bundle: present }), (changes, drain)))
-            });
+                let message = bundle_response(&changes.borrow_and_update(), watch_id);
+                Some((Ok(message), (changes, drain, following)))
+            },
+        );
         Ok(Response::new(stream.boxed()))
+    }
+
+    async fn ack_bundle(
+        &self,
+        request: Request<AckBundleRequest>,
+    ) -> Result<Response<AckBundleResponse>, Status> {
+        let caller = caller(&request)?;
+        let name = caller.spiffe_id().map(ToString::to_string).unwrap_or_default();
+        let AckBundleRequest { watch_id, version } = request.into_inner();
+        if !self.core.acks.ack(watch_id, &name, version) {
+            return Err(Status::not_found(
+                "you have no such stream of the bundle here; it may have ended",
+            ));
+        }
+        Ok(Response::new(AckBundleResponse {}))
     }
 }
 
@@ -197,6 +259,50 @@ impl Admin for Api {
         Ok(Response::new(SignAdminResponse {
             svid: svid(issued),
             bundle: bundle(&roots),
+        }))
+    }
+
+    async fn get_authority(
+        &self,
+        _request: Request<GetAuthorityRequest>,
+    ) -> Result<Response<GetAuthorityResponse>, Status> {
+        let shown = self.core.show().await?;
+        let trust = &shown.live.trust;
+        let roots = trust.roots.iter();
+        let issuers = trust.issuers.iter();
+        Ok(Response::new(GetAuthorityResponse {
+            trust_domain: trust.trust_domain.clone(),
+            bundle_version: trust.bundle_version,
+            roots: roots
+                .map(|r| authority(r.state, &r.cert, r.signed_until, r.sealed_key.is_some()))
+                .collect(),
+            issuers: issuers
+                .map(|i| authority(i.state, &i.cert, i.signed_until, i.sealed_key.is_some()))
+                .collect(),
+            phase: shown.phase.as_str().into(),
+            members: shown
+                .replicas
+                .first()
+                .map_or(0, |r| u32::try_from(r.members).unwrap_or(u32::MAX)),
+            waiting_for: match shown.phase {
+                Phase::Distributing => shown
+                    .replicas
+                    .iter()
+                    .map(|r| r.lagging.clone())
+                    .find(|name| !name.is_empty())
+                    .unwrap_or_default(),
+                _ => String::new(),
+            },
+            replicas: shown.replicas.into_iter().map(replica).collect(),
+        }))
+    }
+
+    async fn rotate(&self, request: Request<RotateRequest>) -> Result<Response<RotateResponse>, Status> {
+        let caller = caller(&request)?;
+        let target = RotateTarget::try_from(request.into_inner().target).unwrap_or_default();
+        let phase = self.core.rotate(&caller, target).await?;
+        Ok(Response::new(RotateResponse {
+            phase: phase.as_str().into(),
         }))
     }
 

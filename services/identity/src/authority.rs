@@ -1,23 +1,20 @@
-//! The certificate authority itself: a root, an issuer under it, and the leaves they sign.
-//! Decides nothing: whoever calls has checked that the leaf may be given out.
+//! The certificate authority itself: the issuer in use and the leaves it signs; `make` makes roots
+//! and issuers. Decides nothing: whoever calls has checked that the leaf may be given out.
 
-use crate::db::StoredAuthority;
+mod make;
+
+pub use make::{KeyType, Made, Maker};
+
 use rcgen::{
-    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 use time::OffsetDateTime;
-use weft_model::{Principal, SpiffeId, TrustDomain};
+use weft_model::{Principal, SpiffeId};
 use weft_tls::NODE_EXTENSION_OID;
-use zeroize::Zeroizing;
 
-const DAY: u64 = 24 * 3600;
-/// How long a root is good for.
-pub const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * DAY);
-/// How long an issuer is good for.
-pub const ISSUER_LIFETIME: Duration = Duration::from_secs(365 * DAY);
 /// A certificate begins this long before it is made, for verifiers whose clock is behind.
 const MAX_SKEW: Duration = Duration::from_secs(300);
 
@@ -63,7 +60,6 @@ pub enum AuthorityError {
 
 /// A certificate and the key it speaks for.
 struct CertKey {
-    cert: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
     not_before: u64,
     not_after: u64,
@@ -78,6 +74,8 @@ pub struct Order<'a, K> {
     pub node: Option<&'a str>,
     /// Counted from now.
     pub lifetime: Duration,
+    /// Its validity begins no earlier, however far a verifier's clock may be behind.
+    pub earliest: u64,
     /// Whose private half the holder has.
     pub key: &'a K,
 }
@@ -87,8 +85,11 @@ pub struct Order<'a, K> {
 pub struct Issued {
     /// Whom it names.
     pub id: SpiffeId,
-    /// Leaf, issuer. The root is what verifiers hold.
+    /// Leaf, issuer, and the issuer under an older root while there is one. The roots are what
+    /// verifiers hold.
     pub chain: Vec<CertificateDer<'static>>,
+    /// Who signed it.
+    pub issuer_id: i64,
     /// Seconds since the Unix epoch.
     pub not_before: u64,
     /// Seconds since the Unix epoch.
@@ -97,100 +98,51 @@ pub struct Issued {
     pub serial: String,
 }
 
-/// A certificate of the authority and its key in PKCS#8, as they are stored.
-pub struct Made {
-    /// DER.
-    pub cert: CertificateDer<'static>,
-    /// PKCS#8.
-    pub key: Zeroizing<Vec<u8>>,
-}
-
-/// A root with the issuer in use under it.
+/// The issuer in use, with what verifiers need between it and their roots.
 pub struct Authority {
-    root: CertificateDer<'static>,
+    issuer_id: i64,
     issuer: CertKey,
+    /// What follows the leaf in each chain: the issuer, and the issuer's key under an older root
+    /// that some verifiers may still hold alone.
+    path: Vec<CertificateDer<'static>>,
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority")
+            .field("issuer_id", &self.issuer_id)
             .field("issuer_until", &self.issuer.not_after)
             .finish_non_exhaustive()
     }
 }
 
-/// Makes a self-signed root.
-pub fn make_root(trust_domain: &TrustDomain, now: u64) -> Result<Made, AuthorityError> {
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let mut params = ca_params(trust_domain, "root", now, ROOT_LIFETIME)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-    let cert = params.self_signed(&key)?.der().clone();
-    Ok(Made {
-        cert,
-        key: Zeroizing::new(key.serialize_der()),
-    })
-}
-
-/// Makes an issuer under `root`.
-pub fn make_issuer(
-    trust_domain: &TrustDomain,
-    root: &CertificateDer<'static>,
-    root_key: &[u8],
-    now: u64,
-) -> Result<Made, AuthorityError> {
-    let root = CertKey::read("root", root, root_key, now)?;
-    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-    let mut params = ca_params(trust_domain, "issuer", now, ISSUER_LIFETIME)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.use_authority_key_identifier_extension = true;
-    params.not_after = params.not_after.min(date(root.not_after)?);
-    let cert = params.signed_by(&key, &root.issuer)?.der().clone();
-    Ok(Made {
-        cert,
-        key: Zeroizing::new(key.serialize_der()),
-    })
-}
-
-/// Whether the clock is inside a root's life.
-pub fn check_root(cert: &CertificateDer<'_>, now: u64) -> Result<(), AuthorityError> {
-    validity("root", cert, now).map(|_| ())
-}
-
-/// Whether the clock is inside an issuer's life.
-pub fn is_valid(cert: &CertificateDer<'_>, now: u64) -> bool {
-    validity("issuer", cert, now).is_ok()
-}
-
 impl Authority {
-    /// Puts together what was stored. Refused when the clock is outside of a certificate.
+    /// Puts together what was stored. Refused when the clock is outside of the issuer's life.
     pub fn new(
-        root: &StoredAuthority,
-        issuer: &StoredAuthority,
-        issuer_key: &[u8],
+        issuer_id: i64,
+        cert: &CertificateDer<'static>,
+        cross: Option<&CertificateDer<'static>>,
+        key: &[u8],
         now: u64,
     ) -> Result<Self, AuthorityError> {
-        validity("root", &root.cert, now)?;
-        let issuer = CertKey::read("issuer", &issuer.cert, issuer_key, now)?;
         Ok(Self {
-            root: root.cert.clone(),
-            issuer,
+            issuer_id,
+            issuer: CertKey::read("issuer", cert, key, now)?,
+            path: std::iter::once(cert).chain(cross).cloned().collect(),
         })
     }
 
-    /// The root, DER.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
-    }
-
-    /// Whether half of the issuer's life is over.
-    pub fn issuer_is_due(&self, now: u64) -> bool {
-        now >= self.issuer.not_before + (self.issuer.not_after - self.issuer.not_before) / 2
+    /// The issuer as the database knows it.
+    pub fn issuer_id(&self) -> i64 {
+        self.issuer_id
     }
 
     /// Signs a leaf. It never outlives the issuer.
     pub fn issue<K: PublicKeyData>(&self, order: &Order<'_, K>, now: u64) -> Result<Issued, AuthorityError> {
         check_clock("issuer", now, self.issuer.not_before, self.issuer.not_after)?;
-        let not_before = (now - skew(order.lifetime)).max(self.issuer.not_before);
+        let not_before = (now - skew(order.lifetime))
+            .max(order.earliest.min(now))
+            .max(self.issuer.not_before);
         let not_after = (now + order.lifetime.as_secs()).min(self.issuer.not_after);
         let (serial, serial_hex) = serial()?;
         let mut params = CertificateParams::default();
@@ -214,7 +166,8 @@ impl Authority {
         let leaf = params.signed_by(order.key, &self.issuer.issuer)?.der().clone();
         Ok(Issued {
             id: order.id.clone(),
-            chain: vec![leaf, self.issuer.cert.clone()],
+            chain: std::iter::once(leaf).chain(self.path.iter().cloned()).collect(),
+            issuer_id: self.issuer_id,
             not_before,
             not_after,
             serial: serial_hex,
@@ -230,13 +183,11 @@ impl CertKey {
         now: u64,
     ) -> Result<Self, AuthorityError> {
         let (not_before, not_after) = validity(what, cert, now)?;
-        let der = PrivatePkcs8KeyDer::from(key);
-        let key = KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ECDSA_P256_SHA256)
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key))
             .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
         let issuer = Issuer::from_ca_cert_der(cert, key)
             .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
         Ok(Self {
-            cert: cert.clone(),
             issuer,
             not_before,
             not_after,
@@ -244,7 +195,11 @@ impl CertKey {
     }
 }
 
-fn validity(what: &'static str, cert: &CertificateDer<'_>, now: u64) -> Result<(u64, u64), AuthorityError> {
+pub(crate) fn validity(
+    what: &'static str,
+    cert: &CertificateDer<'_>,
+    now: u64,
+) -> Result<(u64, u64), AuthorityError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(cert)
         .map_err(|e| AuthorityError::Stored(format!("{what}: {e}")))?;
     let seconds = |t: i64| u64::try_from(t).unwrap_or(0);
@@ -275,28 +230,6 @@ fn check_clock(what: &'static str, now: u64, not_before: u64, not_after: u64) ->
 /// A tenth of the lifetime, so that a short one still has most of its life before it.
 fn skew(lifetime: Duration) -> u64 {
     MAX_SKEW.min(lifetime / 10).as_secs()
-}
-
-fn ca_params(
-    trust_domain: &TrustDomain,
-    what: &str,
-    now: u64,
-    lifetime: Duration,
-) -> Result<CertificateParams, AuthorityError> {
-    let (serial, serial_hex) = serial()?;
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Weft");
-    // The serial makes the name of each authority its own, so that verifiers never mix two up.
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("{what} {}", &serial_hex[..8]));
-    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = date(now.saturating_sub(skew(lifetime)))?;
-    params.not_after = date(now + lifetime.as_secs())?;
-    params.serial_number = Some(serial);
-    Ok(params)
 }
 
 /// Sixteen random bytes, positive and without leading zeros, and how they are written down.
@@ -343,19 +276,23 @@ fn node_extension(node: &str) -> Result<CustomExtension, AuthorityError> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use weft_model::TrustDomain;
     use weft_tls::PeerIdentity;
 
     const NOW: u64 = 1_800_000_000;
 
+    const ISSUER_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
     fn authority(now: u64) -> Result<Authority, AuthorityError> {
-        let td = TrustDomain::default();
-        let root = make_root(&td, NOW)?;
-        let issuer = make_issuer(&td, &root.cert, &root.key, NOW)?;
-        let stored = |made: &Made| StoredAuthority {
-            cert: made.cert.clone(),
-            sealed_key: Vec::new(),
+        let maker = Maker {
+            trust_domain: TrustDomain::default(),
+            key_type: KeyType::P256,
+            root_lifetime: 10 * ISSUER_LIFETIME,
+            issuer_lifetime: ISSUER_LIFETIME,
         };
-        Authority::new(&stored(&root), &stored(&issuer), &issuer.key, now)
+        let root = maker.root(NOW)?;
+        let issuer = maker.issuer(&root.cert, &root.key, NOW)?;
+        Authority::new(1, &issuer.cert, None, &issuer.key, now)
     }
 
     fn issue(lifetime: u64, now: u64, node: Option<&str>) -> Result<Issued, AuthorityError> {
@@ -365,6 +302,7 @@ mod tests {
             id: &id,
             node,
             lifetime: Duration::from_secs(lifetime),
+            earliest: 0,
             key: &key,
         };
         authority(NOW)?.issue(&order, now)
@@ -407,19 +345,11 @@ mod tests {
     fn a_clock_that_is_behind_is_told() {
         let error = authority(NOW - 3600).unwrap_err();
         assert!(
-            matches!(error, AuthorityError::ClockBehind { what: "root", .. }),
+            matches!(error, AuthorityError::ClockBehind { what: "issuer", .. }),
             "{error}"
         );
         assert!(!error.to_string().contains('\n'));
         assert!(authority(NOW - 200).is_ok());
-    }
-
-    #[test]
-    fn the_issuer_is_due_at_half_its_life() {
-        let authority = authority(NOW).unwrap();
-        let half = ISSUER_LIFETIME.as_secs() / 2;
-        assert!(!authority.issuer_is_due(NOW + half - 1000));
-        assert!(authority.issuer_is_due(NOW + half));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What the service can be told, and what is refused.
 
+use crate::{authority::KeyType, kek::KekSource};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_model::TrustDomain;
@@ -8,6 +9,9 @@ use weft_telemetry::TelemetryConfig;
 const DAY: u64 = 24 * 3600;
 const MIN_TTL: u64 = 60;
 const MAX_TTL: u64 = 30 * DAY;
+/// An issuer must live twice as long as what it signs, since it is replaced at half of its life.
+const MIN_CA_TTL: u64 = 2 * MIN_TTL;
+const MAX_CA_TTL: u64 = 36_500 * DAY;
 
 /// Configuration of the identity service.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,6 +21,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Holds the database `identity.db` and, unless set otherwise, the key file.
     pub state_dir: PathBuf,
+    /// `postgres://user:password@host/database`, which any number of replicas may share; without it
+    /// the state is in a file.
+    pub database_url: Option<String>,
     /// Holds the operators' socket `identity.sock`; none is served without it.
     pub run_dir: Option<PathBuf>,
     /// Whose members the certificates name. Fixed at the first start.
@@ -38,6 +45,23 @@ pub struct CaConfig {
     /// File with the key that seals the authority's keys; `<state_dir>/key-encryption-key` when
     /// not set. Made on first start.
     pub key_encryption_key: Option<PathBuf>,
+    /// Instead of the file: the environment variable that holds the key.
+    pub key_encryption_key_env: Option<String>,
+    /// Instead of the file: a program and its arguments that print the key, for example by asking
+    /// a KMS.
+    pub key_encryption_key_command: Vec<String>,
+    /// Kind of the authority's own keys: p256 or ed25519.
+    pub key_type: KeyType,
+    /// Root and issuer by the operator: a folder with `ca.crt`, `issuer.crt` and `issuer.key` (and
+    /// `ca.key`, if new issuers are to be made here), or a Secret's manifest with the same. Read
+    /// again when it changes.
+    pub supplied: Option<PathBuf>,
+    /// Lifetime of roots made here, seconds.
+    #[serde(deserialize_with = "ca_ttl")]
+    pub root_ttl_seconds: u64,
+    /// Lifetime of issuers made here, seconds.
+    #[serde(deserialize_with = "ca_ttl")]
+    pub issuer_ttl_seconds: u64,
     /// Lifetime of control services' certificates, seconds.
     #[serde(deserialize_with = "ttl")]
     pub service_ttl_seconds: u64,
@@ -70,6 +94,11 @@ fn ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     check_ttl(seconds).map(|()| seconds).map_err(D::Error::custom)
 }
 
+fn ca_ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(d)?;
+    check_ca_ttl(seconds).map(|()| seconds).map_err(D::Error::custom)
+}
+
 fn check_address(address: &str) -> Result<(), String> {
     let sound = address
         .rsplit_once(':')
@@ -86,11 +115,19 @@ fn check_ttl(seconds: u64) -> Result<(), String> {
         .ok_or_else(|| format!("{seconds} seconds, must be {MIN_TTL} to {MAX_TTL}"))
 }
 
+fn check_ca_ttl(seconds: u64) -> Result<(), String> {
+    let sound = (MIN_CA_TTL..=MAX_CA_TTL).contains(&seconds);
+    sound
+        .then_some(())
+        .ok_or_else(|| format!("{seconds} seconds, must be {MIN_CA_TTL} to {MAX_CA_TTL}"))
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7301)),
             state_dir: weft_config::state_dir("identity"),
+            database_url: None,
             run_dir: Some(weft_config::run_dir()),
             trust_domain: TrustDomain::default().as_str().to_owned(),
             policy_addr: None,
@@ -104,6 +141,12 @@ impl Default for CaConfig {
     fn default() -> Self {
         Self {
             key_encryption_key: None,
+            key_encryption_key_env: None,
+            key_encryption_key_command: Vec::new(),
+            key_type: KeyType::P256,
+            supplied: None,
+            root_ttl_seconds: 3650 * DAY,
+            issuer_ttl_seconds: 365 * DAY,
             service_ttl_seconds: DAY,
             node_ttl_seconds: DAY,
             workload_ttl_seconds: DAY,
@@ -132,6 +175,22 @@ impl Config {
         for (field, seconds) in ttls {
             check_ttl(seconds).map_err(|problem| ConfigError { field, problem })?;
         }
+        let lives = [
+            ("ca.root_ttl_seconds", self.ca.root_ttl_seconds),
+            ("ca.issuer_ttl_seconds", self.ca.issuer_ttl_seconds),
+        ];
+        for (field, seconds) in lives {
+            check_ca_ttl(seconds).map_err(|problem| ConfigError { field, problem })?;
+        }
+        if let Some(url) = &self.database_url
+            && !(url.starts_with("postgres://") || url.starts_with("postgresql://"))
+        {
+            return Err(ConfigError {
+                field: "database_url",
+                problem: "must begin with postgres://; without it, the state is in a file".into(),
+            });
+        }
+        self.kek_source()?;
         if let Some(address) = &self.policy_addr {
             check_address(address).map_err(|problem| ConfigError {
                 field: "policy_addr",
@@ -152,15 +211,39 @@ impl Config {
         self.state_dir.join("identity.db")
     }
 
-    pub(crate) fn key_file(&self) -> PathBuf {
-        self.ca
-            .key_encryption_key
-            .clone()
-            .unwrap_or_else(|| self.state_dir.join("key-encryption-key"))
+    /// Where the key-encryption key is: one place.
+    pub(crate) fn kek_source(&self) -> Result<KekSource, ConfigError> {
+        let ca = &self.ca;
+        let command = (!ca.key_encryption_key_command.is_empty()).then_some(&ca.key_encryption_key_command);
+        match (&ca.key_encryption_key, &ca.key_encryption_key_env, command) {
+            (None, None, None) => Ok(KekSource::File(self.state_dir.join("key-encryption-key"))),
+            (Some(path), None, None) => Ok(KekSource::File(path.clone())),
+            (None, Some(name), None) => Ok(KekSource::Env(name.clone())),
+            (None, None, Some(words)) => Ok(KekSource::Command(words.clone())),
+            _ => Err(ConfigError {
+                field: "ca.key_encryption_key",
+                problem: "only one of key_encryption_key, key_encryption_key_env and \
+                          key_encryption_key_command may be set"
+                    .into(),
+            }),
+        }
+    }
+
+    /// The last certificate of the service itself, to be compared with the database.
+    pub(crate) fn own_certificate(&self) -> PathBuf {
+        self.state_dir.join("own-certificate.pem")
     }
 }
 
 impl CaConfig {
+    pub(crate) fn root_ttl(&self) -> Duration {
+        Duration::from_secs(self.root_ttl_seconds)
+    }
+
+    pub(crate) fn issuer_ttl(&self) -> Duration {
+        Duration::from_secs(self.issuer_ttl_seconds)
+    }
+
     pub(crate) fn service_ttl(&self) -> Duration {
         Duration::from_secs(self.service_ttl_seconds)
     }
@@ -198,6 +281,18 @@ mod tests {
         assert!(address.check().is_err());
         let read = serde_json::from_str::<Config>(r#"{"ca": {"node_ttl_seconds": 10}}"#);
         assert!(read.unwrap_err().to_string().contains("10 seconds, must be 60"));
+        let url = Config {
+            database_url: Some("mysql://h/d".into()),
+            ..Config::default()
+        };
+        assert!(url.check().unwrap_err().to_string().starts_with("database_url"));
+        let mut keys = Config::default();
+        keys.ca.key_encryption_key_env = Some("KEK".into());
+        keys.check().unwrap();
+        keys.ca.key_encryption_key_command = vec!["kms".into()];
+        assert!(keys.check().unwrap_err().to_string().contains("only one of"));
+        let read = serde_json::from_str::<Config>(r#"{"ca": {"key_type": "ed25519"}}"#).unwrap();
+        assert_eq!(read.ca.key_type, KeyType::Ed25519);
         let domain = Config {
             trust_domain: "UPPER".into(),
             ..Config::default()

@@ -3,43 +3,60 @@
 //! issuance is recorded before it is given out, every refusal when it is made.
 
 use crate::{
+    acks::Acks,
     audit::Gate,
-    authority::{self, Authority, Issued, Order},
+    authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
     counts::Counts,
-    db::{Audit, AuditRow, Db, StoredAuthority, StoredTrust},
+    db::{Audit, AuditRow, Db, Recorded, StoredTrust},
     error::{Refused, StartError},
-    keyfile::KeyFile,
+    hierarchy::{self, Live},
+    kek::Kek,
+    own,
+    recorder::Recorder,
     registry::Registry,
+    rotation,
+    supplied::Supplied,
     tokens::Kind,
 };
 use arc_swap::ArcSwap;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use std::time::Duration;
-use tokio::sync::{broadcast, watch};
+use parking_lot::Mutex;
+use std::{path::PathBuf, time::Duration};
+use tokio::sync::{Notify, broadcast, watch};
 use weft_model::{SpiffeId, TrustDomain};
 use weft_rpc::Caller;
-use weft_tls::{Bundle, Clock, Svid, root_sha256};
+use weft_tls::{Bundle, Clock};
 
 /// The service's own name; no token can be made for it.
 pub(crate) const OWN_NAME: &str = "identity";
-/// Labels that sealed keys are bound to.
-const ROOT: &str = "root";
-const ISSUER: &str = "issuer";
 /// Of operators' certificates and join tokens.
 const MAX_TTL: u32 = 86_400;
 
 /// Joins that a follower may be behind; one that is further behind is told all anew.
 const JOINS: usize = 256;
+/// What members are told of, and its changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The roots.
+    pub bundle: Bundle,
+    /// Certificates that begin before are to be renewed now.
+    pub renew_before: u64,
+}
 
 /// The authority with everything its decisions need.
 #[derive(Debug)]
 pub struct Core {
     pub(crate) db: Db,
-    key_file: KeyFile,
-    authority: ArcSwap<Authority>,
+    pub(crate) kek: Kek,
+    pub(crate) maker: Maker,
+    pub(crate) live: ArcSwap<Live>,
+    /// Held while `live` is replaced, so that it never goes back.
+    taking: Mutex<()>,
     pub(crate) trust_domain: TrustDomain,
-    pub(crate) bundle: watch::Sender<Bundle>,
+    published: watch::Sender<Published>,
+    pub(crate) acks: Acks,
+    /// Has the next step of a rotation looked for now.
+    pub(crate) wake: Notify,
     /// Whether the authority was made now.
     pub(crate) is_new: bool,
     pub(crate) registry: Registry,
@@ -47,6 +64,12 @@ pub struct Core {
     pub(crate) joins: broadcast::Sender<String>,
     clock: Clock,
     pub(crate) settings: CaConfig,
+    /// Whether roots and issuers are brought by the operator.
+    pub(crate) supplied: bool,
+    pub(crate) own_certificate: PathBuf,
+    /// This process among those that share the database.
+    pub(crate) name: String,
+    pub(crate) recorder: Recorder,
     pub(crate) gate: Gate,
     pub(crate) counts: Counts,
 }
@@ -59,57 +82,103 @@ impl Core {
     pub async fn open(config: &Config, clock: Clock, counts: Counts) -> Result<Self, StartError> {
         let trust_domain = config.parsed_trust_domain()?;
         let now = clock.unix_seconds();
-        let db = Db::open(&config.database()).await?;
+        let db = match &config.database_url {
+            Some(url) => Db::connect(url).await?,
+            None => Db::open(&config.database()).await?,
+        };
+        let maker = Maker {
+            trust_domain: trust_domain.clone(),
+            key_type: config.ca.key_type,
+            root_lifetime: config.ca.root_ttl(),
+            issuer_lifetime: config.ca.issuer_ttl(),
+        };
         let held = db.trust().await?;
-        let is_new = held.is_none();
-        let key_file = KeyFile::open(&config.key_file(), is_new)?;
+        let kek = Kek::open(&config.kek_source()?, held.is_none()).await?;
+        let supplied = config.ca.supplied.as_deref();
+        let supplied = supplied
+            .map(|at| Supplied::read(at, &trust_domain, now))
+            .transpose()?;
+        let mut is_new = false;
         let stored = match held {
             Some(stored) => stored,
             None => {
-                let made = make_trust(&trust_domain, &key_file, now)?;
-                db.create_trust(&made, now).await?;
-                made
+                let ops = hierarchy::first(&maker, supplied.as_ref(), &kek, now)?;
+                is_new = db.create_trust(trust_domain.as_str(), &ops, now).await?;
+                db.trust().await?.ok_or(StartError::Incomplete("authority"))?
             }
         };
         if stored.trust_domain != trust_domain.as_str() {
             return Err(StartError::TrustDomain {
-                database: config.database(),
+                database: db.name(),
                 stored: stored.trust_domain,
                 configured: trust_domain.to_string(),
             });
         }
-        authority::check_root(&stored.root.cert, now)?;
-        let issuer = match stored.issuers.iter().find(|i| authority::is_valid(&i.cert, now)) {
-            Some(issuer) => issuer.clone(),
-            // The service was off for long; the root still speaks for a new one.
-            None => add_issuer(&db, &key_file, &trust_domain, &stored.root, now).await?,
-        };
-        let issuer_key = key_file.open_sealed(ISSUER, &issuer.sealed_key)?;
-        let authority = Authority::new(&stored.root, &issuer, &issuer_key, now)?;
-        let bundle = Bundle {
-            trust_domain: trust_domain.clone(),
-            version: stored.bundle_version,
-            roots: vec![stored.root.cert.clone()],
-        };
-        Ok(Self {
+        own::check(&config.own_certificate(), &stored, &db.name())?;
+        let stored = usable(&db, &kek, &maker, stored, now).await?;
+        let live = Live::open(stored, &kek, now)?;
+        let published = publication(&live, &trust_domain);
+        let core = Self {
+            recorder: Recorder::start(db.clone()),
             db,
-            key_file,
-            authority: ArcSwap::from_pointee(authority),
+            kek,
+            maker,
+            live: ArcSwap::from_pointee(live),
+            taking: Mutex::new(()),
             trust_domain,
-            bundle: watch::Sender::new(bundle),
+            published: watch::Sender::new(published),
+            acks: Acks::default(),
+            wake: Notify::new(),
             is_new,
             registry: Registry::default(),
             joins: broadcast::Sender::new(JOINS),
             clock,
             settings: config.ca.clone(),
+            supplied: supplied.is_some(),
+            own_certificate: config.own_certificate(),
+            name: format!("{:016x}", rand::random::<u64>()),
             gate: Gate::default(),
             counts,
-        })
+        };
+        if let Some(supplied) = &supplied {
+            core.adopt_supplied(supplied).await?;
+        }
+        Ok(core)
     }
 
-    /// The roots, and their changes.
-    pub fn bundle(&self) -> watch::Receiver<Bundle> {
-        self.bundle.subscribe()
+    /// Takes what was read into use, unless something newer is already.
+    pub(crate) fn take(&self, live: Live) {
+        let _taking = self.taking.lock();
+        if live.trust.generation <= self.live.load().trust.generation {
+            return;
+        }
+        let now_published = publication(&live, &self.trust_domain);
+        self.live.store(live.into());
+        self.published.send_if_modified(|before| {
+            let changed = *before != now_published;
+            *before = now_published;
+            changed
+        });
+    }
+
+    /// What members are told of, and its changes.
+    pub fn published(&self) -> watch::Receiver<Published> {
+        self.published.subscribe()
+    }
+
+    /// The roots.
+    pub fn bundle(&self) -> Bundle {
+        self.published.borrow().bundle.clone()
+    }
+
+    /// The issuer in use.
+    pub fn issuer_id(&self) -> i64 {
+        self.live.load().authority.issuer_id()
+    }
+
+    /// Certificates that begin before are to be renewed now.
+    pub fn renew_before(&self) -> u64 {
+        self.live.load().trust.renew_before
     }
 
     /// The copy of the workload registry.
@@ -124,6 +193,8 @@ impl Core {
 
     /// Ends all connections to the database.
     pub async fn close(self) {
+        self.leave().await;
+        self.recorder.close().await;
         self.db.close().await;
     }
 
@@ -137,59 +208,8 @@ impl Core {
         &self.trust_domain
     }
 
-    /// SHA-256 of the root: what join tokens pin.
-    pub fn root_sha256(&self) -> [u8; 32] {
-        root_sha256(self.authority.load().root())
-    }
-
     pub(crate) fn now(&self) -> u64 {
         self.clock.unix_seconds()
-    }
-
-    /// A fresh certificate for the service itself. Its chain ends with the root, which newcomers
-    /// compare with the hash in their token.
-    pub async fn own_svid(&self) -> Result<Svid, StartError> {
-        let id = self.trust_domain.service(OWN_NAME)?;
-        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-            .map_err(authority::AuthorityError::from)?;
-        let order = Order {
-            id: &id,
-            node: None,
-            lifetime: self.settings.service_ttl(),
-            key: &key,
-        };
-        let (issued, root) = {
-            let authority = self.authority.load();
-            (authority.issue(&order, self.now())?, authority.root().clone())
-        };
-        self.db
-            .audit(&self.issuance("own-certificate", "local", &issued))
-            .await?;
-        self.counts.issued("own-certificate");
-        self.counts.own_certificate(issued.not_after);
-        let chain: Vec<CertificateDer<'static>> = issued.chain.into_iter().chain([root]).collect();
-        Ok(Svid::new(
-            chain,
-            &PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )?)
-    }
-
-    /// Puts a new issuer in place when half of the present one's life is over. The root, and so
-    /// every verifier's bundle, stays.
-    pub async fn renew_issuer_if_due(&self) -> Result<bool, StartError> {
-        let now = self.now();
-        if !self.authority.load().issuer_is_due(now) {
-            return Ok(false);
-        }
-        let Some(stored) = self.db.trust().await? else {
-            return Ok(false);
-        };
-        let issuer = add_issuer(&self.db, &self.key_file, &self.trust_domain, &stored.root, now).await?;
-        let issuer_key = self.key_file.open_sealed(ISSUER, &issuer.sealed_key)?;
-        let authority = Authority::new(&stored.root, &issuer, &issuer_key, now)?;
-        self.authority.store(authority.into());
-        tracing::info!("new issuing certificate in use");
-        Ok(true)
     }
 
     /// Drops audit entries beyond the configured number.
@@ -211,52 +231,92 @@ impl Core {
         lifetime: Duration,
         key: &rcgen::SubjectPublicKeyInfo,
     ) -> Decision<Issued> {
+        let live = self.live.load();
         let order = Order {
             id,
             node,
             lifetime,
+            earliest: live.trust.renew_before,
             key,
         };
-        Ok(self.authority.load().issue(&order, self.now())?)
+        Ok(live.authority.issue(&order, self.now())?)
     }
 
     pub(crate) fn asked(&self, action: &'static str, caller: &Caller, spiffe_id: &str) -> Audit {
-        let caller = match caller {
-            Caller::Local { uid } => format!("local:{uid}"),
-            Caller::Anonymous => "anonymous".into(),
-            Caller::Tls(peer) => peer.id.to_string(),
+        let (caller, attested) = match caller {
+            Caller::Local { uid } => (format!("local:{uid}"), "local"),
+            Caller::Anonymous => ("anonymous".into(), ""),
+            Caller::Tls(peer) => (peer.id.to_string(), "certificate"),
         };
         let spiffe_id = spiffe_id.chars().take(2048).collect();
         Audit {
             time: self.now(),
             action,
             caller,
+            attested,
             spiffe_id,
             ..Audit::default()
         }
     }
 
-    pub(crate) fn issuance(&self, action: &'static str, caller: &str, issued: &Issued) -> Audit {
+    pub(crate) fn issuance(
+        &self,
+        action: &'static str,
+        caller: &str,
+        attested: &'static str,
+        issued: &Issued,
+    ) -> Audit {
         Audit {
             time: self.now(),
             action,
             caller: caller.into(),
+            attested,
             spiffe_id: issued.id.to_string(),
             serial: issued.serial.clone(),
+            not_after: issued.not_after,
             ..Audit::default()
         }
     }
 
-    /// Records what is about to be given out.
-    pub(crate) async fn record_issue(
+    /// Signs a leaf and records it; when this returns, the record is on the disk.
+    pub(crate) async fn give(
         &self,
-        action: &'static str,
-        caller: &str,
-        issued: &Issued,
-    ) -> Decision<()> {
-        self.db.audit(&self.issuance(action, caller, issued)).await?;
-        self.counts.issued(action);
-        Ok(())
+        asked: &Audit,
+        id: &SpiffeId,
+        node: Option<&str>,
+        lifetime: Duration,
+        key: &rcgen::SubjectPublicKeyInfo,
+    ) -> Decision<Issued> {
+        let mut again = true;
+        loop {
+            let issued = self.sign(id, node, lifetime, key)?;
+            let recorded = Recorded {
+                entry: self.issuance(asked.action, &asked.caller, asked.attested, &issued),
+                issuer_id: issued.issuer_id,
+            };
+            match self.recorder.record(recorded).await {
+                // Another replica dropped the issuer before this one heard of it.
+                Err(refused) if again && refused.is_stale_issuer() => {
+                    again = false;
+                    self.refresh().await?;
+                }
+                recorded => {
+                    recorded?;
+                    self.counts.issued(asked.action);
+                    return Ok(issued);
+                }
+            }
+        }
+    }
+
+    /// Records an operator's order that gives out nothing.
+    pub(crate) async fn record_order(&self, asked: Audit) -> Decision<()> {
+        self.counts.issued(asked.action);
+        let recorded = Recorded {
+            entry: asked,
+            issuer_id: 0,
+        };
+        self.recorder.record(recorded).await
     }
 
     /// Records a refusal and passes the decision on.
@@ -279,7 +339,11 @@ impl Core {
             reason,
             "refused"
         );
-        if let Err(error) = self.db.audit(&Audit { reason, ..asked }).await {
+        let recorded = Recorded {
+            entry: Audit { reason, ..asked },
+            issuer_id: 0,
+        };
+        if let Err(error) = self.recorder.record(recorded).await {
             tracing::error!(%error, "a refusal could not be recorded");
         }
     }
@@ -296,36 +360,31 @@ pub(crate) fn ttl(asked: u32, default: u32) -> Decision<u64> {
     }
 }
 
-async fn add_issuer(
-    db: &Db,
-    key_file: &KeyFile,
-    trust_domain: &TrustDomain,
-    root: &StoredAuthority,
-    now: u64,
-) -> Result<StoredAuthority, StartError> {
-    let root_key = key_file.open_sealed(ROOT, &root.sealed_key)?;
-    let made = authority::make_issuer(trust_domain, &root.cert, &root_key, now)?;
-    let issuer = StoredAuthority {
-        sealed_key: key_file.seal(ISSUER, &made.key)?,
-        cert: made.cert,
-    };
-    db.add_issuer(&issuer, now).await?;
-    Ok(issuer)
+fn publication(live: &Live, trust_domain: &TrustDomain) -> Published {
+    Published {
+        bundle: live.bundle(trust_domain),
+        renew_before: live.trust.renew_before,
+    }
 }
 
-fn make_trust(trust_domain: &TrustDomain, key_file: &KeyFile, now: u64) -> Result<StoredTrust, StartError> {
-    let root = authority::make_root(trust_domain, now)?;
-    let issuer = authority::make_issuer(trust_domain, &root.cert, &root.key, now)?;
-    Ok(StoredTrust {
-        trust_domain: trust_domain.to_string(),
-        bundle_version: 1,
-        root: StoredAuthority {
-            sealed_key: key_file.seal(ROOT, &root.key)?,
-            cert: root.cert,
-        },
-        issuers: vec![StoredAuthority {
-            sealed_key: key_file.seal(ISSUER, &issuer.key)?,
-            cert: issuer.cert,
-        }],
-    })
+/// Checks the clock against the root, and puts a new issuer in place of one that ended while the
+/// service was off: the root still speaks for it.
+async fn usable(
+    db: &Db,
+    kek: &Kek,
+    maker: &Maker,
+    stored: StoredTrust,
+    now: u64,
+) -> Result<StoredTrust, StartError> {
+    let root = stored
+        .active_root()
+        .ok_or(StartError::Incomplete("active root"))?;
+    crate::authority::validity("root", &root.cert, now)?;
+    let issuer = stored.active_issuer();
+    if root.sealed_key.is_none() || issuer.is_some_and(|i| rotation::is_valid(&i.cert, now)) {
+        return Ok(stored);
+    }
+    let ops = hierarchy::perform(rotation::Step::Reissue, maker, &stored, kek, now)?;
+    db.change_trust(stored.generation, &ops, now).await?;
+    db.trust().await?.ok_or(StartError::Incomplete("authority"))
 }

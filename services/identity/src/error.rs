@@ -1,6 +1,6 @@
 //! Why the service does not start, and why it refuses.
 
-use crate::{authority::AuthorityError, config::ConfigError, keyfile::KeyFileError};
+use crate::{authority::AuthorityError, config::ConfigError, kek::KekError, supplied::SuppliedError};
 use std::path::PathBuf;
 use tonic::{Code, Status};
 use weft_model::SpiffeError;
@@ -17,26 +17,58 @@ pub enum StartError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The key file.
+    /// The key-encryption key.
     #[error(transparent)]
-    KeyFile(#[from] KeyFileError),
+    Kek(#[from] KekError),
+    /// The operator's authority.
+    #[error(transparent)]
+    Supplied(#[from] SuppliedError),
     /// The authority's certificates or the clock.
     #[error(transparent)]
     Authority(#[from] AuthorityError),
     /// The state folder is of another mesh.
     #[error(
-        "database {} is the authority of trust domain {stored:?}, the configuration says {configured:?}; set \
-         trust_domain to {stored:?} or use another state folder",
-        database.display()
+        "database {database} is the authority of trust domain {stored:?}, the configuration says {configured:?}; set \
+         trust_domain to {stored:?} or use another state folder"
     )]
     TrustDomain {
-        /// The database file.
-        database: PathBuf,
+        /// The database.
+        database: String,
         /// What it was made for.
         stored: String,
         /// What is configured.
         configured: String,
     },
+    /// A database that was put back to an older state.
+    #[error(
+        "database {database} is older than the certificate this service got from it last, by {seconds} s: it \
+         was put back from a copy, and certificates were given out since that it knows nothing of; put the \
+         newest copy back, or restore a backup with `weft identity restore`, which takes that into account; to \
+         go on all the same, remove {}",
+        path.display()
+    )]
+    OlderDatabase {
+        /// The database.
+        database: String,
+        /// How much older.
+        seconds: u64,
+        /// The certificate.
+        path: PathBuf,
+    },
+    /// The certificate beside the database.
+    #[error("{} can not be used: {cause}; remove it if it is damaged", path.display())]
+    OwnCertificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// Rows that belong together are not all there.
+    #[error("the database holds no {0}; restore it from a backup")]
+    Incomplete(&'static str),
+    /// The database did not take the record of the service's own certificate.
+    #[error("own certificate: {0}")]
+    NotRecorded(String),
     /// Names.
     #[error(transparent)]
     SpiffeId(#[from] SpiffeError),
@@ -96,6 +128,29 @@ impl Refused {
         }
     }
 
+    /// Not in this state.
+    pub fn precondition(reason: String) -> Self {
+        Self {
+            code: Code::FailedPrecondition,
+            reason,
+            decision: true,
+        }
+    }
+
+    /// The issuer that signed was dropped meanwhile; asking again helps.
+    pub fn stale_issuer() -> Self {
+        Self {
+            code: Code::Unavailable,
+            reason: "the issuing certificate was replaced meanwhile; ask again".into(),
+            decision: false,
+        }
+    }
+
+    /// Whether it is [`Refused::stale_issuer`].
+    pub fn is_stale_issuer(&self) -> bool {
+        *self == Self::stale_issuer()
+    }
+
     /// Our own fault; the log says more.
     pub fn internal() -> Self {
         let reason = "the identity service failed; its log says why".into();
@@ -135,6 +190,18 @@ impl From<AuthorityError> for Refused {
     fn from(error: AuthorityError) -> Self {
         tracing::error!(%error, "authority");
         Self::internal()
+    }
+}
+
+impl From<StartError> for Refused {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Store(error) => error.into(),
+            error => {
+                tracing::error!(%error, "authority");
+                Self::internal()
+            }
+        }
     }
 }
 

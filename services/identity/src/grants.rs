@@ -25,9 +25,7 @@ impl Core {
         let asked = self.asked("renew", caller, &own);
         let checked = self.check_renewal(caller, csr).await;
         let (id, lifetime, key) = self.or_record(&asked, checked).await?;
-        let issued = self.sign(&id, None, lifetime, &key)?;
-        self.record_issue("renew", &asked.caller, &issued).await?;
-        Ok(issued)
+        self.give(&asked, &id, None, lifetime, &key).await
     }
 
     async fn check_renewal(
@@ -71,9 +69,8 @@ impl Core {
             .await;
         let (id, node, key) = self.or_record(&asked, checked).await?;
         let node = (purpose == SvidUse::Tunnel).then_some(node.as_str());
-        let issued = self.sign(&id, node, self.settings.workload_ttl(), &key)?;
-        self.record_issue("sign-workload", &asked.caller, &issued).await?;
-        Ok(issued)
+        self.give(&asked, &id, node, self.settings.workload_ttl(), &key)
+            .await
     }
 
     async fn check_workload(
@@ -183,8 +180,9 @@ impl Core {
             Ok((id, ttl.min(left), key))
         };
         let (id, ttl, key) = self.or_record(&asked, checked()).await?;
-        let issued = self.sign(&id, None, Duration::from_secs(ttl), &key)?;
-        self.record_issue("sign-admin", &asked.caller, &issued).await?;
-        Ok((issued, self.bundle.borrow().clone()))
+        let issued = self
+            .give(&asked, &id, None, Duration::from_secs(ttl), &key)
+            .await?;
+        Ok((issued, self.bundle()))
     }
 }

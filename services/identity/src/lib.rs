@@ -1,10 +1,12 @@
 //! The certificate authority of the mesh: who may be called what, and for how long.
 //!
-//! Owns: the root and the issuer under it, join tokens, members and what nodes may host, the
+//! Owns: roots and issuers and their rotation, join tokens, members and what nodes may host, the
 //! audit record, all in one database. What crosses the border is `weft.identity.v1` over mTLS
 //! (port 7301) and, for operators on the same machine, over the local socket. Who runs where is
 //! not decided here: that is read from the policy service's registry.
 
+mod acks;
+mod admin;
 mod api;
 mod audit;
 mod authority;
@@ -16,14 +18,22 @@ mod db;
 mod error;
 mod follow;
 mod grants;
-mod keyfile;
+mod hierarchy;
+mod kek;
 mod nodes;
+mod own;
 mod pattern;
+mod recorder;
 mod registry;
+mod replica;
 mod roles;
+mod rotation;
 mod serve;
+mod supplied;
 mod tokens;
+mod upkeep;
 
+pub use authority::KeyType;
 pub use config::{CaConfig, Config, ConfigError};
 pub use error::{Refused, StartError};
 pub use pattern::HostPattern;

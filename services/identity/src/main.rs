@@ -17,6 +17,15 @@ struct Flags {
     #[arg(long, env = "WEFT_IDENTITY_STATE_DIR", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
+    /// PostgreSQL instead of a file in the state folder: postgres://user:password@host/database
+    #[arg(
+        long,
+        env = "WEFT_IDENTITY_DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
     /// Folder of the operators' socket, identity.sock
     #[arg(long, env = "WEFT_IDENTITY_RUN_DIR", value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -36,7 +45,7 @@ const INFO: Info = Info {
     name: "identity",
     about: "Certificate authority of the mesh: SPIFFE identities, join tokens, trust bundles",
     metrics_port: 7311,
-    secrets: &[],
+    secrets: &["database_url"],
 };
 
 fn main() -> ExitCode {

@@ -21,11 +21,20 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::Service("policy")],
     ),
     (
+        "/weft.identity.v1.Trust/AckBundle",
+        &[Admit::AnyService, Admit::Node],
+    ),
+    (
         "/weft.identity.v1.Admin/CreateJoinToken",
         &[Admit::Admin, Admit::Local],
     ),
     ("/weft.identity.v1.Admin/SignAdmin", &[Admit::Admin, Admit::Local]),
     ("/weft.identity.v1.Admin/ListAudit", &[Admit::Admin, Admit::Local]),
+    (
+        "/weft.identity.v1.Admin/GetAuthority",
+        &[Admit::Admin, Admit::Local],
+    ),
+    ("/weft.identity.v1.Admin/Rotate", &[Admit::Admin, Admit::Local]),
 ]);
 
 #[cfg(test)]
@@ -36,7 +45,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles() {
         let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 8);
+        assert_eq!(methods.len(), 11);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

@@ -11,6 +11,7 @@ use crate::{
     registry::Registry,
     roles::ROLES,
     tokens::Kind,
+    upkeep::{self, Upkeep},
 };
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -27,14 +28,6 @@ use weft_tls::{ClientAuth, Clock, SvidCell, SystemClock, Trust, server_config};
 
 /// No request is larger than a token, a name and a certificate request.
 const MAX_REQUEST: usize = 64 * 1024;
-/// How often the clock is looked at for renewals. Short against any lifetime (a minute or more).
-const LOOK: Duration = Duration::from_secs(1);
-/// How long until a failed renewal is tried again, in looks.
-const RETRY_LOOKS: u32 = 15;
-/// The part of the process's health.
-const CERTIFICATE: &str = "certificate";
-/// How often the audit record is trimmed.
-const TRIM: Duration = Duration::from_secs(600);
 
 /// The running service, for a process that holds it.
 #[derive(Debug)]
@@ -185,12 +178,13 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         health,
     } = env;
     config.check()?;
-    health.waiting(CERTIFICATE, "starting");
+    health.waiting(upkeep::CERTIFICATE, "starting");
     let core = Arc::new(Core::open(&config, clock.clone(), counts).await?);
-    core.renew_issuer_if_due().await?;
+    if core.may_rotate().await? {
+        core.advance().await?;
+    }
     let trust = Trust::new(core.trust_domain().clone(), clock);
-    let bundle = core.bundle().borrow().clone();
-    trust.set(bundle)?;
+    trust.set(core.bundle())?;
     let svid = SvidCell::new();
     svid.set(core.own_svid().await?);
 
@@ -233,12 +227,19 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     }
     {
         let (core, svid, drain) = (core.clone(), svid.clone(), drain.clone());
+        let (trust, place) = (trust.clone(), config.ca.supplied.clone());
         tasks.spawn(async move {
-            drain.until_draining(stay_valid(&core, &svid, &health)).await;
+            let upkeep = Upkeep {
+                core: &core,
+                svid: &svid,
+                trust: &trust,
+                place: place.as_deref(),
+            };
+            drain.until_draining(upkeep.run(&health)).await;
             Ok(())
         });
     }
-    ready.ready(CERTIFICATE);
+    ready.ready(upkeep::CERTIFICATE);
     tracing::info!(%address, trust_domain = %core.trust_domain(), new_authority = core.is_new, "identity service ready");
     let mut handle = Handle {
         core,
@@ -251,46 +252,4 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         handle.follow_policy(policy, drain);
     }
     Ok(handle)
-}
-
-/// Renews the issuer and the service's own certificate at half of their lives, and trims the
-/// audit record.
-async fn stay_valid(core: &Core, svid: &SvidCell, health: &Health) {
-    let mut wait = 0;
-    let mut trimmed = tokio::time::Instant::now();
-    loop {
-        tokio::time::sleep(LOOK).await;
-        if trimmed.elapsed() >= TRIM {
-            trimmed = tokio::time::Instant::now();
-            if let Err(error) = core.trim_audit().await {
-                tracing::warn!(%error, "audit record could not be trimmed");
-            }
-        }
-        if wait > 0 {
-            wait -= 1;
-            continue;
-        }
-        core.counts.workloads(core.registry().size().unwrap_or(0));
-        match renew(core, svid).await {
-            Ok(()) => health.ready(CERTIFICATE),
-            Err(error) => {
-                tracing::error!(%error, "own certificate could not be renewed, trying again");
-                health.waiting(CERTIFICATE, error.to_string());
-                wait = RETRY_LOOKS;
-            }
-        }
-    }
-}
-
-async fn renew(core: &Core, svid: &SvidCell) -> Result<(), StartError> {
-    let new_issuer = core.renew_issuer_if_due().await?;
-    let due = svid
-        .get()
-        .is_none_or(|s| core.clock().unix_seconds() >= s.renew_at());
-    if new_issuer || due {
-        let fresh = core.own_svid().await?;
-        tracing::info!(serial = fresh.identity().serial, "own certificate renewed");
-        svid.set(fresh);
-    }
-    Ok(())
 }

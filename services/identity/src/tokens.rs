@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use weft_enroll::JoinToken;
 use weft_model::{Principal, SpiffeId, check_dns_label, check_name};
 use weft_rpc::Caller;
-use weft_tls::Bundle;
+use weft_tls::{Bundle, root_sha256};
 
 const DEFAULT_TTL: u32 = 600;
 /// Node names travel in a certificate extension with a one-byte length.
@@ -66,7 +66,8 @@ impl Core {
         let (mut token_id, mut secret) = ([0u8; 8], [0u8; 32]);
         aws_lc_rs::rand::fill(&mut token_id).map_err(|_| Refused::internal())?;
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refused::internal())?;
-        let token = JoinToken::new(self.root_sha256(), token_id, secret);
+        let live = self.live.load_full();
+        let token = JoinToken::new(root_sha256(&live.root), token_id, secret);
         let record = TokenRecord {
             secret_sha256: Sha256::digest(token.secret()).to_vec(),
             kind: kind.as_str().into(),
@@ -77,6 +78,14 @@ impl Core {
         };
         let mut tx = self.db.begin().await?;
         self.db.add_token(&mut tx, token.id(), &record, now).await?;
+        // The root that it pins stays until then, whatever is rotated.
+        if !self
+            .db
+            .keep_until(&mut tx, live.root_id(), record.expires_at)
+            .await?
+        {
+            return Err(Refused::stale_issuer());
+        }
         self.db
             .audit_in(
                 &mut tx,
@@ -161,6 +170,7 @@ impl Core {
         }
         let token: JoinToken = token.parse().map_err(|e| Refused::invalid(format!("{e}")))?;
         asked.caller = format!("join-token:{}", token.id());
+        asked.attested = "join-token";
         // Looked up without the write lock first, so that strangers with made-up tokens never hold it.
         let now = self.now();
         checked_token(&token, self.db.peek_token(token.id()).await?, now)?;
@@ -173,8 +183,18 @@ impl Core {
         asked.spiffe_id = id.to_string();
         let issued = self.sign(&id, None, self.member_ttl(kind), &key)?;
         self.db.admit(&mut tx, token.id(), &record, self.now()).await?;
+        if !self
+            .db
+            .keep_until(&mut tx, issued.issuer_id, issued.not_after)
+            .await?
+        {
+            return Err(Refused::stale_issuer());
+        }
         self.db
-            .audit_in(&mut tx, &self.issuance("join", &asked.caller, &issued))
+            .audit_in(
+                &mut tx,
+                &self.issuance("join", &asked.caller, asked.attested, &issued),
+            )
             .await?;
         self.db.commit(tx).await?;
         if kind == Kind::Node {
@@ -183,7 +203,7 @@ impl Core {
         }
         self.counts.issued("join");
         tracing::info!(%id, token = token.id(), serial = issued.serial, "joined");
-        Ok((issued, self.bundle.borrow().clone()))
+        Ok((issued, self.bundle()))
     }
 }
 

@@ -27,6 +27,8 @@ use weft_tls::{Svid, SvidCell, TlsError, Trust, new_key_and_csr};
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// The clock is looked at so often, so that a machine that slept renews soon.
 const LOOK: Duration = Duration::from_secs(30);
+/// Workloads come within about this time after an order to renew.
+const ORDERED: Duration = Duration::from_secs(5);
 /// The identity service may learn of a workload a moment after it was registered.
 const NOT_KNOWN_YET: Duration = Duration::from_millis(100);
 
@@ -114,13 +116,19 @@ impl Certificates {
             Err(error) => tracing::warn!(workload, %error, "kept tunnel certificate can not be used"),
         }
         let mut backoff = Backoff::upstream();
+        let mut renewal = self.trust.renewal();
         loop {
             if let Some(svid) = cell.get().filter(|s| s.id().as_str() == spiffe_id) {
+                let ordered = svid.identity().not_before < *renewal.borrow_and_update();
                 let due = svid.renew_at().saturating_sub(self.now());
-                if due > 0 {
+                if due > 0 && !ordered {
                     // At most a minute of jitter: half of the life is left anyway.
                     let pause = Duration::from_secs(due).min(LOOK);
-                    tokio::time::sleep(jitter(pause)).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(jitter(pause)) => {}
+                        // All nodes are told at once; their workloads need not all come at once.
+                        Ok(()) = renewal.changed() => tokio::time::sleep(jitter(ORDERED)).await,
+                    }
                     continue;
                 }
             }

@@ -4,7 +4,10 @@
 mod authority;
 mod binary;
 mod enrolling;
+mod hierarchy;
 mod methods;
+mod postgres;
+mod replicas;
 mod rig;
 mod streams;
 mod workloads;

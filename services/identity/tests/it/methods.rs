@@ -6,10 +6,10 @@ use tonic::{Code, Status, transport::Channel};
 use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
     identity::v1::{
-        CreateJoinTokenRequest, JoinRequest, ListAuditRequest, RenewRequest, SignAdminRequest,
-        SignWorkloadRequest, SvidUse, WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient,
-        bootstrap_client::BootstrapClient, certificates_client::CertificatesClient,
-        members_client::MembersClient, trust_client::TrustClient,
+        AckBundleRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest, ListAuditRequest,
+        RenewRequest, RotateRequest, RotateTarget, SignAdminRequest, SignWorkloadRequest, SvidUse,
+        WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
+        certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
 };
@@ -59,6 +59,30 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
             let first = stream.message().await?.unwrap();
             assert!(first.snapshot && first.upserts.iter().any(|n| n.name == "n1"));
             Ok(())
+        }
+        "AckBundle" => {
+            let mut trust = TrustClient::new(channel);
+            let mut stream = match trust.watch_bundle(WatchBundleRequest { held_version: 0 }).await {
+                Ok(stream) => stream.into_inner(),
+                // Then the acknowledgement itself must be refused as well.
+                Err(_) => {
+                    let request = AckBundleRequest::default();
+                    return trust.ack_bundle(request).await.map(|_| ());
+                }
+            };
+            let watch_id = stream.message().await?.unwrap().watch_id;
+            let request = AckBundleRequest { watch_id, version: 1 };
+            trust.ack_bundle(request).await.map(|_| ())
+        }
+        "GetAuthority" => AdminClient::new(channel)
+            .get_authority(GetAuthorityRequest {})
+            .await
+            .map(|_| ()),
+        "Rotate" => {
+            let request = RotateRequest {
+                target: RotateTarget::Issuer.into(),
+            };
+            AdminClient::new(channel).rotate(request).await.map(|_| ())
         }
         "CreateJoinToken" => {
             let request = CreateJoinTokenRequest {
@@ -145,9 +169,12 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ),
         // The service that joined here is policy.
         ("/weft.identity.v1.Members/WatchNodes", &["service"]),
+        ("/weft.identity.v1.Trust/AckBundle", &["service", "node"]),
         ("/weft.identity.v1.Admin/CreateJoinToken", &["admin", "local"]),
         ("/weft.identity.v1.Admin/SignAdmin", &["admin", "local"]),
         ("/weft.identity.v1.Admin/ListAudit", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/GetAuthority", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/Rotate", &["admin", "local"]),
     ];
     let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
     assert_eq!(methods.len(), ROLES.0.len());

@@ -9,8 +9,8 @@ use weft_drain::Trigger;
 use weft_identity::{Config, Env, Kind};
 use weft_proto::weft::{
     identity::v1::{
-        SignWorkloadRequest, SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse,
-        WatchNodesRequest, WatchNodesResponse,
+        AckBundleRequest, AckBundleResponse, SignWorkloadRequest, SvidUse, TrustBundle, WatchBundleRequest,
+        WatchBundleResponse, WatchNodesRequest, WatchNodesResponse,
         certificates_client::CertificatesClient,
         members_client::MembersClient,
         trust_server::{Trust, TrustServer},
@@ -207,20 +207,28 @@ impl Trust for FakeTrust {
         &self,
         _: Request<WatchBundleRequest>,
     ) -> Result<Response<Self::WatchBundleStream>, Status> {
-        let bundles = self
-            .0
-            .clone()
-            .into_iter()
-            .map(|b| Ok(WatchBundleResponse { bundle: Some(b) }));
+        let bundles = self.0.clone().into_iter().map(|b| {
+            Ok(WatchBundleResponse {
+                bundle: Some(b),
+                ..Default::default()
+            })
+        });
         Ok(Response::new(
             futures::stream::iter(bundles)
                 .chain(futures::stream::pending())
                 .boxed(),
         ))
     }
+
+    async fn ack_bundle(&self, _: Request<AckBundleRequest>) -> Result<Response<AckBundleResponse>, Status> {
+        Ok(Response::new(AckBundleResponse {}))
+    }
 }
 
-const TRUST_ROLES: MethodRoles = MethodRoles(&[("/weft.identity.v1.Trust/WatchBundle", &[Admit::Node])]);
+const TRUST_ROLES: MethodRoles = MethodRoles(&[
+    ("/weft.identity.v1.Trust/WatchBundle", &[Admit::Node]),
+    ("/weft.identity.v1.Trust/AckBundle", &[Admit::Node]),
+]);
 
 #[tokio::test]
 async fn members_follow_the_bundle_and_never_go_back() {

@@ -1,0 +1,263 @@
+//! Either database under one set of queries: a SQLite file of one process, or a PostgreSQL server
+//! that several replicas share. Queries use `$1` for parameters and the types both have (BIGINT,
+//! TEXT, BLOB or BYTEA).
+
+use crate::{
+    StoreError,
+    sqlite::{BUSY_TIMEOUT, MAX_CONNECTIONS, lock, private_file},
+};
+use sqlx::{
+    Any, AnyPool, Executor, Transaction,
+    any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
+    migrate::Migrator,
+};
+use std::{fs::File, io, path::Path, str::FromStr, sync::Arc, time::Duration};
+
+/// A server is asked by few at a time: what is durable is written in batches.
+const SERVER_CONNECTIONS: u32 = 8;
+/// How long a query waits for a connection to the server.
+const SERVER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where a database is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    File(Arc<Path>),
+    /// Without user and password: for messages.
+    Server(Arc<str>),
+}
+
+/// An open database. Clones share the pool.
+#[derive(Debug, Clone)]
+pub struct Database {
+    pool: AnyPool,
+    place: Place,
+    // As with `Store`: a file belongs to one process.
+    _lock: Option<Arc<File>>,
+}
+
+impl Database {
+    /// Opens the SQLite file at `path` as [`crate::Store::open`] does.
+    pub async fn file(path: &Path, migrations: &Migrator) -> Result<Self, StoreError> {
+        let io_error = |e: io::Error| StoreError::from_io(path, &e);
+        let url = file_url(path).map_err(io_error)?;
+        private_file(path).map_err(io_error)?;
+        let lock = lock(path, BUSY_TIMEOUT).await?;
+        let place = Place::File(path.into());
+        let settings = format!(
+            "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+             PRAGMA foreign_keys = ON",
+            BUSY_TIMEOUT.as_millis()
+        );
+        let options = AnyPoolOptions::new()
+            .max_connections(MAX_CONNECTIONS)
+            .acquire_timeout(BUSY_TIMEOUT + Duration::from_secs(5))
+            .test_before_acquire(false)
+            .after_connect(move |connection, _| {
+                let settings = sqlx::AssertSqlSafe(settings.clone());
+                Box::pin(async move { connection.execute(sqlx::raw_sql(settings)).await.map(|_| ()) })
+            });
+        let pool = connect(options, &url, &place).await?;
+        Self::migrated(pool, place, Some(Arc::new(lock)), migrations).await
+    }
+
+    /// Connects to the PostgreSQL server that `url` names (`postgres://user:password@host/database`).
+    pub async fn server(url: &str, migrations: &Migrator) -> Result<Self, StoreError> {
+        let place = Place::Server(shown(url).into());
+        let options = AnyPoolOptions::new()
+            .max_connections(SERVER_CONNECTIONS)
+            .acquire_timeout(SERVER_PATIENCE);
+        let pool = connect(options, url, &place).await?;
+        Self::migrated(pool, place, None, migrations).await
+    }
+
+    async fn migrated(
+        pool: AnyPool,
+        place: Place,
+        lock: Option<Arc<File>>,
+        migrations: &Migrator,
+    ) -> Result<Self, StoreError> {
+        let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
+        if let Err(e) = migrations.run(&pool).await {
+            pool.close().await;
+            return Err(match &place {
+                Place::File(path) => StoreError::classify_migration(path, &e, known),
+                Place::Server(server) => StoreError::classify_server_migration(server, &e, known),
+            });
+        }
+        tracing::debug!(?place, schema = known, "database open");
+        Ok(Self {
+            pool,
+            place,
+            _lock: lock,
+        })
+    }
+
+    /// For queries that only read, or write with a single statement.
+    pub fn pool(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// Whether several processes may use it at once.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.place, Place::Server(_))
+    }
+
+    /// A transaction that may write. On a file it holds the write lock from its start; on a server
+    /// what it reads and must not change meanwhile is to be read `FOR UPDATE` (see
+    /// [`Database::for_update`]).
+    pub async fn begin_write(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let begun = match self.place {
+            Place::File(_) => self.pool.begin_with("BEGIN IMMEDIATE").await,
+            Place::Server(_) => self.pool.begin().await,
+        };
+        begun.map_err(|e| self.error(&e))
+    }
+
+    /// A transaction that only reads, all of it as of one moment.
+    pub async fn begin_read(&self) -> Result<Transaction<'static, Any>, StoreError> {
+        let begun = match self.place {
+            Place::File(_) => self.pool.begin().await,
+            Place::Server(_) => {
+                self.pool
+                    .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ")
+                    .await
+            }
+        };
+        begun.map_err(|e| self.error(&e))
+    }
+
+    /// What a SELECT ends with whose rows are to stay as they are until the transaction ends.
+    pub fn for_update(&self) -> &'static str {
+        match self.place {
+            Place::File(_) => "",
+            Place::Server(_) => " FOR UPDATE",
+        }
+    }
+
+    /// Sorts an error of a query on this database.
+    pub fn error(&self, error: &sqlx::Error) -> StoreError {
+        classify(&self.place, error)
+    }
+
+    /// Finishes running queries and ends all connections.
+    pub async fn close(self) {
+        self.pool.close().await;
+    }
+}
+
+impl std::fmt::Display for Database {
+    /// The file or the server, without its password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.place {
+            Place::File(path) => path.display().fmt(f),
+            Place::Server(server) => f.write_str(server),
+        }
+    }
+}
+
+fn classify(place: &Place, error: &sqlx::Error) -> StoreError {
+    match place {
+        Place::File(path) => StoreError::classify(path, error),
+        Place::Server(server) => StoreError::classify_server(server, error),
+    }
+}
+
+async fn connect(options: AnyPoolOptions, url: &str, place: &Place) -> Result<AnyPool, StoreError> {
+    install_default_drivers();
+    let target = AnyConnectOptions::from_str(url).map_err(|e| classify(place, &e))?;
+    options
+        .connect_with(target)
+        .await
+        .map_err(|e| classify(place, &e))
+}
+
+/// A file's path as a URL: sqlx' common options are made of nothing else.
+fn file_url(path: &Path) -> io::Result<String> {
+    let text = path
+        .to_str()
+        .ok_or_else(|| io::Error::other("its path is not UTF-8"))?;
+    let mut url = String::from("sqlite://");
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            url.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    url.push_str("?mode=rwc");
+    Ok(url)
+}
+
+/// Without user, password and parameters.
+fn shown(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    format!("postgres://{host}")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    static NOTES: Migrator = sqlx::migrate!("tests/migrations/v1");
+
+    #[tokio::test]
+    async fn a_file_with_any_name_is_opened_and_kept_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a b?c#d%20é/x.db");
+        let database = Database::file(&path, &NOTES).await.unwrap();
+        assert!(path.exists() && !database.is_shared());
+        let mut tx = database.begin_write().await.unwrap();
+        let inserted = sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind("kept");
+        inserted.execute(&mut *tx).await.unwrap();
+        tx.commit().await.unwrap();
+        for (pragma, value) in [("PRAGMA synchronous", 2), ("PRAGMA busy_timeout", 5000)] {
+            let found: i64 = sqlx::query_scalar(pragma)
+                .fetch_one(database.pool())
+                .await
+                .unwrap();
+            assert_eq!(found, value, "{pragma}");
+        }
+        let journal: String = sqlx::query_scalar("PRAGMA journal_mode")
+            .fetch_one(database.pool())
+            .await
+            .unwrap();
+        assert_eq!(journal, "wal");
+        database.close().await;
+        let again = Database::file(&path, &NOTES).await.unwrap();
+        let kept: String = sqlx::query_scalar("SELECT body FROM notes")
+            .fetch_one(again.pool())
+            .await
+            .unwrap();
+        assert_eq!(kept, "kept");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_away_is_named_without_its_password() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let url = format!("postgres://weft:hunter2@127.0.0.1:{port}/weft?sslmode=disable");
+        let error = Database::server(&url, &NOTES).await.unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("postgres://127.0.0.1:{port}/weft")),
+            "{text}"
+        );
+        assert!(!text.contains("hunter2") && !text.contains('\n'), "{text}");
+        assert!(matches!(error, StoreError::Unreachable { .. }), "{text}");
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        for (url, text) in [
+            ("postgres://u:p@h:1/d?x=y", "postgres://h:1/d"),
+            ("postgresql://u:p%40q@h/d", "postgres://h/d"),
+            ("postgres://h", "postgres://h"),
+        ] {
+            assert_eq!(shown(url), text);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Operators' questions and orders about the authority itself.
+
+use crate::{
+    core::{Core, Decision},
+    db::Replica,
+    error::Refused,
+    hierarchy::Live,
+    rotation::Phase,
+};
+use std::sync::Arc;
+use weft_proto::weft::identity::v1::RotateTarget;
+use weft_rpc::Caller;
+
+/// The authority as an operator sees it.
+#[derive(Debug)]
+pub struct Shown {
+    /// Roots and issuers.
+    pub live: Arc<Live>,
+    /// Where the rotation of the root stands.
+    pub phase: Phase,
+    /// This replica first.
+    pub replicas: Vec<Replica>,
+}
+
+impl Core {
+    /// Roots, issuers, and where a rotation stands.
+    pub async fn show(&self) -> Decision<Shown> {
+        let live = self.live.load_full();
+        Ok(Shown {
+            phase: Phase::of(&live.trust),
+            replicas: self.replicas().await?,
+            live,
+        })
+    }
+
+    /// Begins a rotation.
+    pub async fn rotate(&self, caller: &Caller, target: RotateTarget) -> Decision<Phase> {
+        let action = match target {
+            RotateTarget::Root => "rotate-root",
+            RotateTarget::Issuer => "rotate-issuer",
+            RotateTarget::Leaves => "rotate-leaves",
+            RotateTarget::Unspecified => return Err(Refused::invalid("target must be set".into())),
+        };
+        let asked = self.asked(action, caller, "");
+        self.or_record(&asked, self.may_make(target)).await?;
+        match target {
+            RotateTarget::Leaves => self.renew_all().await?,
+            RotateTarget::Issuer => self.reissue().await?,
+            _ => {
+                self.prepare_root().await?;
+            }
+        }
+        self.record_order(asked).await?;
+        // As far as it goes at once: with nobody connected, to its end.
+        self.wake.notify_one();
+        Ok(Phase::of(&self.live.load().trust))
+    }
+
+    fn may_make(&self, target: RotateTarget) -> Decision<()> {
+        let live = self.live.load();
+        let has_key = live.trust.active_root().is_some_and(|r| r.sealed_key.is_some());
+        match target {
+            RotateTarget::Root if self.supplied => Err(Refused::precondition(
+                "root and issuer are supplied by the operator: put the new ones into the place that \
+                 ca.supplied names, they are taken over without a restart"
+                    .into(),
+            )),
+            RotateTarget::Issuer if !has_key => Err(Refused::precondition(
+                "the operator keeps the root's key: put a new issuer into the place that ca.supplied names, \
+                 or ca.key beside it"
+                    .into(),
+            )),
+            RotateTarget::Issuer if Phase::of(&live.trust) == Phase::Distributing => {
+                Err(Refused::precondition(
+                    "a new root is on its way to the members, and a new issuer comes with it; `weft identity \
+                     show` says whom it waits for"
+                        .into(),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The audit record: what was given out and what was refused.
+
+use super::{Db, Tx, int, unsigned};
+use sqlx::{AssertSqlSafe, Row, any::AnyRow};
+use std::fmt::Write as _;
+use weft_store::StoreError;
+
+/// Rows of one INSERT: ten values each, far below the 32766 that SQLite takes.
+const ROWS: usize = 128;
+
+/// What is recorded of an issuance or a refusal.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Audit {
+    /// Seconds since the Unix epoch.
+    pub time: u64,
+    /// The method asked.
+    pub action: &'static str,
+    /// Who asked.
+    pub caller: String,
+    /// How the caller was known.
+    pub attested: &'static str,
+    /// What was asked for or given.
+    pub spiffe_id: String,
+    /// Of the certificate given.
+    pub serial: String,
+    /// When the certificate given ends.
+    pub not_after: u64,
+    /// Why it was refused; empty for an issuance.
+    pub reason: String,
+}
+
+/// An issuance or refusal with who signed.
+#[derive(Debug, Clone, Default)]
+pub struct Recorded {
+    /// What is written down.
+    pub entry: Audit,
+    /// The issuer that signed; 0 when nothing was.
+    pub issuer_id: i64,
+}
+
+/// A recorded [`Audit`] as it is read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditRow {
+    /// Set by the database.
+    pub id: u64,
+    /// "issue" or "refuse".
+    pub outcome: String,
+    /// The method asked.
+    pub action: String,
+    /// How the caller was known.
+    pub attested: String,
+    /// What was recorded; `action` and `attested` are in the fields beside it.
+    pub entry: Audit,
+}
+
+impl Db {
+    /// Records an issuance or refusal as a part of a transaction.
+    pub async fn audit_in(&self, tx: &mut Tx, entry: &Audit) -> Result<(), StoreError> {
+        self.audit_all(tx, &[entry]).await
+    }
+
+    /// Records any number.
+    pub async fn audit_all(&self, tx: &mut Tx, entries: &[&Audit]) -> Result<(), StoreError> {
+        for chunk in entries.chunks(ROWS) {
+            let sql = insert(chunk.len());
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for entry in chunk {
+                let outcome = if entry.reason.is_empty() {
+                    "issue"
+                } else {
+                    "refuse"
+                };
+                query = query
+                    .bind(int(entry.time))
+                    .bind(outcome)
+                    .bind(entry.action)
+                    .bind(entry.caller.as_str())
+                    .bind(entry.spiffe_id.as_str())
+                    .bind(entry.serial.as_str())
+                    .bind(entry.reason.as_str())
+                    .bind(int(entry.not_after))
+                    .bind(entry.attested);
+            }
+            query.execute(&mut **tx).await.map_err(|e| self.error(&e))?;
+        }
+        Ok(())
+    }
+
+    /// Newest first, at most `limit`, older than `before_id` when that is not 0.
+    pub async fn list_audit(&self, limit: u32, before_id: u64) -> Result<Vec<AuditRow>, StoreError> {
+        let before = if before_id == 0 { i64::MAX } else { int(before_id) };
+        let rows = sqlx::query("SELECT * FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2")
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_all(self.store.pool())
+            .await;
+        rows.and_then(|rows| rows.iter().map(audit_row).collect())
+            .map_err(|e| self.error(&e))
+    }
+
+    /// Drops all but the newest `keep` entries.
+    pub async fn trim_audit(&self, keep: u64) -> Result<u64, StoreError> {
+        let done = sqlx::query("DELETE FROM audit WHERE id <= (SELECT coalesce(max(id), 0) FROM audit) - $1")
+            .bind(int(keep))
+            .execute(self.store.pool())
+            .await;
+        done.map(|d| d.rows_affected()).map_err(|e| self.error(&e))
+    }
+}
+
+/// One statement for so many rows.
+fn insert(rows: usize) -> String {
+    const COLUMNS: usize = 9;
+    let mut sql = String::from(
+        "INSERT INTO audit (time, outcome, action, caller, spiffe_id, serial, reason, not_after, attested) VALUES ",
+    );
+    for row in 0..rows {
+        sql.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 1..=COLUMNS {
+            // Writing to a string does not fail.
+            let _ = write!(
+                sql,
+                "{}${}",
+                if column == 1 { "" } else { ", " },
+                row * COLUMNS + column
+            );
+        }
+        sql.push(')');
+    }
+    sql
+}
+
+fn audit_row(row: &AnyRow) -> sqlx::Result<AuditRow> {
+    Ok(AuditRow {
+        id: unsigned(row.try_get("id")?),
+        outcome: row.try_get("outcome")?,
+        action: row.try_get("action")?,
+        attested: row.try_get("attested")?,
+        entry: Audit {
+            time: unsigned(row.try_get("time")?),
+            action: "",
+            caller: row.try_get("caller")?,
+            attested: "",
+            spiffe_id: row.try_get("spiffe_id")?,
+            serial: row.try_get("serial")?,
+            not_after: unsigned(row.try_get("not_after")?),
+            reason: row.try_get("reason")?,
+        },
+    })
+}
