@@ -9,5 +9,6 @@ mod methods;
 mod postgres;
 mod replicas;
 mod rig;
+mod rotation;
 mod streams;
 mod workloads;

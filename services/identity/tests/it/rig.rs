@@ -76,6 +76,25 @@ impl Rig {
         (self.dir, self.clock)
     }
 
+    /// Ends it in the middle of whatever it does, and starts it again at the same address.
+    pub async fn crash(self, settings: fn(&TempDir) -> Config) -> Self {
+        let Self {
+            dir,
+            clock,
+            handle,
+            trigger,
+        } = self;
+        let listen = handle.address();
+        // All tasks end where they are.
+        drop(handle);
+        drop(trigger);
+        let settings = Config {
+            listen,
+            ..settings(&dir)
+        };
+        Self::configured(settings, dir, clock).await
+    }
+
     pub fn address(&self) -> String {
         self.handle.address().to_string()
     }
