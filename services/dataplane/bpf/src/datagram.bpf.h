@@ -125,6 +125,25 @@ static __always_inline int datagram_to(struct bpf_sock_addr *ctx, const struct w
 	return 0;
 }
 
+/* Remembers, for whoever closes sockets, what this one is connected to: nothing, if not a service. */
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct weft_service_key *key,
+				     const struct weft_place *to)
+{
+	struct weft_connected value ALIGNED = {};
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	if (!to) {
+		bpf_map_delete_elem(&connected, &cookie);
+		return;
+	}
+	copy_addr(value.service, key->addr);
+	copy_addr(value.backend, to->addr);
+	value.sport = key->port;
+	value.bport = to->port;
+	if (bpf_map_update_elem(&connected, &cookie, &value, BPF_ANY))
+		count(WEFT_NO_STORAGE);
+}
+
 /*
  * The service behind which `from` answers this socket. Two may have the same backend: then it is the
  * one that was asked last.

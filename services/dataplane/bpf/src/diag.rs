@@ -59,8 +59,8 @@ pub(crate) struct Query<'a> {
     pub(crate) states: u32,
     /// The peer's port.
     pub(crate) port: u16,
-    /// A socket-storage map whose values come with the sockets.
-    pub(crate) storage: BorrowedFd<'a>,
+    /// A socket-storage map whose values come with the sockets; the kernel tells them of TCP only.
+    pub(crate) storage: Option<BorrowedFd<'a>>,
 }
 
 /// A socket as the kernel names it.
@@ -70,8 +70,21 @@ pub(crate) struct Found {
     protocol: u8,
     id: [u8; ID],
     pub(crate) peer: SocketAddr,
+    /// A process still has it. Others end by themselves.
+    pub(crate) held: bool,
     /// The storage's value, if the socket has one.
     pub(crate) value: Option<Vec<u8>>,
+}
+
+impl Found {
+    /// `SO_COOKIE`: two words, the lower first.
+    pub(crate) fn cookie(&self) -> u64 {
+        let word = |at: usize| {
+            let bytes = [self.id[at], self.id[at + 1], self.id[at + 2], self.id[at + 3]];
+            u64::from(u32::from_ne_bytes(bytes))
+        };
+        word(ID - 8) | word(ID - 4) << 32
+    }
 }
 
 /// A network namespace's sockets. It stays with the namespace in which it was opened, whichever
@@ -166,9 +179,11 @@ fn list_request(query: &Query<'_>) -> Vec<u8> {
     id[2..4].copy_from_slice(&query.port.to_be_bytes());
     // A family is a small number in a header of one byte.
     let mut body = request(query.family as i32 as u8, query.protocol, query.states, &id);
-    body.extend(attribute_head(REQ_SK_BPF_STORAGES | NLA_F_NESTED, 4 + 4));
-    body.extend(attribute_head(REQ_MAP_FD, size_of::<u32>()));
-    body.extend(query.storage.as_raw_fd().to_ne_bytes());
+    if let Some(map) = query.storage {
+        body.extend(attribute_head(REQ_SK_BPF_STORAGES | NLA_F_NESTED, 4 + 4));
+        body.extend(attribute_head(REQ_MAP_FD, size_of::<u32>()));
+        body.extend(map.as_raw_fd().to_ne_bytes());
+    }
     message(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, &body)
 }
 
@@ -228,7 +243,9 @@ fn read_message(payload: &[u8], protocol: u8) -> Option<Found> {
         .flat_map(|(_, storage)| attributes(storage))
         .find(|(kind, _)| *kind == BPF_STORAGE_VALUE)
         .map(|(_, value)| value.to_vec());
+    let inode = payload.get(MESSAGE - 4..MESSAGE)?;
     Some(Found {
+        held: inode.iter().any(|byte| *byte != 0),
         family,
         protocol,
         id,
@@ -255,7 +272,7 @@ mod tests {
     fn answer(family: i32, id: [u8; ID], value: Option<&[u8]>) -> Vec<u8> {
         let mut body = vec![family as u8, 1, 0, 0];
         body.extend(id);
-        body.extend([0; 20]);
+        body.extend([1; 20]);
         body.extend(attribute(8, &[0]));
         if let Some(value) = value {
             let map = attribute(2, &7u32.to_ne_bytes());
@@ -276,6 +293,7 @@ mod tests {
         let found = read_message(&answer(libc::AF_INET, id, Some(b"value")), 6).unwrap();
         assert_eq!(found.peer, "10.1.2.3:8080".parse().unwrap());
         assert_eq!(found.value.as_deref(), Some(&b"value"[..]));
+        assert!(found.held);
 
         id[20..36].copy_from_slice(&Ipv4Addr::new(10, 1, 2, 3).to_ipv6_mapped().octets());
         let found = read_message(&answer(libc::AF_INET6, id, None), 6).unwrap();

@@ -78,7 +78,6 @@ pub struct Kernel {
     workloads: Map<u64, RawWorkload>,
     pub(crate) shares: Map<u64, i32>,
     pub(crate) namespaces: Map<u64, u32>,
-    pub(crate) own: Map<i32, u32>,
     pub(crate) processes: Map<RawProcess, u32>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -146,7 +145,6 @@ impl Kernel {
         let workloads = typed(&maps, "workloads")?;
         let shares = typed(&maps, "shares")?;
         let namespaces = typed(&maps, "namespaces")?;
-        let own = typed(&maps, "own")?;
         let processes = typed(&maps, "processes")?;
         let counters = MapData::from_pin(maps.join("counters"))
             .and_then(|data| PerCpuArray::try_from(aya::maps::Map::PerCpuArray(data)))
@@ -160,7 +158,6 @@ impl Kernel {
             workloads,
             shares,
             namespaces,
-            own,
             processes,
             counters,
         })

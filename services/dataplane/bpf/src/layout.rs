@@ -72,26 +72,15 @@ pub(crate) struct RawActive {
     pub(crate) zero: u32,
 }
 
-/// `struct weft_mapping`.
+/// `struct weft_connected`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct RawMapping {
+pub(crate) struct RawConnected {
     pub(crate) service: [u8; 16],
     pub(crate) backend: [u8; 16],
     pub(crate) sport: u16,
     pub(crate) bport: u16,
-    pub(crate) id: u32,
-    pub(crate) generation: u32,
-    pub(crate) used: u32,
-}
-
-/// `struct weft_datagram`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct RawDatagram {
-    pub(crate) index: u32,
-    pub(crate) clock: u32,
-    pub(crate) mappings: [RawMapping; 8],
+    pub(crate) zero: u32,
 }
 
 /// `struct weft_process`.
@@ -166,7 +155,7 @@ unsafe impl Plain for RawEndpoint {}
 // SAFETY: as above.
 unsafe impl Plain for RawActive {}
 // SAFETY: as above.
-unsafe impl Plain for RawDatagram {}
+unsafe impl Plain for RawConnected {}
 // SAFETY: as above.
 unsafe impl Plain for RawProcess {}
 // SAFETY: as above.

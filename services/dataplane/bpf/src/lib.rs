@@ -44,6 +44,7 @@ pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
 pub use probe::{Capability, probe};
 pub use services::{Backend, Change, Frontend, Services, Transport};
+pub use sockets::{OwnSockets, netns_cookie};
 
 /// A kernel is shared between tasks.
 const _: () = {

@@ -95,6 +95,15 @@ struct {
 	__type(value, struct weft_datagram);
 } datagrams SEC(".maps");
 
+/* Socket cookie -> what it is connected to. Cookies are given once, so what is old harms nobody. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, struct weft_connected);
+} connected SEC(".maps");
+
 /* Whose packets these are, for processes. The oldest give way. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

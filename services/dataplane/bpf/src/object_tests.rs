@@ -8,8 +8,8 @@ use object::{Object, ObjectSection, ObjectSymbol};
 
 use crate::kernel::OBJECT;
 use crate::layout::{
-    COUNTERS, RawActive, RawBackend, RawBackendKey, RawDatagram, RawEndpoint, RawMapping, RawMember,
-    RawOrigin, RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
+    COUNTERS, RawActive, RawBackend, RawBackendKey, RawConnected, RawEndpoint, RawMember, RawOrigin,
+    RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
 };
 
 /// What built [`OBJECT`]: the compiler's name, or "prebuilt".
@@ -183,23 +183,13 @@ fn layouts_agree_between_c_and_rust() {
             }),
         ),
         (
-            "weft_mapping",
-            shape!(RawMapping {
+            "weft_connected",
+            shape!(RawConnected {
                 service,
                 backend,
                 sport,
                 bport,
-                id,
-                generation,
-                used
-            }),
-        ),
-        (
-            "weft_datagram",
-            shape!(RawDatagram {
-                index,
-                clock,
-                mappings
+                zero
             }),
         ),
         (

@@ -141,7 +141,7 @@ static __always_inline int on_stream(struct bpf_sock_addr *ctx, int family)
 	return rewrite(ctx, family, &peer);
 }
 
-static __always_inline int on_datagram(struct bpf_sock_addr *ctx, int family)
+static __always_inline int on_datagram(struct bpf_sock_addr *ctx, int family, int connecting)
 {
 	struct weft_service_key key ALIGNED = { .proto = IPPROTO_UDP };
 	struct weft_caller caller = {};
@@ -153,6 +153,8 @@ static __always_inline int on_datagram(struct bpf_sock_addr *ctx, int family)
 	answer = datagram_to(ctx, &caller, &key, &to);
 	if (answer < 0)
 		return refuse(answer);
+	if (connecting)
+		remember(ctx, &key, answer ? 0 : &to);
 	return answer ? ALLOW : rewrite(ctx, family, &to);
 }
 
@@ -172,13 +174,13 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, int family)
 		return on_stream(ctx, family);
 	/* Echo sockets are datagram sockets too. */
 	if (ctx->type == SOCK_DGRAM && ctx->protocol == IPPROTO_UDP)
-		return on_datagram(ctx, family);
+		return on_datagram(ctx, family, 1);
 	return ALLOW;
 }
 
 static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, int family)
 {
-	return ctx->protocol == IPPROTO_UDP && !is_own(ctx) ? on_datagram(ctx, family) : ALLOW;
+	return ctx->protocol == IPPROTO_UDP && !is_own(ctx) ? on_datagram(ctx, family, 0) : ALLOW;
 }
 
 static __always_inline int on_recvmsg(struct bpf_sock_addr *ctx, int family)

@@ -5,6 +5,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType};
+
 use crate::close::Closer;
 use crate::endpoints::Endpoints;
 use crate::error::Error;
@@ -73,16 +75,11 @@ impl Kernel {
         Ok(found)
     }
 
-    /// Marks a socket as the node's own: the programs leave alone where it connects, whoever does
-    /// it. The mark stays with the socket wherever it is passed, and nobody else can set it.
-    pub fn mark_own(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
-        self.own
-            .update(&socket.as_raw_fd(), &1, 0)
-            .map_err(|source| Error::Map {
-                map: "own",
-                action: "add to",
-                source,
-            })
+    /// What marks the node's own sockets.
+    pub fn own_sockets(&self) -> Result<OwnSockets, Error> {
+        Ok(OwnSockets {
+            map: typed(self.map_fd("own")?, "own")?,
+        })
     }
 
     /// The writer of the table of services. There must be one at a time.
@@ -125,7 +122,7 @@ impl Kernel {
     pub fn closer(&self) -> Result<Closer, Error> {
         Ok(Closer {
             connects: self.map_fd("connects")?,
-            datagrams: self.map_fd("datagrams")?,
+            connected: typed(self.map_fd("connected")?, "connected")?,
         })
     }
 
@@ -136,6 +133,54 @@ impl Kernel {
             action: "open",
             source,
         })
+    }
+}
+
+/// Marks sockets that the node makes for the agent.
+#[derive(Debug)]
+pub struct OwnSockets {
+    map: Map<i32, u32>,
+}
+
+impl OwnSockets {
+    /// From now on the programs leave alone where this socket connects, whoever does it. The mark
+    /// stays with the socket wherever it is passed, and nobody without the map can set it.
+    pub fn mark(&self, socket: BorrowedFd<'_>) -> Result<(), Error> {
+        self.map
+            .update(&socket.as_raw_fd(), &1, 0)
+            .map_err(|source| Error::Map {
+                map: "own",
+                action: "add to",
+                source,
+            })
+    }
+}
+
+/// The cookie of the calling thread's network namespace: how the programs know it.
+pub fn netns_cookie() -> io::Result<u64> {
+    // Any socket will do, also where IP is not to be had.
+    let socket = nix::sys::socket::socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut cookie = 0u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: a live integer and its length; the kernel writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 

@@ -162,6 +162,15 @@ struct weft_mapping {
 	__u32 used;
 };
 
+/* A connected UDP socket that was given a backend: sock_diag shows no storage of such sockets. */
+struct weft_connected {
+	__u8 service[16];
+	__u8 backend[16];
+	__u16 sport;
+	__u16 bport;
+	__u32 zero;
+};
+
 /* A resolver asks a handful of servers from one socket. */
 #define WEFT_MAPPINGS 8
 

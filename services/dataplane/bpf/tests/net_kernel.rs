@@ -9,5 +9,13 @@ mod callers;
 mod lifecycle;
 #[path = "net_kernel/limits.rs"]
 mod limits;
+#[path = "net_kernel/removal.rs"]
+mod removal;
 #[path = "net_kernel/rig.rs"]
 mod rig;
+#[path = "net_kernel/scene.rs"]
+mod scene;
+#[path = "net_kernel/services.rs"]
+mod services;
+#[path = "net_kernel/talk.rs"]
+mod talk;

@@ -233,6 +233,17 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
             connect(socket.as_raw_fd(), &SockaddrStorage::from(address(1)))?;
             keep(socket, held)
         }
+        "begin_with" => {
+            let socket = fds.remove(0);
+            nix::fcntl::fcntl(
+                &socket,
+                nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+            )?;
+            match connect(socket.as_raw_fd(), &SockaddrStorage::from(address(1))) {
+                Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => keep(socket, held),
+                Err(errno) => Err(errno.into()),
+            }
+        }
         "socket" => Ok((
             "ok".into(),
             Some(make(SocketAddr::from(([0, 0, 0, 0], 0)), false)?),
@@ -262,7 +273,7 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
             Ok((format!("ok {}", lines.join("\n")), None))
         }
         "forge" => forge(&fds[0], &fds[1]).map(|()| ("ok".into(), None)),
-        other => Err(io::Error::other(format!("unknown command {other}"))),
+        _ => Ok((format!("ok {}", crate::talk::obey(&words, held)?), None)),
     }
 }
 
