@@ -5,8 +5,10 @@
 //! holds.
 
 mod baseline;
+mod mesh;
 mod rows;
 mod sample;
+mod traffic;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -41,9 +43,21 @@ pub struct Options {
 enum Area {
     /// Direct, one agent, two agents with mTLS, nginx and Envoy as plain proxies
     Baseline,
+    /// Direct traffic of pods beside the same machine without Weft, policy lookups, memory
+    Mesh,
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == "traffic") {
+        return match traffic::main(&arguments[2..]) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("weft-bench: {error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let options = Options::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -79,6 +93,7 @@ fn main() -> ExitCode {
 async fn run(options: &Options) -> Result<bool> {
     let rows = match options.area {
         Area::Baseline => baseline::run(options).await?,
+        Area::Mesh => mesh::run(options).await?,
     };
     let name = options
         .area

@@ -66,6 +66,8 @@ pub struct StagePod {
     pub net: Pod,
     /// Name of its node.
     pub node: String,
+    /// Where its processes belong, so that the programs at the node's cgroup see them.
+    pub cgroup: Option<PathBuf>,
     /// The app, once started.
     pub app: Option<Process>,
 }

@@ -5,6 +5,7 @@ use crate::{command::wait_for, load};
 use anyhow::{Context, Result};
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -34,13 +35,15 @@ impl Stage {
         };
         let mut agent = WorkloadsClient::new(self.agent(node)?);
         let reply = tokio::time::timeout(START, agent.add(AddRequest { spec: Some(spec) })).await?;
-        reply.with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?;
+        let reply = reply.with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?;
+        let placed = reply.into_inner().placed.unwrap_or_default();
         let namespace = net.namespace().clone();
         self.pods.insert(
             app_id.to_owned(),
             StagePod {
                 net,
                 node: node.into(),
+                cgroup: Some(placed.cgroup).filter(|c| !c.is_empty()).map(PathBuf::from),
                 app: None,
             },
         );
@@ -52,7 +55,7 @@ impl Stage {
     pub async fn start_pod(&mut self, node: &str, app_id: &str, app: App) -> Result<()> {
         let namespace = self.place_pod(node, app_id).await?;
         let command = self.logged(self.app(app, app_id)?, app_id)?;
-        let process = namespace.spawn(command, &Spawn::user(APP_USER, APP_USER))?;
+        let process = namespace.spawn(command, &self.in_pod(app_id))?;
         if let Some(pod) = self.pods.get_mut(app_id) {
             pod.app = Some(process);
         }
@@ -62,6 +65,15 @@ impl Stage {
         })
         .await
         .with_context(|| self.log_tail(app_id))
+    }
+
+    /// A user without rights, in a pod's cgroup.
+    pub fn in_pod(&self, app_id: &str) -> Spawn {
+        let user = Spawn::user(APP_USER, APP_USER);
+        match self.pods.get(app_id).and_then(|pod| pod.cgroup.as_ref()) {
+            Some(cgroup) => user.cgroup(cgroup),
+            None => user,
+        }
     }
 
     /// The command that runs an app.
