@@ -32,6 +32,7 @@ mod object_tests;
 mod origin;
 mod probe;
 mod services;
+mod shared;
 mod sockets;
 mod sys;
 

@@ -38,10 +38,12 @@ pub struct PlacedWorkload {
     pub spec: WorkloadSpec,
     /// Inside its namespace; empty for processes.
     pub listeners: Vec<Listener>,
-    /// For its processes; `None` for pods.
+    /// Where its processes are to be put.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup's kernel id; 0 for pods.
+    /// The cgroup's kernel id; 0 without one.
     pub cgroup_id: u64,
+    /// Its number in the kernel's maps; 0 from a node that does not tell.
+    pub endpoint: u32,
     /// A pod's addresses as read in its namespace.
     pub addresses: Vec<IpAddr>,
     /// Numeric identity and SPIFFE ID, when an earlier agent told them.
@@ -99,6 +101,7 @@ pub(crate) fn decode(received: Received) -> Result<(u64, Incoming), HandoffError
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
             cgroup_id: placed.cgroup_id,
+            endpoint: placed.endpoint,
             addresses: parse_addresses(placed.addresses)?,
             derived: placed
                 .derived

@@ -48,10 +48,12 @@ pub struct Placed {
     pub spec: WorkloadSpec,
     /// Inside its namespace; empty for processes.
     pub listeners: Vec<SharedListener>,
-    /// Made for a process; `None` for pods.
+    /// Where its processes are to be put.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup's inode number; 0 for pods.
+    /// The cgroup's inode number; 0 without one.
     pub cgroup_id: u64,
+    /// Its number in the kernel's maps.
+    pub endpoint: u32,
     /// A pod's addresses.
     pub addresses: Vec<IpAddr>,
     /// Numeric identity and SPIFFE ID, once an agent has told them.
@@ -296,6 +298,7 @@ fn placed_message(placed: Placed, fds: &mut Vec<Arc<OwnedFd>>) -> proto::Workloa
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
         cgroup_id: placed.cgroup_id,
+        endpoint: placed.endpoint,
         addresses: placed.addresses.iter().map(ToString::to_string).collect(),
     }
 }

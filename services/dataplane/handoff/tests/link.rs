@@ -39,6 +39,7 @@ fn workload(id: &str, listeners: Vec<SharedListener>) -> Placed {
         listeners,
         cgroup: Some("/sys/fs/cgroup/x".into()),
         cgroup_id: 77,
+        endpoint: 5,
         addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
         derived: Some((4711, "spiffe://cluster.local/ns/default/a".into())),
     }

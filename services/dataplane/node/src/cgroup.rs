@@ -1,5 +1,5 @@
 //! The node's subtree of cgroup v2: `<root>/_node` for this process and the agent, and one folder
-//! per workload that is a process.
+//! per workload.
 //!
 //! Nothing here ends an app: a folder with processes in it stays, until they are gone or their
 //! launcher registers them again.
@@ -18,10 +18,19 @@ const OWN: &str = "_node";
 /// How long killed processes of an earlier agent may take to go.
 const REAP_WITHIN: Duration = Duration::from_secs(5);
 
+/// What a workload's folder is for. A pod never takes over the folder of a process of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    Process,
+    Pod,
+}
+
 /// The subtree, locked for this process.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     root: PathBuf,
+    /// Whether programs at the node's root see the whole hierarchy.
+    whole: bool,
     /// Where this process was before, in which it returns at the end.
     home: PathBuf,
     used: HashSet<PathBuf>,
@@ -40,7 +49,9 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> NodeEr
 impl Cgroups {
     /// Makes the subtree and moves this process into it. What an earlier node left is cleared:
     /// its agent is killed, empty folders go, folders with apps in them stay.
-    pub(crate) fn prepare(root: &Path, cgroup2: &Path) -> Result<Self, NodeError> {
+    ///
+    /// When `attached` is the whole hierarchy, the node's folders are in `root` below it.
+    pub(crate) fn prepare(root: &Path, attached: &Path, cgroup2: &Path) -> Result<Self, NodeError> {
         let home = own_cgroup(cgroup2)?;
         if home.file_name().is_some_and(|name| name == OWN) {
             return Err(NodeError::Busy { path: home });
@@ -55,6 +66,7 @@ impl Cgroups {
         write(&own.join("cgroup.procs"), &std::process::id().to_string()).map_err(failed("enter", &own))?;
         let mut cgroups = Self {
             root: root.to_owned(),
+            whole: attached == cgroup2,
             home,
             used: HashSet::new(),
             next: 1,
@@ -62,6 +74,11 @@ impl Cgroups {
         };
         cgroups.sweep();
         Ok(cgroups)
+    }
+
+    /// Whether every process of the machine is below the node's programs.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// Removes what is empty and continues counting after what is not.
@@ -92,14 +109,18 @@ impl Cgroups {
 
     /// A folder for a workload with legal names: one that an earlier node made for it and that has
     /// processes, otherwise a new one. Answers with the path and its kernel id.
-    pub(crate) fn make(&mut self, namespace: &str, name: &str) -> Result<(PathBuf, u64), NodeError> {
-        let prefix = format!("{namespace}_{name}_");
+    pub(crate) fn make(&mut self, of: Of, namespace: &str, name: &str) -> Result<(PathBuf, u64), NodeError> {
+        let prefix = match of {
+            Of::Process => format!("{namespace}_{name}_"),
+            Of::Pod => format!("{namespace}_{name}_pod_"),
+        };
         let left = self.folders().into_iter().map(|(path, _)| path).find(|path| {
             !self.used.contains(path)
                 && path
                     .file_name()
                     .and_then(|n| n.to_str())
-                    .is_some_and(|n| n.starts_with(&prefix))
+                    .and_then(|n| n.strip_prefix(&prefix))
+                    .is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
                 && populated(path).unwrap_or(false)
         });
         let path = match left {

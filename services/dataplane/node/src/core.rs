@@ -10,7 +10,8 @@ use crate::{
     listen,
     meters::Meters,
     namespace::{Entrance, Namespace},
-    watch::{Gone, Watches, Watching},
+    pod::Wired,
+    watch::{Report, Watches, Watching},
 };
 use std::{collections::HashMap, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 use tokio::{
@@ -59,9 +60,9 @@ pub(crate) struct Workload {
     pub(crate) placed: Placed,
     /// Its own, or the node's for a process.
     pub(crate) namespace: Arc<Namespace>,
-    /// The number by which the kernel's programs tell of it.
-    pub(crate) index: u32,
-    pub(crate) _watching: Option<Watching>,
+    /// What the kernel's maps hold of a pod.
+    pub(crate) wired: Option<Wired>,
+    pub(crate) watching: Vec<Watching>,
 }
 
 /// What the core starts with.
@@ -69,11 +70,13 @@ pub(crate) struct Parts {
     pub(crate) node: String,
     pub(crate) entrance: Entrance,
     pub(crate) namespace: Arc<Namespace>,
+    /// Namespaces that are no pod's for sure.
+    pub(crate) foreign: Vec<Namespace>,
     pub(crate) listeners: Vec<SharedListener>,
     pub(crate) addresses: Vec<IpAddr>,
     /// Or the reason why there are none.
     pub(crate) cgroups: Result<Cgroups, String>,
-    pub(crate) programs: Programs,
+    pub(crate) programs: Arc<Programs>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) meters: Meters,
 }
@@ -86,29 +89,29 @@ pub(crate) struct Core {
     pub(crate) workloads: HashMap<String, Workload>,
     opening: Arc<Semaphore>,
     last_link: u64,
-    pub(crate) last_index: u32,
+    pub(crate) last_endpoint: u32,
     pub(crate) last_start: u128,
 }
 
 impl Core {
     /// Starts the core's task. Must be called in a runtime.
     pub(crate) fn start(parts: Parts, commands: mpsc::Receiver<Command>) -> Result<(), NodeError> {
-        let (gone, reports) = mpsc::channel(QUEUE);
+        let (tell, reports) = mpsc::channel(QUEUE);
         let core = Self {
+            last_endpoint: parts.programs.last_endpoint(),
             parts,
-            watches: Watches::start(gone)?,
+            watches: Watches::start(tell)?,
             links: HashMap::new(),
             workloads: HashMap::new(),
             opening: Arc::new(Semaphore::new(OPENING)),
             last_link: 0,
-            last_index: 0,
             last_start: 0,
         };
         tokio::spawn(core.run(commands, reports));
         Ok(())
     }
 
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Gone>) {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let mut read_counters = tokio::time::interval(COUNTERS_EVERY);
         loop {
             tokio::select! {
@@ -126,10 +129,13 @@ impl Core {
                     }
                     None => return self.stop(false),
                 },
-                Some(gone) = reports.recv() => {
-                    if self.take_away(&gone.id).is_some() {
-                        tracing::info!(workload = %gone.id, reason = %gone.reason, "workload is gone");
-                        self.tell_all(None, |sender| sender.gone(&gone.id, &gone.reason));
+                Some(report) = reports.recv() => match report {
+                    Report::Gone { id, reason } => self.gone(&id, &reason),
+                    Report::Changed { id } => {
+                        if let Err(reason) = self.look_again(&id).await {
+                            tracing::error!(workload = %id, %reason, "a pod can not be enforced any more");
+                            self.gone(&id, &reason);
+                        }
                     }
                 }
             }
@@ -141,6 +147,13 @@ impl Core {
                 .meters
                 .links
                 .set(i64::try_from(self.links.len()).unwrap_or(i64::MAX));
+        }
+    }
+
+    fn gone(&mut self, id: &str, reason: &str) {
+        if self.take_away(id).is_some() {
+            tracing::info!(workload = %id, %reason, "workload is gone");
+            self.tell_all(None, |sender| sender.gone(id, reason));
         }
     }
 
@@ -186,7 +199,11 @@ impl Core {
     }
 
     /// Tells every agent that has said hello but `except`.
-    fn tell_all(&mut self, except: Option<u64>, tell: impl Fn(&NodeSender) -> Result<(), HandoffError>) {
+    pub(crate) fn tell_all(
+        &mut self,
+        except: Option<u64>,
+        tell: impl Fn(&NodeSender) -> Result<(), HandoffError>,
+    ) {
         let failed: Vec<_> = self
             .links
             .iter()
@@ -328,7 +345,7 @@ impl Core {
         if workload.placed.cgroup.is_some() {
             self.parts
                 .programs
-                .set(workload.placed.cgroup_id, workload.index, identity)?;
+                .set(workload.placed.cgroup_id, workload.placed.endpoint, identity)?;
         }
         workload.placed.derived = Some((identity, spiffe_id));
         Ok(())
@@ -336,15 +353,9 @@ impl Core {
 
     /// Forgets a workload: closes what was opened for it, removes its cgroup when it is empty.
     fn take_away(&mut self, id: &str) -> Option<()> {
-        let workload = self.workloads.remove(id)?;
-        if let Some(path) = &workload.placed.cgroup {
-            self.parts.programs.remove(workload.placed.cgroup_id);
-            if let Ok(cgroups) = &mut self.parts.cgroups
-                && !cgroups.release(path)
-            {
-                tracing::info!(workload = %id, cgroup = %path.display(), "its cgroup stays until its processes are gone");
-            }
-        }
+        let mut workload = self.workloads.remove(id)?;
+        workload.watching.clear();
+        self.unwire(&mut workload);
         Some(())
     }
 

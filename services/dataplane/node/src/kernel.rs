@@ -3,18 +3,15 @@
 //! Without the kernel's means the node goes on: pods are attributed by their own listeners and
 //! need no program. What is missing is told, never assumed.
 
-use crate::{NodeError, meters::Meters};
+use crate::{NodeError, meters::Meters, pod::Wired};
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
 };
 use weft_bpf::{Kernel, Options, Workload};
 use weft_proto::weft::dataplane::v1::Capability;
-
-/// The map that agents read callers from; its name in the hello.
-pub(crate) const ORIGINS: &str = "origins";
 
 /// Loaded programs, if they could be loaded.
 #[derive(Debug)]
@@ -30,7 +27,41 @@ pub(crate) struct Programs {
 #[derive(Debug)]
 struct Loaded {
     kernel: Kernel,
-    origins: Arc<OwnedFd>,
+    shared: Vec<(&'static str, Arc<OwnedFd>)>,
+    adopted: Adopted,
+}
+
+/// The endpoint numbers that an earlier node gave: who is still there keeps its own.
+#[derive(Debug, Default)]
+struct Adopted {
+    by_cgroup: HashMap<u64, u32>,
+    by_namespace: HashMap<u64, u32>,
+    /// The highest that any map holds.
+    last: u32,
+}
+
+impl Adopted {
+    fn read(kernel: &Kernel) -> Result<Self, weft_bpf::Error> {
+        let by_cgroup: HashMap<_, _> = kernel
+            .workloads()?
+            .into_iter()
+            .map(|(cgroup, workload)| (cgroup, workload.index))
+            .collect();
+        let by_namespace: HashMap<_, _> = kernel.namespaces()?.into_iter().collect();
+        let with_policy = kernel.endpoints()?.list()?;
+        // A number that policy still knows must not come back as another workload's.
+        let last = by_cgroup
+            .values()
+            .chain(by_namespace.values())
+            .copied()
+            .chain(with_policy.iter().map(|(number, _)| *number))
+            .max();
+        Ok(Self {
+            by_cgroup,
+            by_namespace,
+            last: last.unwrap_or(0),
+        })
+    }
 }
 
 impl Programs {
@@ -88,7 +119,8 @@ impl Programs {
     pub(crate) fn maps(&self) -> Vec<(String, Arc<OwnedFd>)> {
         self.loaded
             .iter()
-            .map(|loaded| (ORIGINS.to_owned(), Arc::clone(&loaded.origins)))
+            .flat_map(|loaded| &loaded.shared)
+            .map(|(name, map)| ((*name).to_owned(), Arc::clone(map)))
             .collect()
     }
 
@@ -98,6 +130,41 @@ impl Programs {
             Some(loaded) => Ok(loaded.kernel.add_workload(cgroup, Workload { index, identity })?),
             None => Ok(()),
         }
+    }
+
+    /// The number that an earlier node gave to the process or pod of a cgroup.
+    pub(crate) fn endpoint_of_cgroup(&self, cgroup: u64) -> Option<u32> {
+        self.loaded.as_ref()?.adopted.by_cgroup.get(&cgroup).copied()
+    }
+
+    /// The number that an earlier node gave to the pod of a namespace.
+    pub(crate) fn endpoint_of_namespace(&self, cookie: u64) -> Option<u32> {
+        self.loaded.as_ref()?.adopted.by_namespace.get(&cookie).copied()
+    }
+
+    /// The highest number that was ever given, as far as the maps tell.
+    pub(crate) fn last_endpoint(&self) -> u32 {
+        self.loaded.as_ref().map_or(0, |loaded| loaded.adopted.last)
+    }
+
+    /// Makes the maps hold `after` of a pod where they held `before`.
+    pub(crate) fn rewire(
+        &self,
+        endpoint: u32,
+        before: Option<&Wired>,
+        after: Option<&Wired>,
+    ) -> Result<(), NodeError> {
+        let Some(Loaded { kernel, .. }) = &self.loaded else {
+            return Ok(());
+        };
+        let cookie = |wired: Option<&Wired>| wired.map(|w| w.cookie);
+        if let Some(new) = cookie(after) {
+            kernel.add_namespace(new, endpoint)?;
+        }
+        if let Some(old) = cookie(before).filter(|old| Some(*old) != cookie(after)) {
+            kernel.remove_namespace(old)?;
+        }
+        Ok(())
     }
 
     /// Takes it away.
@@ -131,9 +198,7 @@ impl Programs {
     }
 
     /// Detaches the programs and removes their pins.
-    pub(crate) fn uninstall(&mut self) {
-        // Closed before its file system can go.
-        self.loaded = None;
+    pub(crate) fn uninstall(&self) {
         if let Err(error) = weft_bpf::uninstall(&self.pins) {
             tracing::warn!(%error, "pins stay");
         }
@@ -141,9 +206,9 @@ impl Programs {
         if let Some(parent) = self.pins.parent() {
             let _ = std::fs::remove_dir(parent);
         }
-        if let Some(path) = self.mounted.take()
-            && is_unused(&path)
-            && let Err(error) = nix::mount::umount(&path)
+        if let Some(path) = &self.mounted
+            && is_unused(path)
+            && let Err(error) = nix::mount::umount(path)
         {
             tracing::warn!(%error, path = %path.display(), "the bpf file system stays mounted");
         }
@@ -161,9 +226,15 @@ fn is_unused(bpffs: &Path) -> bool {
 
 fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
     let kernel = Kernel::load(&Options::new(cgroup_root, pins))?;
-    let origins = Arc::new(kernel.origins_map_fd()?);
+    let shared = kernel.shared_maps()?.into_iter();
+    let shared = shared.map(|(name, map)| (name, Arc::new(map))).collect();
     tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
-    Ok(Loaded { kernel, origins })
+    let adopted = Adopted::read(&kernel)?;
+    Ok(Loaded {
+        kernel,
+        shared,
+        adopted,
+    })
 }
 
 fn capability(name: &str, found: Result<String, String>) -> Capability {

@@ -25,7 +25,10 @@ mod kernel;
 mod listen;
 mod meters;
 mod namespace;
+mod netlink;
 mod place;
+mod pod;
+mod sight;
 mod supervise;
 mod user;
 mod watch;
@@ -120,16 +123,22 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         return Err(NodeError::Stopped);
     };
     let cgroup_root = root.as_deref().map_err(String::as_str);
-    let programs = Programs::start(&config.node_name, cgroup_root, &config.bpffs);
-    if let Ok(cgroups) = &cgroups {
-        programs.keep_only(&cgroups.ids());
-    }
+    let programs = Arc::new(Programs::start(&config.node_name, cgroup_root, &config.bpffs));
+    let reconciled = Arc::clone(&programs);
+    let there = cgroups.as_ref().map(Cgroups::ids).unwrap_or_default();
+    entrance
+        .run(&namespace, move || {
+            reconciled.keep_only(&there);
+            Ok(())
+        })
+        .await?;
     let capabilities = programs.capabilities().to_vec();
     let (commands, queue) = mpsc::channel(core::QUEUE);
     let parts = Parts {
         node: config.node_name.clone(),
         entrance,
         namespace: Arc::new(namespace),
+        foreign: machine_namespaces(),
         listeners,
         addresses,
         cgroups,
@@ -260,12 +269,22 @@ fn prepare_cgroups(node: &str, root: Option<PathBuf>) -> Result<CgroupParts, Nod
         Ok(mounted) => mounted,
         Err(error) => return Ok((Err(error.to_string()), Err(error.to_string()))),
     };
-    let root = root.unwrap_or_else(|| mounted.join("weft").join(node));
-    match Cgroups::prepare(&root, &mounted) {
+    let own = mounted.join("weft").join(node);
+    let root = root.unwrap_or_else(|| own.clone());
+    // On the hierarchy's root everybody's folders are; the node's are apart.
+    let folders = if root == mounted { &own } else { &root };
+    match Cgroups::prepare(folders, &root, &mounted) {
         Ok(cgroups) => Ok((Ok(root), Ok(cgroups))),
         Err(error @ NodeError::Busy { .. }) => Err(error),
         Err(error) => Ok((Err(error.to_string()), Err(error.to_string()))),
     }
+}
+
+/// The namespaces of the machine itself: the one this process was started in, and that of the first
+/// process, where that can be seen.
+fn machine_namespaces() -> Vec<Namespace> {
+    let first = Namespace::by_path(Path::new("/proc/1/ns/net"));
+    [Namespace::own(), first].into_iter().flatten().collect()
 }
 
 /// What must be undone when the set-up fails half-way.

@@ -19,11 +19,13 @@ const RUNTIME: [(ListenerKind, u16); 2] = [
 ];
 /// Tunnels from other nodes.
 const TUNNEL: u16 = 15008;
+/// Where the kernel's programs send connections that are to be captured.
+const CAPTURE: u16 = 15001;
 /// How many connects wait while no agent accepts; the namespace's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// What a namespace gets: the tunnel on every address it has or will have, and, where apps speak
-/// the runtime APIs, those on loopback.
+/// What a namespace gets: the tunnel on every address it has or will have, the capture listener on
+/// loopback, and, where apps speak the runtime APIs, those as well.
 pub(crate) fn open_all(runtime: bool, place: &str) -> Result<Vec<SharedListener>, NodeError> {
     let mut wanted = vec![
         (
@@ -35,11 +37,10 @@ pub(crate) fn open_all(runtime: bool, place: &str) -> Result<Vec<SharedListener>
             SocketAddr::from((Ipv6Addr::UNSPECIFIED, TUNNEL)),
         ),
     ];
-    if runtime {
-        for (kind, port) in RUNTIME {
-            wanted.push((kind, SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
-            wanted.push((kind, SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
-        }
+    let runtime = RUNTIME.into_iter().filter(|_| runtime);
+    for (kind, port) in runtime.chain([(ListenerKind::Capture, CAPTURE)]) {
+        wanted.push((kind, SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+        wanted.push((kind, SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
     }
     let mut listeners = Vec::with_capacity(wanted.len());
     for (kind, address) in wanted {

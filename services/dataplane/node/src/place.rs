@@ -2,15 +2,15 @@
 
 use crate::{
     NodeError,
+    cgroup::Of,
     core::{Core, Workload},
-    listen,
     namespace::Namespace,
 };
 use prost::Message as _;
 use std::{
     path::Path,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{SystemTime, UNIX_EPOCH},
 };
 use weft_handoff::Placed;
 use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
@@ -18,10 +18,6 @@ use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
 /// Largest specification: with its answer's other fields it must fit one message to the agent, now
 /// and each time an agent starts.
 const MAX_SPEC: usize = weft_handoff::wire::MAX_MESSAGE / 2;
-
-/// How often, and after which pause, a port that is in use is tried again.
-const PORT_TRIES: u32 = 5;
-const PORT_PAUSE: Duration = Duration::from_millis(40);
 
 impl Core {
     /// Checks a specification, makes what the workload needs and remembers it.
@@ -67,107 +63,28 @@ impl Core {
         Ok(placed)
     }
 
-    async fn place_pod(
-        &mut self,
-        id: &str,
-        spec: WorkloadSpec,
-        namespace: Namespace,
-    ) -> Result<Workload, NodeError> {
-        let place = namespace.place.to_string();
-        let refuse = |detail: String| {
-            Err(NodeError::Namespace {
-                place: place.clone(),
-                detail,
-            })
-        };
-        if namespace.same(&self.parts.namespace) {
-            return refuse("it is the node's own; add the workload as a process of the node".into());
-        }
-        if let Some(other) = self
-            .workloads
-            .values()
-            .find(|other| other.namespace.same(&namespace))
-        {
-            return refuse(format!(
-                "it belongs to workload {}; remove that one first",
-                other.placed.id
-            ));
-        }
-        let runtime = !spec.app_id.is_empty();
-        let words = format!("network namespace {place}");
-        let mut tries = 0;
-        let (listeners, found) = loop {
-            let words = words.clone();
-            let opened = self.parts.entrance.run(&namespace, move || {
-                let listeners = listen::open_all(runtime, &words)?;
-                let addresses = listen::addresses().map_err(|source| NodeError::Process {
-                    action: "read a namespace's addresses",
-                    source,
-                })?;
-                Ok((listeners, addresses))
-            });
-            match opened.await {
-                // Whoever had this pod before may be just about to close its listeners: an agent
-                // that hears of a removal, a process between fork and exec.
-                Err(NodeError::PortInUse { .. }) if tries < PORT_TRIES => {
-                    tries += 1;
-                    tokio::time::sleep(PORT_PAUSE).await;
-                }
-                opened => break opened?,
-            }
-        };
-        let addresses = match spec.addresses.is_empty() {
-            true => found,
-            false => spec
-                .addresses
-                .iter()
-                .map(|text| {
-                    text.parse().map_err(|_| NodeError::Name {
-                        what: "address of the workload",
-                        detail: format!("{text:?} is no IP address"),
-                    })
-                })
-                .collect::<Result<_, _>>()?,
-        };
-        let namespace = Arc::new(namespace);
-        let watching = self.watches.namespace(id, Arc::clone(&namespace))?;
-        let placed = Placed {
-            id: id.to_owned(),
-            spec,
-            listeners,
-            cgroup: None,
-            cgroup_id: 0,
-            addresses,
-            derived: None,
-        };
-        Ok(Workload {
-            placed,
-            namespace,
-            index: 0,
-            _watching: watching,
-        })
-    }
-
     fn place_process(&mut self, id: &str, spec: WorkloadSpec) -> Result<Workload, NodeError> {
         let cgroups = self
             .parts
             .cgroups
             .as_mut()
             .map_err(|reason| NodeError::NoCgroups(reason.clone()))?;
-        let (path, cgroup_id) = cgroups.make(&spec.namespace, &spec.name)?;
-        self.last_index += 1;
-        let index = self.last_index;
+        let (path, cgroup_id) = cgroups.make(Of::Process, &spec.namespace, &spec.name)?;
+        let known = self.parts.programs.endpoint_of_cgroup(cgroup_id);
+        let endpoint = self.endpoint(known);
         // Known to the kernel before its first process starts.
         let made = self
             .parts
             .programs
-            .set(cgroup_id, index, 0)
+            .set(cgroup_id, endpoint, 0)
             .and_then(|()| self.watches.cgroup(id, &path));
         let watching = match made {
             Ok(watching) => watching,
             Err(error) => {
                 self.parts.programs.remove(cgroup_id);
-                cgroups.release(&path);
+                if let Ok(cgroups) = &mut self.parts.cgroups {
+                    cgroups.release(&path);
+                }
                 return Err(error);
             }
         };
@@ -177,6 +94,7 @@ impl Core {
             listeners: Vec::new(),
             cgroup: Some(path),
             cgroup_id,
+            endpoint,
             addresses: Vec::new(),
             derived: None,
         };
@@ -184,9 +102,20 @@ impl Core {
         Ok(Workload {
             placed,
             namespace,
-            index,
-            _watching: Some(watching),
+            wired: None,
+            watching: vec![watching],
         })
+    }
+
+    /// The number that the kernel's maps have for a workload already, or a new one.
+    pub(crate) fn endpoint(&mut self, known: Option<u32>) -> u32 {
+        let free = |number: &u32| !self.workloads.values().any(|w| w.placed.endpoint == *number);
+        if let Some(known) = known.filter(free) {
+            return known;
+        }
+        // Above all that the maps have ever held, as long as 32 bits last.
+        self.last_endpoint = self.last_endpoint.wrapping_add(1).max(1);
+        self.last_endpoint
     }
 
     /// Milliseconds since 1970, and more than the last one's.

@@ -1,5 +1,5 @@
 //! Notices that a workload is gone: its namespace was deleted, its process exited, or its cgroup
-//! became empty after there had been processes in it.
+//! became empty after there had been processes in it; and that a pod's interfaces changed.
 //!
 //! Each workload has one task that ends with the handle; folders of namespaces are watched by one
 //! inotify instance, since the kernel allows few of them.
@@ -7,14 +7,16 @@
 use crate::{
     NodeError, cgroup,
     namespace::{Namespace, Place},
+    netlink,
 };
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use std::{
     fs,
     io::{self, Read as _, Seek as _},
-    os::fd::{AsFd as _, AsRawFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -22,11 +24,16 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// A workload that is gone, and why.
+/// How long changes of a namespace are gathered.
+const BURST: Duration = Duration::from_millis(10);
+
+/// What happened to a workload.
 #[derive(Debug)]
-pub(crate) struct Gone {
-    pub(crate) id: String,
-    pub(crate) reason: String,
+pub(crate) enum Report {
+    /// It is gone, and why.
+    Gone { id: String, reason: String },
+    /// Interfaces or addresses of its namespace may be others now.
+    Changed { id: String },
 }
 
 /// Ends the watch when dropped.
@@ -46,31 +53,36 @@ fn process(action: &'static str) -> impl FnOnce(io::Error) -> NodeError {
 /// Starts watches and tells what is gone over its channel.
 #[derive(Debug)]
 pub(crate) struct Watches {
-    gone: mpsc::Sender<Gone>,
+    reports: mpsc::Sender<Report>,
     folders: Folders,
 }
 
 impl Watches {
     /// Must be called in a runtime.
-    pub(crate) fn start(gone: mpsc::Sender<Gone>) -> Result<Self, NodeError> {
+    pub(crate) fn start(reports: mpsc::Sender<Report>) -> Result<Self, NodeError> {
         Ok(Self {
-            gone,
+            reports,
             folders: Folders::start().map_err(process("watch folders (inotify)"))?,
         })
     }
 
-    /// Watches a pod's namespace. `None` when it is the node's own, which stays.
+    /// Watches a pod's namespace, and what `changes` (a netlink subscription) tells of it.
     pub(crate) fn namespace(
         &self,
         id: &str,
         namespace: Arc<Namespace>,
-    ) -> Result<Option<Watching>, NodeError> {
-        let report = Report {
-            gone: self.gone.clone(),
+        changes: OwnedFd,
+    ) -> Result<Vec<Watching>, NodeError> {
+        let report = End {
+            reports: self.reports.clone(),
             id: id.to_owned(),
         };
+        let changes = register(changes, Interest::READABLE).map_err(process("watch interfaces"))?;
+        let (reports, name) = (self.reports.clone(), id.to_owned());
+        let following = Watching(tokio::spawn(follow(changes, reports, name)).abort_handle());
         let task = match &namespace.place {
-            Place::Own => return Ok(None),
+            // It stays.
+            Place::Own => return Ok(vec![following]),
             Place::Process { pid, pidfd } => {
                 let reason = format!("process {pid}, whose network namespace it was, exited");
                 let pidfd = pidfd.try_clone().map_err(process("watch a process"))?;
@@ -102,13 +114,13 @@ impl Watches {
                 })
             }
         };
-        Ok(Some(Watching(task.abort_handle())))
+        Ok(vec![following, Watching(task.abort_handle())])
     }
 
     /// Watches a process workload's cgroup. One that nothing has entered yet is left alone.
     pub(crate) fn cgroup(&self, id: &str, path: &Path) -> Result<Watching, NodeError> {
-        let report = Report {
-            gone: self.gone.clone(),
+        let report = End {
+            reports: self.reports.clone(),
             id: id.to_owned(),
         };
         let events = fs::File::open(path.join("cgroup.events")).map_err(|source| NodeError::Cgroup {
@@ -146,15 +158,28 @@ impl Watches {
     }
 }
 
-struct Report {
-    gone: mpsc::Sender<Gone>,
+struct End {
+    reports: mpsc::Sender<Report>,
     id: String,
 }
 
-impl Report {
+impl End {
     async fn send(self, reason: String) {
         // Fails only when the node shuts down.
-        let _ = self.gone.send(Gone { id: self.id, reason }).await;
+        let _ = self.reports.send(Report::Gone { id: self.id, reason }).await;
+    }
+}
+
+/// Reports changes until the workload goes. What comes in a burst is reported once: whoever makes an
+/// interface gives it addresses and sets it up within the pause.
+async fn follow(changes: AsyncFd<OwnedFd>, reports: mpsc::Sender<Report>, id: String) {
+    let read = |socket: &OwnedFd| netlink::changed(socket);
+    while changes.async_io(Interest::READABLE, read).await.is_ok() {
+        tokio::time::sleep(BURST).await;
+        while netlink::changed(changes.get_ref()).is_ok() {}
+        if reports.send(Report::Changed { id: id.clone() }).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -229,7 +254,6 @@ impl Drop for Folders {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test]
     async fn the_end_of_a_process_is_noticed() {
@@ -237,7 +261,9 @@ mod tests {
         let namespace = Arc::new(Namespace::by_pid(child.id()).unwrap());
         let (gone, mut told) = mpsc::channel(1);
         let watches = Watches::start(gone).unwrap();
-        let _watching = watches.namespace("a", namespace).unwrap();
+        let _watching = watches
+            .namespace("a", namespace, netlink::subscribe().unwrap())
+            .unwrap();
         assert!(
             tokio::time::timeout(Duration::from_millis(50), told.recv())
                 .await
@@ -248,8 +274,10 @@ mod tests {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(gone.id, "a");
-        assert!(gone.reason.contains("exited"), "{}", gone.reason);
+        assert!(
+            matches!(&gone, Report::Gone { id, reason } if id == "a" && reason.contains("exited")),
+            "{gone:?}"
+        );
         child.wait().unwrap();
     }
 

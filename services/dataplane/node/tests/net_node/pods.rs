@@ -25,7 +25,10 @@ async fn listeners_are_inside_the_pod_and_nowhere_else() {
     let agent = rig.connect().await;
     let placed = agent.link.place(pod_spec(&shop, "shop")).await.unwrap();
     assert!(placed.id.starts_with("n1/default/shop/"), "{}", placed.id);
-    assert_eq!(placed.cgroup, None);
+    assert!(placed.endpoint > 0);
+    let cgroup = placed.cgroup.clone().unwrap();
+    assert!(cgroup.starts_with(rig.node.cgroup()) && cgroup.is_dir());
+    assert_eq!(placed.cgroup_id, weft_bpf::cgroup_id(&cgroup).unwrap());
     let mut addresses = placed.addresses.clone();
     addresses.sort();
     assert_eq!(addresses, shop.addresses());
@@ -57,13 +60,11 @@ async fn listeners_are_inside_the_pod_and_nowhere_else() {
         let error = ask(plain.namespace(), address, "hello").unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused, "{address}");
     }
-    // Without an app-id there is the tunnel only.
+    // Without an app-id there are no APIs, but whatever it says can be captured, and is, by tunnels.
     let placed = agent.link.place(pod_spec(&plain, "")).await.unwrap();
-    assert!(
-        placed.listeners.iter().all(|l| l.kind == ListenerKind::Tunnel),
-        "{placed:?}"
-    );
-    assert_eq!(placed.listeners.len(), 2);
+    let kinds: Vec<_> = placed.listeners.iter().map(|l| l.kind).collect();
+    let (tunnel, capture) = (ListenerKind::Tunnel, ListenerKind::Capture);
+    assert_eq!(kinds, [tunnel, tunnel, capture, capture]);
     assert!(ask(plain.namespace(), local(3500, false), "hello").is_err());
 }
 
@@ -173,7 +174,7 @@ async fn a_pod_that_is_known_by_a_process_goes_with_it() {
         let mut spec = pod_spec(&shop, "shop");
         spec.place = Some(place);
         let placed = agent.link.place(spec).await.unwrap();
-        assert_eq!(placed.listeners.len(), 6);
+        assert_eq!(placed.listeners.len(), 8);
         agent.link.remove(&placed.id).await.unwrap();
     }
     let mut spec = pod_spec(&shop, "shop");
@@ -245,5 +246,72 @@ async fn ending_the_node_leaves_nothing_behind() {
         (rig.node.namespace(), local(15008, true)),
     ] {
         eventually("nobody listens", || ask(namespace, address, "x").is_err()).await;
+    }
+}
+
+/// Addresses that nobody stated are those that were found, and stay true.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_network_changes_is_followed() {
+    let rig = Rig::without_agent();
+    let shop = rig.node.pod("shop").unwrap();
+    let mut agent = rig.connect().await;
+    let placed = agent.link.place(pod_spec(&shop, "shop")).await.unwrap();
+    let changed = async |agent: &mut weft_handoff::Connected| {
+        let event = tokio::time::timeout(crate::rig::SOON, agent.events.next()).await;
+        let Ok(Some(Event::Placed(now))) = event else {
+            panic!("{event:?}")
+        };
+        assert_eq!((&now.id, now.endpoint), (&placed.id, placed.endpoint));
+        now.addresses
+    };
+    let more: std::net::IpAddr = "10.244.1.99".parse().unwrap();
+    shop.namespace()
+        .ip("address add 10.244.1.99/32 dev eth0\n")
+        .unwrap();
+    assert!(changed(&mut agent).await.contains(&more));
+    shop.namespace()
+        .ip("address del 10.244.1.99/32 dev eth0\n")
+        .unwrap();
+    assert!(!changed(&mut agent).await.contains(&more));
+    // What is the node's, or another pod's, it may claim and does not get.
+    let other = rig.node.pod("other").unwrap();
+    agent.link.place(pod_spec(&other, "other")).await.unwrap();
+    let claims = format!(
+        "address add {}/32 dev eth0\naddress add {}/32 dev eth0\naddress add 10.244.1.98/32 dev eth0\n",
+        rig.node.v4(),
+        other.v4()
+    );
+    shop.namespace().ip(&claims).unwrap();
+    let now = changed(&mut agent).await;
+    assert!(now.contains(&"10.244.1.98".parse().unwrap()), "{now:?}");
+    assert!(
+        !now.contains(&rig.node.v4().into()) && !now.contains(&other.v4().into()),
+        "{now:?}"
+    );
+
+    // An interface that does not lead to this node ends it.
+    let way_round = "link add away type veth peer name out\nlink set out up\n";
+    let elsewhere = rig.net.node("n2").unwrap();
+    shop.namespace().ip(way_round).unwrap();
+    shop.namespace()
+        .ip(&format!(
+            "link set out netns {}\nlink set away up\n",
+            elsewhere.namespace().path().display()
+        ))
+        .unwrap();
+    loop {
+        let event = tokio::time::timeout(crate::rig::SOON, agent.events.next()).await;
+        match event {
+            Ok(Some(Event::Placed(_))) => {}
+            Ok(Some(Event::Gone { id, reason })) => {
+                assert_eq!(id, placed.id);
+                assert!(
+                    reason.contains("away") && reason.contains("another namespace"),
+                    "{reason}"
+                );
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

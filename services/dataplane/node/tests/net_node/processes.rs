@@ -1,6 +1,6 @@
 //! Processes: cgroups, and the kernel's word on who connects.
 
-use crate::rig::{Rig, eventually, process_spec, processes_in};
+use crate::rig::{Rig, eventually, pod_spec, process_spec, processes_in};
 use std::{net::TcpListener, path::Path, process::Command, time::Duration};
 use weft_bpf::Origins;
 use weft_handoff::{Event, ListenerKind};
@@ -58,6 +58,12 @@ async fn the_kernel_tells_which_process_connected_to_the_nodes_listener() {
         agent.hello.capabilities
     );
     assert!(!capability("kernel-policy").active);
+    // What the agent writes it may write, callers it may not make up.
+    let endpoints = weft_bpf::Endpoints::from_fd(agent.hello.maps.remove("endpoints").unwrap()).unwrap();
+    endpoints.set(9, weft_bpf::Endpoint::default()).unwrap();
+    assert!(endpoints.remove(9).unwrap());
+    assert_eq!(writable(agent.hello.maps.get("services").unwrap()), Some(true));
+    assert_eq!(writable(agent.hello.maps.get("origins").unwrap()), Some(false));
     let origins = Origins::from_fd(agent.hello.maps.remove("origins").unwrap()).unwrap();
     let index = agent
         .hello
@@ -89,6 +95,14 @@ async fn the_kernel_tells_which_process_connected_to_the_nodes_listener() {
     assert_eq!(origins.read(&accepted).unwrap(), None);
 }
 
+/// What the kernel says of a map's descriptor: `O_RDWR` or not.
+fn writable(map: &std::os::fd::OwnedFd) -> Option<bool> {
+    use std::os::fd::AsRawFd as _;
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+    Some(u32::from_str_radix(flags.trim(), 8).unwrap() & 3 == 2)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_process_keeps_running_and_loses_its_name() {
     let rig = Rig::without_agent();
@@ -114,6 +128,9 @@ async fn a_node_that_was_killed_is_taken_over_by_the_next() {
     let agent = rig.connect().await;
     let placed = agent.link.place(process_spec("worker")).await.unwrap();
     let empty = agent.link.place(process_spec("empty")).await.unwrap();
+    let pod = rig.node.pod("shop").unwrap();
+    // Without its listeners, which are the node's and not the test's to keep open.
+    let in_pod = agent.link.place(pod_spec(&pod, "shop")).await.unwrap().endpoint;
     let cgroup = placed.cgroup.unwrap();
     let _app = run_in(&rig, &cgroup, "sleep 1000");
     // Something that an earlier agent would be.
@@ -135,4 +152,11 @@ async fn a_node_that_was_killed_is_taken_over_by_the_next() {
     assert!(!empty.cgroup.unwrap().exists());
     let again = agent.link.place(process_spec("worker")).await.unwrap();
     assert_eq!((again.cgroup, again.cgroup_id), (Some(cgroup), placed.cgroup_id));
+    // Numbers stay with those who stay, and nobody else gets one of before.
+    assert_eq!(again.endpoint, placed.endpoint);
+    let new = agent.link.place(process_spec("new")).await.unwrap();
+    let before = [placed.endpoint, empty.endpoint, in_pod];
+    assert!(!before.contains(&new.endpoint), "{} of {before:?}", new.endpoint);
+    let pod = agent.link.place(pod_spec(&pod, "shop")).await.unwrap();
+    assert_eq!(pod.endpoint, in_pod);
 }

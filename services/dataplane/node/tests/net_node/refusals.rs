@@ -43,6 +43,14 @@ async fn what_cannot_be_placed_is_refused_with_a_reason() {
     refused(with(Place::NetnsPid(4194305)), "no such process").await;
     let own = rig.node.namespace().path().to_str().unwrap().to_owned();
     refused(with(Place::NetnsPath(own)), "as a process of the node").await;
+    // Namespaces of the machine, of another node, of another node's pod.
+    refused(with(Place::NetnsPid(std::process::id())), "the machine's own").await;
+    let other = rig.net.node("n2").unwrap();
+    let theirs = other.pod("theirs").unwrap();
+    for namespace in [other.namespace(), theirs.namespace()] {
+        let path = namespace.path().to_str().unwrap().to_owned();
+        refused(with(Place::NetnsPath(path)), "another namespace than this node's").await;
+    }
     let mut named = pod_spec(&shop, "shop");
     named.name = "../escape".into();
     refused(named, "name of the workload").await;
