@@ -4,8 +4,7 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 use crate::layout::RawEndpoint;
-use crate::sockets::typed;
-use crate::sys::Map;
+use crate::table::Table;
 
 /// `WEFT_ENDPOINT_*`.
 const HAS_SVID: u32 = 1;
@@ -66,46 +65,31 @@ impl From<RawEndpoint> for Endpoint {
 /// The table of endpoints by number.
 #[derive(Debug)]
 pub struct Endpoints {
-    map: Map<u32, RawEndpoint>,
+    table: Table<u32, RawEndpoint>,
 }
 
 impl Endpoints {
     /// Takes the map's descriptor. Needs no capability.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
         Ok(Self {
-            map: typed(fd, "endpoints")?,
+            table: Table::from_fd(fd, "endpoints")?,
         })
     }
 
     /// From now on this is enforced, in one step. An endpoint that was never set is closed.
     pub fn set(&self, number: u32, endpoint: Endpoint) -> Result<(), Error> {
-        self.map
-            .update(&number, &endpoint.into(), 0)
-            .map_err(failed("add to"))
+        self.table.set(&number, &endpoint.into())
     }
 
     /// Closes an endpoint. Returns whether it was there.
     pub fn remove(&self, number: u32) -> Result<bool, Error> {
-        self.map.delete(&number).map_err(failed("remove from"))
+        self.table.remove(&number)
     }
 
     /// All of them.
     pub fn list(&self) -> Result<Vec<(u32, Endpoint)>, Error> {
-        let mut found = Vec::new();
-        for number in self.map.keys().map_err(failed("read"))? {
-            if let Some(raw) = self.map.lookup(&number).map_err(failed("read"))? {
-                found.push((number, raw.into()));
-            }
-        }
-        Ok(found)
-    }
-}
-
-fn failed(action: &'static str) -> impl Fn(std::io::Error) -> Error {
-    move |source| Error::Map {
-        map: "endpoints",
-        action,
-        source,
+        let all = self.table.list()?.into_iter();
+        Ok(all.map(|(number, raw)| (number, raw.into())).collect())
     }
 }
 

@@ -93,6 +93,20 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A map has no room.
+    #[error("the node's table {map} is full ({max} entries): fewer policies, peers or ports are needed")]
+    Full {
+        /// The map.
+        map: &'static str,
+        /// How many entries it can hold.
+        max: u32,
+    },
+    /// A descriptor was not handed over.
+    #[error("the descriptor of the map {map} was not handed over: weft-node is of another version")]
+    NoMap {
+        /// The map.
+        map: &'static str,
+    },
     /// The table of workloads is full.
     #[error("the node's table of workloads is full ({max} entries): remove workloads")]
     WorkloadsFull {

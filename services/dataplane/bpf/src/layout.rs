@@ -2,6 +2,8 @@
 
 use crate::sys::Plain;
 
+pub(crate) mod packet;
+
 /// Goes up with every change of a map's key, value or meaning: maps of another number are not
 /// adopted but made anew.
 pub(crate) const LAYOUT: u32 = 2;
@@ -170,7 +172,7 @@ unsafe impl Plain for RawBackend {}
 unsafe impl Plain for RawMember {}
 
 /// `enum weft_counter`: names in its order.
-pub(crate) const COUNTERS: [&str; 13] = [
+pub(crate) const COUNTERS: [&str; 20] = [
     "connect_unregistered",
     "published",
     "delivered",
@@ -184,4 +186,11 @@ pub(crate) const COUNTERS: [&str; 13] = [
     "no_backends",
     "backend_unusable",
     "udp_forgotten",
+    "packets_dropped",
+    "packets_audited",
+    "endpoint_unknown",
+    "peer_unknown",
+    "set_missing",
+    "conntrack_full",
+    "events_lost",
 ];

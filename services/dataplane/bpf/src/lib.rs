@@ -9,6 +9,8 @@
 //! - [`Origins`]: read an accepted socket's caller. Needs the map's descriptor only.
 //! - [`Endpoints`]: write what is enforced for whom. Needs the map's descriptor only.
 //! - [`Services`]: write which backends a service has. Needs the maps' descriptors only.
+//! - [`Datapath`]: write who is who and what is allowed. Needs the maps' descriptors only.
+//! - [`Events`]: read what became of packets. Needs the map's descriptor only.
 //! - [`Closer`]: close the sockets to a backend that is gone. Needs root.
 //! - [`probe`]: what is missing here, and how to get it.
 //! - [`uninstall`]: take everything away.
@@ -18,11 +20,16 @@
 //! an accepted socket by the cgroup in which its listener was made. And a workload must be
 //! registered before its first process starts.
 
+mod addresses;
 mod close;
+mod conntrack;
+mod datapath;
 mod diag;
 mod endpoints;
 mod error;
+mod events;
 mod fs;
+mod interfaces;
 mod kernel;
 mod layout;
 mod links;
@@ -30,19 +37,28 @@ mod links;
 #[allow(clippy::unwrap_used)]
 mod object_tests;
 mod origin;
+mod policy;
 mod probe;
+mod ring;
 mod services;
 mod shared;
 mod sockets;
 mod sys;
+mod table;
 
+pub use addresses::{Address, Addresses};
 pub use close::{Closer, Gone};
+pub use conntrack::{Connection, Conntrack};
+pub use datapath::Datapath;
 pub use diag::NamespaceSockets;
 pub use endpoints::{Endpoint, Endpoints};
 pub use error::Error;
+pub use events::{Event, Events, Verdict};
 pub use fs::{cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, pin_dir};
+pub use interfaces::{Interfaces, Sources};
 pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
+pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
 pub use services::{Backend, Change, Frontend, Services, Transport};
 pub use sockets::{OwnSockets, netns_cookie};
@@ -54,4 +70,6 @@ const _: () = {
     shared::<Origins>();
     shared::<Services>();
     shared::<Closer>();
+    shared::<Datapath>();
+    shared::<Events>();
 };

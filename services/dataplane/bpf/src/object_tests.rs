@@ -7,6 +7,7 @@ use std::mem::{offset_of, size_of};
 use object::{Object, ObjectSection, ObjectSymbol};
 
 use crate::kernel::OBJECT;
+use crate::layout::packet::*;
 use crate::layout::{
     COUNTERS, RawActive, RawBackend, RawBackendKey, RawConnected, RawEndpoint, RawMember, RawOrigin,
     RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
@@ -229,6 +230,107 @@ fn layouts_agree_between_c_and_rust() {
                 port,
                 flags,
                 endpoint
+            }),
+        ),
+        ("weft_source", shape!(RawSource { endpoint, zero, addr })),
+        ("weft_prefix", shape!(RawPrefix { length, addr })),
+        (
+            "weft_address",
+            shape!(RawAddress {
+                identity,
+                flags,
+                endpoint,
+                node
+            }),
+        ),
+        (
+            "weft_set",
+            shape!(RawSet {
+                shapes_in,
+                shapes_out,
+                flags,
+                generation
+            }),
+        ),
+        (
+            "weft_policy_key",
+            shape!(RawPolicyKey {
+                set,
+                identity,
+                port,
+                proto,
+                dir
+            }),
+        ),
+        (
+            "weft_range",
+            shape!(RawRange {
+                length,
+                set,
+                identity,
+                dir,
+                proto,
+                port
+            }),
+        ),
+        (
+            "weft_policy",
+            shape!(RawPolicy {
+                verdict,
+                flags,
+                zero,
+                rule
+            }),
+        ),
+        (
+            "weft_connection_key",
+            shape!(RawConnectionKey {
+                local,
+                remote,
+                endpoint,
+                lport,
+                rport,
+                proto,
+                dir,
+                zero
+            }),
+        ),
+        (
+            "weft_connection",
+            shape!(RawConnection {
+                used,
+                expires,
+                generation,
+                identity,
+                rule,
+                proto_state,
+                flags,
+                zero
+            }),
+        ),
+        (
+            "weft_event",
+            shape!(RawEvent {
+                time,
+                kind,
+                reason,
+                dir,
+                verdict,
+                endpoint,
+                peer,
+                src_identity,
+                dst_identity,
+                rule,
+                len,
+                ifindex,
+                saddr,
+                daddr,
+                sport,
+                dport,
+                proto,
+                tcp_flags,
+                is_reply,
+                zero
             }),
         ),
         (

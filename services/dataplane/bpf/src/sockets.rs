@@ -126,9 +126,13 @@ impl Kernel {
         })
     }
 
-    fn map_fd(&self, name: &str) -> Result<OwnedFd, Error> {
+    pub(crate) fn map_fd(&self, name: &str) -> Result<OwnedFd, Error> {
+        self.open_map(name, false)
+    }
+
+    pub(crate) fn open_map(&self, name: &str, read_only: bool) -> Result<OwnedFd, Error> {
         let path = self.maps.join(name);
-        sys::open_pin(&path, false).map_err(|source| Error::Pin {
+        sys::open_pin(&path, read_only).map_err(|source| Error::Pin {
             path,
             action: "open",
             source,

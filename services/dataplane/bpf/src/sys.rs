@@ -244,6 +244,12 @@ struct MapInfo {
     flags: u32,
 }
 
+/// A map's type and how many entries, or bytes, it can hold.
+pub(crate) fn kind_and_size(map: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let info: MapInfo = info(map)?;
+    Ok((info.kind, info.max_entries))
+}
+
 #[repr(C)]
 struct Element {
     map: u32,

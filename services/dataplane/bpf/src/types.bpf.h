@@ -210,6 +210,20 @@ enum weft_counter {
 	WEFT_BACKEND_UNUSABLE,
 	/* A UDP socket used more services than it can remember: answers show the backend's address. */
 	WEFT_UDP_FORGOTTEN,
+	/* Packets refused: each has an event with its reason, if the buffer had room. */
+	WEFT_PACKETS_DROPPED,
+	/* Packets that policy refuses and audit let pass. */
+	WEFT_PACKETS_AUDITED,
+	/* Packets refused without an event, because they are expected to come again: the endpoint ... */
+	WEFT_ENDPOINT_UNKNOWN,
+	/* ... or the peer is not known yet. */
+	WEFT_PEER_UNKNOWN,
+	/* Refused: the endpoint's policy set is not there. */
+	WEFT_SET_MISSING,
+	/* Refused: the connection could not be written down. */
+	WEFT_CONNTRACK_FULL,
+	/* Events that found no room in the buffer. */
+	WEFT_EVENTS_LOST,
 	WEFT_COUNTERS,
 };
 

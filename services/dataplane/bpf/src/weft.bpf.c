@@ -7,6 +7,7 @@
  * accepted socket, where user space reads it (origin.bpf.h). A connection without a record is not
  * guessed at: its reader refuses it. Every path that fails leaves no record, so failing closes.
  */
+#include "packet_maps.bpf.h"
 #include "origin.bpf.h"
 #include "socket.bpf.h"
 
