@@ -18,6 +18,7 @@ use crate::{
     upstream::Upstream,
     view::View,
 };
+use arc_swap::ArcSwapOption;
 use std::{
     net::SocketAddr,
     os::{fd::OwnedFd, unix::fs::DirBuilderExt},
@@ -31,6 +32,8 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+use weft_bpf::Origins;
+use weft_capture::{Capture, CaptureLimits, Streams};
 use weft_drain::Watcher;
 use weft_enroll::{Enrollment, Member, TokenSource};
 use weft_flows::FlowLog;
@@ -93,6 +96,10 @@ pub struct Shared {
     pub settled: CancellationToken,
     /// Ends everything.
     pub drain: Watcher,
+    /// What is redirected by the kernel, and what comes for it by tunnel.
+    pub capture: Arc<Capture>,
+    /// The kernel's records of who connected; none where it keeps none.
+    pub origins: ArcSwapOption<Origins>,
     runtime: Arc<Runtime>,
     trust: Trust,
 }
@@ -124,7 +131,8 @@ impl Shared {
         who: weft_tunnel::Local,
         gone: CancellationToken,
     ) {
-        let handler = self.runtime.tunnel_handler(self.drain.clone());
+        let calls = self.runtime.tunnel_handler(self.drain.clone());
+        let handler = Streams::new(self.capture.clone(), calls, self.drain.clone());
         let served = weft_tunnel::serve(
             listener,
             who,
@@ -231,6 +239,7 @@ pub async fn start(
     if let Err(error) = subscription::restore(&mesh, &data.mesh) {
         tracing::warn!(%error, "starting without the last good state");
     }
+    let mesh_touched = mesh.touched();
     let mut tasks = JoinSet::new();
     spawn(
         &mut tasks,
@@ -255,6 +264,12 @@ pub async fn start(
         Arc::new(view.clone()),
         TunnelLimits::default(),
     );
+    let capture = Capture::new(
+        Arc::new(view.clone()),
+        tunnels.clone(),
+        flows.clone(),
+        CaptureLimits::default(),
+    );
     let surroundings = Surroundings {
         directory: Arc::new(view.clone()),
         judge: Arc::new(view.clone()),
@@ -273,6 +288,8 @@ pub async fn start(
         flows: flows.clone(),
         counters: Counters::register(metrics),
         drain: drain.clone(),
+        capture: capture.clone(),
+        origins: ArcSwapOption::new(side.origins()?),
         runtime: Runtime::new(surroundings, RuntimeLimits::default()),
         trust: member.trust.clone(),
         view,
@@ -283,6 +300,7 @@ pub async fn start(
         upstreams: upstreams.clone(),
         locals: shared.view.locals.clone(),
         tunnels: Box::new(move || tunnels.connections()),
+        capture: capture.clone(),
     }));
 
     let subscription = Subscription {
@@ -295,6 +313,7 @@ pub async fn start(
     };
     spawn(&mut tasks, subscription.run(drain.clone()));
     spawn(&mut tasks, subscription::save(mesh, data.mesh, drain.clone()));
+    spawn(&mut tasks, capture.maintain(mesh_touched, drain.clone()));
     spawn(&mut tasks, shared.runtime.clone().maintain(drain.clone()));
     spawn(
         &mut tasks,

@@ -86,6 +86,17 @@ impl Endpoints {
         self.local.get(id).cloned()
     }
 
+    /// A workload that can be called, wherever it runs.
+    pub fn endpoint(&self, id: &str) -> Option<Arc<Endpoint>> {
+        let elsewhere = || self.known.get(id)?.remote.clone();
+        self.local(id).or_else(elsewhere)
+    }
+
+    /// This node, and the port of all nodes' tunnels.
+    pub fn here(&self) -> (&Arc<str>, u16) {
+        (&self.node, self.tunnel_port)
+    }
+
     /// Who is known to hold a SPIFFE ID: ids and what flows call them.
     pub fn holders<'a>(
         &'a self,

@@ -52,6 +52,8 @@ pub struct Placement {
     pub grpc: Vec<TcpListener>,
     /// Tunnels from other nodes, for pods.
     pub tunnel: Vec<TcpListener>,
+    /// Connections that the kernel redirects, for pods.
+    pub capture: Vec<TcpListener>,
     /// For the launcher to start the process in.
     pub cgroup: Option<PathBuf>,
     /// 0 when there is none.
@@ -156,14 +158,14 @@ impl Host {
 
 /// What `weft-node` placed, in the agent's terms.
 pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement {
-    let (mut http, mut grpc, mut tunnel) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut http, mut grpc, mut tunnel, mut capture] = [const { Vec::new() }; 4];
     for listener in placed.listeners {
         let list = match listener.kind {
             ListenerKind::RuntimeHttp => &mut http,
             ListenerKind::RuntimeGrpc => &mut grpc,
             ListenerKind::Tunnel => &mut tunnel,
-            // Nothing is redirected to the capture port yet; weft-node keeps the listener.
-            ListenerKind::Capture | ListenerKind::LocalApi => continue,
+            ListenerKind::Capture => &mut capture,
+            ListenerKind::LocalApi => continue,
         };
         if let Ok(socket) = listener.into_tcp() {
             list.push(socket);
@@ -188,6 +190,7 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
         http,
         grpc,
         tunnel,
+        capture,
         cgroup: placed.cgroup,
         cgroup_id: placed.cgroup_id,
         derived: placed.derived,

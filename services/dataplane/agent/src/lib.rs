@@ -8,6 +8,7 @@
 mod agent;
 mod api;
 mod backoff;
+mod capture;
 mod certificates;
 mod config;
 mod endpoints;
@@ -23,6 +24,7 @@ mod metrics;
 mod node;
 mod persist;
 mod placement;
+mod places;
 mod registry;
 mod rootless;
 mod seccomp;
@@ -31,6 +33,7 @@ mod subscription;
 mod table;
 mod upstream;
 mod view;
+mod whereto;
 mod workload;
 
 pub use agent::{Environment, Handle, start};

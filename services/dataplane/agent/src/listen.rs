@@ -10,6 +10,7 @@ use crate::{
     locals::{Local, Member},
     metrics::{Listener, Reason},
 };
+use prometheus_client::metrics::gauge::Gauge;
 use std::{
     io,
     sync::Arc,
@@ -135,10 +136,7 @@ fn serve(
     slot: OwnedSemaphorePermit,
     gone: CancellationToken,
 ) {
-    let counters = &shared.counters;
-    counters.accepted.get_or_create(&api.label()).inc();
-    let open = counters.open.get_or_create_owned(&api.label());
-    open.inc();
+    let open = count(shared, &api.label());
     let (shared, member) = (shared.clone(), member.clone());
     tokio::spawn(async move {
         let _slot = slot;
@@ -158,12 +156,22 @@ fn serve(
     });
 }
 
-fn refuse(shared: &Shared, reason: &'static str) {
+/// Counts a connection that is served; the gauge is to be taken down at its end.
+pub fn count(shared: &Shared, listener: &Listener) -> Gauge {
+    let counters = &shared.counters;
+    counters.accepted.get_or_create(listener).inc();
+    let open = counters.open.get_or_create_owned(listener);
+    open.inc();
+    open
+}
+
+/// Counts a connection that is not.
+pub fn refuse(shared: &Shared, reason: &'static str) {
     shared.counters.refused.get_or_create(&Reason { reason }).inc();
 }
 
 /// A flow for a connection of nobody.
-fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
+pub fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
     let party = |address: Option<std::net::SocketAddr>| {
         Arc::new(Party {
             namespace: "".into(),
@@ -199,7 +207,8 @@ fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
     });
 }
 
-async fn pause(error: &io::Error) {
+/// After a failure of accept itself, so that it is not tried at full speed.
+pub async fn pause(error: &io::Error) {
     tracing::warn!(%error, "accept failed");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }

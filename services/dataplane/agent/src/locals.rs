@@ -5,7 +5,13 @@
 
 use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use weft_flows::{Party, Proof};
@@ -38,6 +44,7 @@ pub struct Local {
     pub connections: Arc<Semaphore>,
     /// Cancelled when it is taken away.
     pub gone: CancellationToken,
+    captures: AtomicBool,
     member: ArcSwapOption<Member>,
 }
 
@@ -67,6 +74,7 @@ impl Local {
             health: Arc::default(),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             gone: CancellationToken::new(),
+            captures: AtomicBool::new(false),
             member: ArcSwapOption::empty(),
         })
     }
@@ -74,6 +82,11 @@ impl Local {
     /// What is known; `None` until the mesh has a name for it.
     pub fn member(&self) -> Option<Arc<Member>> {
         self.member.load_full()
+    }
+
+    /// From now on its own capture listener is served.
+    pub fn set_captures(&self) {
+        self.captures.store(true, Ordering::Release);
     }
 
     /// Takes what was derived. Connections that are open keep the context they began with.
@@ -109,6 +122,8 @@ pub struct Locals(Arc<RwLock<Index>>);
 
 #[derive(Debug, Default)]
 struct Index {
+    /// The node's own capture listener is served.
+    node_captures: bool,
     by_id: HashMap<Arc<str>, Arc<Local>>,
     by_cgroup: HashMap<u64, Arc<Local>>,
 }
@@ -134,6 +149,19 @@ impl Locals {
             .is_some_and(|l| Arc::ptr_eq(l, &old))
         {
             index.by_cgroup.remove(&old.cgroup_id);
+        }
+    }
+
+    /// Whether the node's own capture listener is served.
+    pub fn set_node_captures(&self, served: bool) {
+        self.0.write().node_captures = served;
+    }
+
+    /// Whether what the kernel redirects is served where this workload is.
+    pub fn captures(&self, local: &Local) -> bool {
+        match local.kind {
+            WorkloadKind::Pod => local.captures.load(Ordering::Acquire),
+            _ => self.0.read().node_captures,
         }
     }
 

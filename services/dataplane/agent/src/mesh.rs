@@ -5,12 +5,17 @@
 //! and clone an `Arc`; one task writes ([`crate::subscription`]). What can not be used is left
 //! out and named: an endpoint whose policy is missing is closed, never open.
 
-use crate::{endpoints::Endpoints, interest::Interest};
+use crate::{
+    endpoints::Endpoints,
+    interest::Interest,
+    places::{Meaning, Places},
+};
 use parking_lot::RwLock;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 use tokio::sync::watch;
 use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
+use weft_runtime::Endpoint;
 
 /// Most resources of one kind that are held: a bound on memory, far above a node's need.
 const MAX_PER_KIND: usize = 1_000_000;
@@ -71,6 +76,7 @@ pub struct Position {
 pub struct Mesh {
     tables: Arc<RwLock<Tables>>,
     changed: watch::Sender<Position>,
+    touched: watch::Sender<u64>,
     /// What is to be asked for.
     pub interest: Interest,
 }
@@ -79,6 +85,7 @@ pub struct Mesh {
 struct Tables {
     position: Position,
     endpoints: Endpoints,
+    places: Places,
     identities: HashMap<u32, Arc<pb::Identity>>,
     sets: HashMap<String, Arc<Compiled>>,
     /// Components, configurations and services, by kind and name.
@@ -91,6 +98,7 @@ impl Mesh {
         let tables = Tables {
             position: Position::default(),
             endpoints: Endpoints::new(node, tunnel_port),
+            places: Places::default(),
             identities: HashMap::new(),
             sets: HashMap::new(),
             others: HashMap::new(),
@@ -98,6 +106,7 @@ impl Mesh {
         Self {
             tables: Arc::new(RwLock::new(tables)),
             changed: watch::Sender::new(Position::default()),
+            touched: watch::Sender::new(0),
             interest: Interest::default(),
         }
     }
@@ -136,6 +145,7 @@ impl Mesh {
             tables.position = position.clone();
         }
         self.changed.send_replace(position);
+        self.touch();
         problems
     }
 
@@ -186,6 +196,34 @@ impl Mesh {
     /// Changes which of this node's workloads are there.
     pub fn change_local(&self, change: impl FnOnce(&mut Endpoints)) {
         change(&mut self.tables.write().endpoints);
+        self.touch();
+    }
+
+    fn touch(&self) {
+        self.touched.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Notified after each update, and after each change of this node's workloads.
+    pub fn touched(&self) -> watch::Receiver<u64> {
+        self.touched.subscribe()
+    }
+
+    /// Whom an address means; of a workload that can be reached, the endpoint as well.
+    pub fn meaning(&self, to: SocketAddr) -> (Meaning, Option<Arc<Endpoint>>) {
+        let tables = self.tables.read();
+        let endpoint = |id: &str| tables.endpoints.endpoint(id);
+        let (node, _) = tables.endpoints.here();
+        let meaning = tables.places.find(node, to, |id| endpoint(id).is_some());
+        let found = match &meaning {
+            Meaning::Workload(id, _) => endpoint(id),
+            _ => None,
+        };
+        (meaning, found)
+    }
+
+    /// The port of all nodes' tunnels.
+    pub fn tunnel_port(&self) -> u16 {
+        self.tables.read().endpoints.here().1
     }
 
     /// The ids that the policy service has for a node.
@@ -249,6 +287,7 @@ impl Change {
 impl Tables {
     fn clear(&mut self) {
         self.endpoints.clear();
+        self.places.clear();
         self.identities.clear();
         self.sets.clear();
         self.others.clear();
@@ -264,6 +303,9 @@ impl Tables {
         match change {
             Change::Endpoint(endpoint) => {
                 full(self.endpoints.len(), "endpoint")?;
+                if let Some(w) = &endpoint.workload {
+                    self.places.put(w);
+                }
                 self.endpoints.put(endpoint);
             }
             Change::Identity(identity) => {
@@ -277,6 +319,7 @@ impl Tables {
             }
             Change::Other(key, resource) => {
                 full(self.others.len(), &key.kind)?;
+                self.places.put_other(&key.name, resource.body.as_ref());
                 self.others.insert((key.kind, key.name), Arc::new(resource));
             }
         }
@@ -285,7 +328,10 @@ impl Tables {
 
     fn remove(&mut self, key: &pb::ResourceKey) {
         match key.kind.as_str() {
-            "endpoint" => self.endpoints.remove(&key.name),
+            "endpoint" => {
+                self.places.remove(&key.name);
+                self.endpoints.remove(&key.name);
+            }
             "identity" => {
                 if let Ok(id) = key.name.parse() {
                     self.identities.remove(&id);
@@ -295,6 +341,7 @@ impl Tables {
                 self.sets.remove(&key.name);
             }
             kind => {
+                self.places.remove_other(kind, &key.name);
                 self.others.remove(&(kind.to_owned(), key.name.clone()));
             }
         }

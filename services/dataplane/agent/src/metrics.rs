@@ -15,7 +15,7 @@ use weft_telemetry::Metrics;
 /// Which listener.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Listener {
-    /// `http`, `grpc`, `tunnel`.
+    /// `http`, `grpc`, `capture`.
     pub listener: &'static str,
 }
 
@@ -67,6 +67,8 @@ pub struct Gauges {
     pub locals: crate::locals::Locals,
     /// The tunnels to other nodes.
     pub tunnels: Box<dyn Fn() -> usize + Send + Sync>,
+    /// Captured connections.
+    pub capture: std::sync::Arc<weft_capture::Capture>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -107,13 +109,45 @@ impl Collector for Gauges {
             connected.encode(family.encode_family(&labels)?)?;
         }
         let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
-        let workloads = count(self.locals.all().len());
+        let locals = self.locals.all();
+        let captured = count(locals.iter().filter(|l| self.locals.captures(l)).count());
+        captured.encode(encoder.encode_descriptor(
+            "weft_dataplane_workloads_captured",
+            "Workloads whose connections the kernel may redirect to this agent",
+            None,
+            captured.metric_type(),
+        )?)?;
+        let workloads = count(locals.len());
         workloads.encode(encoder.encode_descriptor(
             "weft_dataplane_workloads",
             "Workloads of this node",
             None,
             workloads.metric_type(),
         )?)?;
+        let carried = count(self.capture.open());
+        carried.encode(encoder.encode_descriptor(
+            "weft_dataplane_carried_open",
+            "TCP connections being carried, from this node's workloads and to them",
+            None,
+            carried.metric_type(),
+        )?)?;
+        let refused = self.capture.refused();
+        let mut family = encoder.encode_descriptor(
+            "weft_dataplane_carried_refused",
+            "TCP connections that were not carried, by reason; `closed`: policy allows them no more",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (reason, counter) in [
+            ("denied", &refused.denied),
+            ("too_many", &refused.too_many),
+            ("unreachable", &refused.unreachable),
+            ("closed", &refused.closed),
+        ] {
+            let labels = Reason { reason };
+            let counter = ConstCounter::new(counter.load(std::sync::atomic::Ordering::Relaxed));
+            counter.encode(family.encode_family(&labels)?)?;
+        }
         let tunnels = count((self.tunnels)());
         tunnels.encode(encoder.encode_descriptor(
             "weft_dataplane_tunnels",

@@ -6,6 +6,7 @@
 use crate::{
     agent::{Environment, Shared, active, inactive},
     backoff::Backoff,
+    capture,
     config::AgentConfig,
     error::AgentError,
     harden,
@@ -126,6 +127,14 @@ impl NodeSide {
         })
     }
 
+    /// The kernel's records of who connected; none where it keeps none.
+    pub fn origins(&mut self) -> Result<Option<Arc<Origins>>, AgentError> {
+        match &mut self.link {
+            Link::Node { hello, .. } => origins(hello),
+            Link::Rootless => Ok(None),
+        }
+    }
+
     /// By which other nodes reach this one.
     pub fn addresses(&self, config: &AgentConfig) -> Vec<IpAddr> {
         match &self.link {
@@ -199,7 +208,9 @@ pub async fn run(
                     return Ok(());
                 };
                 replaced.cancel();
-                replaced = serve_node(&shared, connected.hello)?;
+                let mut hello = connected.hello;
+                shared.origins.store(origins(&mut hello)?);
+                replaced = serve_node(&shared, hello)?;
                 let placements = connected.workloads.into_iter().map(|w| from_node(w, &addresses));
                 current.store(Arc::new(connected.link));
                 table.replayed(placements.collect()).await;
@@ -230,13 +241,18 @@ async fn tell_ready(link: &AgentLink) {
     }
 }
 
+/// The kernel's records of who connected.
+fn origins(hello: &mut Hello) -> Result<Option<Arc<Origins>>, AgentError> {
+    let map = hello.maps.remove(ORIGINS);
+    let origins = map.map(|map| Origins::from_fd(map).map(Arc::new));
+    Ok(origins.transpose()?)
+}
+
 /// Starts accepting on the node's own listeners; cancelling the token ends it.
-fn serve_node(shared: &Arc<Shared>, mut hello: Hello) -> Result<CancellationToken, AgentError> {
+fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, AgentError> {
     let replaced = CancellationToken::new();
-    let origins = match hello.maps.remove(ORIGINS) {
-        Some(map) => Some(Arc::new(Origins::from_fd(map)?)),
-        None => None,
-    };
+    let origins = shared.origins.load_full();
+    shared.view.locals.set_node_captures(false);
     for listener in hello.listeners {
         let (kind, address) = (listener.kind, listener.address.clone());
         let fail = |source| AgentError::Listener {
@@ -255,7 +271,12 @@ fn serve_node(shared: &Arc<Shared>, mut hello: Hello) -> Result<CancellationToke
                 tunnels(shared, socket, replaced.clone());
                 continue;
             }
-            ListenerKind::Capture | ListenerKind::LocalApi => continue,
+            ListenerKind::Capture => {
+                tokio::spawn(capture::attributed(shared.clone(), socket, replaced.clone()));
+                shared.view.locals.set_node_captures(origins.is_some());
+                continue;
+            }
+            ListenerKind::LocalApi => continue,
         };
         let Some(origins) = origins.clone() else {
             tracing::warn!(

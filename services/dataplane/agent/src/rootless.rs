@@ -189,6 +189,7 @@ impl Rootless {
             http: vec![http],
             grpc: vec![grpc],
             tunnel: Vec::new(),
+            capture: Vec::new(),
             cgroup: None,
             cgroup_id: 0,
             addresses: vec![self.0.address],

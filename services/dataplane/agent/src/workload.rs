@@ -7,6 +7,7 @@
 use crate::{
     agent::Shared,
     backoff::Backoff,
+    capture,
     endpoints::party,
     host::Placement,
     listen::{self, Api},
@@ -91,6 +92,8 @@ pub struct Driver {
     pub grpc: Vec<TcpListener>,
     /// Tunnels.
     pub tunnel: Vec<TcpListener>,
+    /// Connections that the kernel redirects.
+    pub capture: Vec<TcpListener>,
     /// Told how far it is.
     pub progress: watch::Sender<Progress>,
 }
@@ -300,6 +303,11 @@ impl Driver {
                 let (shared, local) = (self.shared.clone(), self.local.clone());
                 tokio::spawn(listen::own(shared, local, listener, api));
             }
+        }
+        for listener in &self.capture {
+            let listener = listen::to_tokio(listener)?;
+            tokio::spawn(capture::own(self.shared.clone(), self.local.clone(), listener));
+            self.local.set_captures();
         }
         for listener in &self.tunnel {
             let listener = listen::to_tokio(listener)?;

@@ -80,7 +80,7 @@ impl AppDialer for Loopback {
 }
 
 impl Dialer for Loopback {
-    fn dial(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
         TcpStream::connect(to).boxed()
     }
 }

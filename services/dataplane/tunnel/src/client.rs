@@ -32,8 +32,8 @@ use weft_tls::{Expect, SvidCell, Trust, client_config, peer_identity};
 
 /// Makes the TCP connections under tunnels.
 pub trait Dialer: Send + Sync + 'static {
-    /// Connects to `to` from the network namespace of the workload with id `source`.
-    fn dial(&self, source: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>>;
+    /// Connects to `to`, from wherever the node's tunnels begin.
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>>;
 }
 
 /// Who opens.
@@ -340,7 +340,7 @@ async fn handshake(
     let address = key.address;
     let failed = |e: String| OpenError::Handshake(address, e.into());
     let steps = async {
-        let tcp = inner.dialer.dial(&key.source, address).await;
+        let tcp = inner.dialer.dial(address).await;
         let tcp = tcp.map_err(|e| OpenError::Connect(address, Arc::new(e)))?;
         let io = |e| OpenError::Connect(address, Arc::new(e));
         tcp.set_nodelay(true).map_err(io)?;

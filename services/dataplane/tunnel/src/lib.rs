@@ -3,7 +3,7 @@
 //!
 //! Owns: the pool of tunnels a node has to others ([`Client`]), the accepting side ([`serve`]),
 //! and the byte stream inside ([`TunnelStream`]). What crosses the border: sockets come from a
-//! [`Dialer`] (made in the source workload's namespace), certificates from [`SvidCell`]s, accepted
+//! [`Dialer`], certificates from [`SvidCell`]s, accepted
 //! streams go to a [`Handler`] with the [`PeerIdentity`] that was verified. Who may call whom is
 //! decided elsewhere.
 //!

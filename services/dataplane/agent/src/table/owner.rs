@@ -200,6 +200,7 @@ impl Owner {
             http: placement.http,
             grpc: placement.grpc,
             tunnel: placement.tunnel,
+            capture: placement.capture,
             progress,
         };
         tokio::spawn(driver.run());

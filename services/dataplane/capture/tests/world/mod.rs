@@ -181,7 +181,7 @@ fn outside(address: IpAddr) -> Arc<Party> {
 pub struct Dials(AtomicUsize);
 
 impl Dialer for Dials {
-    fn dial(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
         self.0.fetch_add(1, Ordering::SeqCst);
         TcpStream::connect(to).boxed()
     }
@@ -320,6 +320,27 @@ impl World {
 }
 
 impl Node {
+    /// A capture listener behind which everybody is `caller` and wants to go to `to`.
+    pub async fn listen(&self, caller: &Known, to: SocketAddr) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (capture, drain, gone) = (self.capture.clone(), self.drain.clone(), caller.gone.clone());
+        let context = self.view.caller(&caller.id).unwrap();
+        let asked = Asked {
+            destination: to,
+            target: None,
+        };
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (capture, drain, gone, context) =
+                    (capture.clone(), drain.clone(), gone.clone(), context.clone());
+                tokio::spawn(async move { capture.captured(context, stream, asked, gone, drain).await });
+            }
+        });
+        address
+    }
+
     /// Connects as `caller` to what it wrote, by the capture listener.
     pub async fn connect(&self, caller: &Known, to: SocketAddr) -> TcpStream {
         self.connect_by(TcpSocket::new_v4().unwrap(), caller, to, None)

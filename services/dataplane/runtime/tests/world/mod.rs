@@ -171,7 +171,7 @@ impl AppDialer for ToLoopback {
 pub struct Direct(pub AtomicUsize);
 
 impl Dialer for Direct {
-    fn dial(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
         self.0.fetch_add(1, Ordering::SeqCst);
         TcpStream::connect(to).boxed()
     }

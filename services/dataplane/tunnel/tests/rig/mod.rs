@@ -77,7 +77,7 @@ impl Handler for ToTest {
 pub struct Direct(AtomicUsize);
 
 impl Dialer for Direct {
-    fn dial(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+    fn dial(&self, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
         self.0.fetch_add(1, Ordering::SeqCst);
         TcpStream::connect(to).boxed()
     }
