@@ -4,7 +4,10 @@
 //! number of this node alone. Every range and every exception of every set in use is such a prefix: then
 //! each number stands for addresses that all rules treat alike, and [`crate::Image`] needs numbers only.
 
-use crate::PolicySet;
+use crate::{
+    CidrPeer, PolicySet,
+    fault::{Fault, made},
+};
 use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -180,10 +183,13 @@ impl CidrIdentities {
                 .unwrap_or(0);
             self.nets.get(&NetKey { v6, first, length })
         });
-        found
-            .map(|held| held.identity)
-            .next()
-            .unwrap_or(NumericIdentity::WORLD)
+        let mut found = found.map(|held| held.identity);
+        let found = if made(Fault::ShortestRangeWins) {
+            found.next_back()
+        } else {
+            found.next()
+        };
+        found.unwrap_or(NumericIdentity::WORLD)
     }
 
     /// The numbers of the ranges that lie in `net`, itself included.
@@ -214,6 +220,13 @@ impl CidrIdentities {
 fn prefixes(set: &PolicySet) -> BTreeSet<NetKey> {
     let entries = set.ingress().entries.iter().chain(&set.egress().entries);
     let peers = entries.filter(|e| !e.peers.any).flat_map(|e| &e.peers.cidrs);
-    let nets = peers.flat_map(|c| c.except.iter().chain([&c.cidr]));
+    let holes = |c: &CidrPeer| {
+        if made(Fault::HolesHaveNoNumber) {
+            0
+        } else {
+            c.except.len()
+        }
+    };
+    let nets = peers.flat_map(|c| c.except.iter().take(holes(c)).chain([&c.cidr]));
     nets.map(|net| NetKey::new(*net)).collect()
 }

@@ -2,25 +2,24 @@
 
 use crate::{
     CidrPeer, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
+    fault::{Fault, made},
     index::WITH_PORTS,
     selector::{selects_peer, selects_subject},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
-use weft_resources::{Entity, PeerRule, PolicyRule, PortRule};
+use weft_resources::{Entity, IcmpRule, PeerRule, PolicyRule, PortRule};
 
-/// The numbers below 256 that label selectors can match, by their label `reserved:<name>`.
-const RESERVED: [(NumericIdentity, &str); 10] = [
+/// The numbers below 256 of peers in the cluster that label selectors can match, by their label
+/// `reserved:<name>`. Peers outside have theirs by their address: see [`outside`].
+const RESERVED: [(NumericIdentity, &str); 7] = [
     (NumericIdentity::HOST, "reserved:host"),
-    (NumericIdentity::WORLD, "reserved:world"),
     (NumericIdentity::UNMANAGED, "reserved:unmanaged"),
     (NumericIdentity::HEALTH, "reserved:health"),
     (NumericIdentity::INIT, "reserved:init"),
     (NumericIdentity::REMOTE_NODE, "reserved:remote-node"),
     (NumericIdentity::KUBE_APISERVER, "reserved:kube-apiserver"),
     (NumericIdentity::INGRESS, "reserved:ingress"),
-    (NumericIdentity(9), "reserved:world-ipv4"),
-    (NumericIdentity(10), "reserved:world-ipv6"),
 ];
 
 /// What `world` means: outside the cluster, by either address family.
@@ -41,9 +40,10 @@ const CLUSTER: [NumericIdentity; 8] = [
 /// A policy object, as far as the engine reads it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyObject {
-    /// `CiliumNetworkPolicy`.
+    /// `CiliumNetworkPolicy`, `NetworkPolicy`, `CiliumClusterwideNetworkPolicy`.
     pub kind: String,
-    /// Its namespace: of the workloads it is about and, unless it says otherwise, of their peers.
+    /// Its namespace: of the workloads it is about and, unless it says otherwise, of their peers. Empty for
+    /// an object of the cluster, which is about every workload.
     pub namespace: String,
     /// Its name.
     pub name: String,
@@ -92,17 +92,21 @@ impl PolicyObject {
 pub struct Identities {
     allocated: BTreeMap<NumericIdentity, Labels>,
     reserved: Vec<(NumericIdentity, Labels)>,
+    /// The labels of what is outside: by IPv4, by IPv6.
+    outside: [Labels; 2],
 }
 
 impl Default for Identities {
     fn default() -> Self {
-        let reserved = RESERVED
-            .iter()
-            .map(|(id, label)| (*id, Labels::from_iter([((*label).to_owned(), String::new())])))
-            .collect();
+        let labels = |names: &[&str]| names.iter().map(|n| (String::from(*n), String::new())).collect();
         Self {
             allocated: BTreeMap::new(),
-            reserved,
+            reserved: RESERVED
+                .iter()
+                .map(|(id, label)| (*id, labels(&[label])))
+                .collect(),
+            outside: ["reserved:world-ipv4", "reserved:world-ipv6"]
+                .map(|family| labels(&["reserved:world", family])),
         }
     }
 }
@@ -152,7 +156,8 @@ pub fn compile<'a>(
                 continue;
             }
             let side = |into: &mut DirectionPolicy, allow: &[PeerRule], deny: &[PeerRule], default, name| {
-                if Option::unwrap_or(default, !allow.is_empty() || !deny.is_empty()) {
+                let default = Option::filter(default, |_| !made(Fault::DefaultDenyIsNotOverridden));
+                if default.unwrap_or(!allow.is_empty() || !deny.is_empty()) {
                     into.default_deny = true;
                     into.selected_by.push(object.rule(String::from(name)));
                 }
@@ -191,33 +196,45 @@ fn add(
     let Some(peers) = peers(rule, &object.namespace, identities) else {
         return;
     };
-    let Some(ports) = &rule.ports else {
-        let rule = object.rule(rule.path.clone());
+    for (path, protocol, ports, redirect) in lines(rule) {
         into.entries.push(Entry {
-            deny,
-            rule,
-            protocol: None,
-            ports: Ports::Any,
-            redirect: false,
-            auth: false,
-            peers,
+            deny: deny && !made(Fault::DenyRuleAllows),
+            rule: object.rule(path),
+            protocol,
+            ports,
+            redirect,
+            auth: rule.authenticated && !made(Fault::AuthenticationIsForgotten),
+            peers: peers.clone(),
         });
-        return;
+    }
+}
+
+/// What a rule lets its peers do, each with its place: protocol, ports, and whether requests are judged.
+fn lines(rule: &PeerRule) -> Vec<(String, Option<u8>, Ports, bool)> {
+    let at = |part: &str| format!("{}.{part}", rule.path);
+    if let Some(messages) = &rule.icmps {
+        let line = |m: &IcmpRule| {
+            let port = u16::from(m.kind) + if made(Fault::MessageTypeIsOffByOne) { 2 } else { 1 };
+            (at(&m.path), Some(m.protocol), Ports::Range(port, port), false)
+        };
+        return messages.iter().map(line).collect();
+    }
+    let Some(ports) = rule.ports.as_ref().filter(|_| !made(Fault::PortsAreIgnored)) else {
+        return vec![(rule.path.clone(), None, Ports::Any, false)];
     };
-    for port in ports {
-        let reference = object.rule(format!("{}.{}", rule.path, port.path));
-        for (protocol, ports) in shapes(port) {
-            into.entries.push(Entry {
-                deny,
-                rule: reference.clone(),
+    let all = ports.iter().flat_map(|port| {
+        let place = at(&port.path);
+        let line = move |(protocol, ports)| {
+            (
+                place.clone(),
                 protocol,
                 ports,
-                redirect: false,
-                auth: false,
-                peers: peers.clone(),
-            });
-        }
-    }
+                port.http.is_some() && !made(Fault::RequestsAreForgotten),
+            )
+        };
+        shapes(port).into_iter().map(line)
+    });
+    all.collect()
 }
 
 /// A port without a protocol stands for each protocol that has ports.
@@ -227,6 +244,7 @@ fn shapes(port: &PortRule) -> Vec<(Option<u8>, Ports)> {
         (Some(protocol), first) => vec![(Some(protocol), Ports::Range(first, port.last))],
         (None, first) => WITH_PORTS
             .iter()
+            .filter(|p| **p == 6 || !made(Fault::AnyProtocolIsTcp))
             .map(|p| (Some(*p), Ports::Range(first, port.last)))
             .collect(),
     }
@@ -238,12 +256,12 @@ fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Pe
     let empty = rule.endpoints.as_ref().is_some_and(Vec::is_empty)
         || rule.entities.as_ref().is_some_and(Vec::is_empty)
         || rule.cidrs.as_ref().is_some_and(Vec::is_empty);
-    if empty {
+    if empty && !made(Fault::EmptyListMeansAnybody) {
         return None;
     }
     if rule.endpoints.is_none() && rule.entities.is_none() && rule.cidrs.is_none() {
         // Ports of anybody; a rule that names neither peers nor ports only turns on default deny.
-        return rule.ports.is_some().then(Peers::any);
+        return (rule.ports.is_some() || rule.icmps.is_some()).then(Peers::any);
     }
     let mut peers = Peers::default();
     if let Some(selectors) = &rule.endpoints {
@@ -252,6 +270,12 @@ fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Pe
             .chain(identities.reserved.iter().map(|(id, labels)| (*id, labels)));
         let meant = known.filter(|(_, labels)| selectors.iter().any(|s| selects_peer(s, namespace, labels)));
         peers.identities.extend(meant.map(|(id, _)| id));
+        let [v4, v6] = &identities.outside;
+        let meant = |labels| {
+            selectors.iter().any(|s| selects_peer(s, namespace, labels))
+                && !made(Fault::WorldByLabelIsForgotten)
+        };
+        outside(&mut peers, meant(v4), meant(v6));
     }
     for entity in rule.entities.iter().flatten() {
         add_entity(&mut peers, *entity, identities);
@@ -259,7 +283,11 @@ fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Pe
     for cidr in rule.cidrs.iter().flatten() {
         peers.cidrs.push(CidrPeer {
             cidr: cidr.cidr,
-            except: cidr.except.clone(),
+            except: if made(Fault::HolesAreForgotten) {
+                Vec::new()
+            } else {
+                cidr.except.clone()
+            },
         });
     }
     // Selectors that select nobody known today stay: who comes tomorrow is then no new rule.
@@ -273,28 +301,16 @@ fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {
             return;
         }
         Entity::None => return,
-        Entity::World => {
-            peers.identities.extend(WORLD);
-            return;
-        }
+        Entity::World => return outside(peers, true, true),
+        Entity::WorldIpv4 => return outside(peers, true, made(Fault::WorldIpv4IsWorld)),
+        Entity::WorldIpv6 => return outside(peers, false, true),
         Entity::Cluster => {
-            peers.identities.extend(CLUSTER);
+            let known = CLUSTER
+                .iter()
+                .filter(|id| **id != NumericIdentity::CLUSTER_UNKNOWN || !made(Fault::UnknownIsNotInCluster));
+            peers.identities.extend(known);
             peers.identities.extend(identities.iter().map(|(id, _)| id));
             return;
-        }
-        // Peers outside the cluster are told apart by their address here.
-        Entity::WorldIpv4 | Entity::WorldIpv6 => {
-            let v6 = entity == Entity::WorldIpv6;
-            let cidr = if v6 {
-                ipnet::Ipv6Net::default().into()
-            } else {
-                ipnet::Ipv4Net::default().into()
-            };
-            peers.cidrs.push(CidrPeer {
-                cidr,
-                except: Vec::new(),
-            });
-            NumericIdentity(if v6 { 10 } else { 9 })
         }
         Entity::Host => NumericIdentity::HOST,
         Entity::RemoteNode => NumericIdentity::REMOTE_NODE,
@@ -305,4 +321,18 @@ fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {
         Entity::KubeApiserver => NumericIdentity::KUBE_APISERVER,
     };
     peers.identities.push(one);
+}
+
+/// Adds what is outside the cluster, by IPv4, by IPv6 or altogether. One family is told from the other by
+/// addresses: as a range, which matches outside only.
+fn outside(peers: &mut Peers, v4: bool, v6: bool) {
+    let (number, cidr) = match (v4, v6) {
+        (false, false) => return,
+        (true, true) => return peers.identities.extend(WORLD),
+        (true, false) => (WORLD[1], ipnet::Ipv4Net::default().into()),
+        (false, true) => (WORLD[2], ipnet::Ipv6Net::default().into()),
+    };
+    peers.identities.push(number);
+    let except = Vec::new();
+    peers.cidrs.push(CidrPeer { cidr, except });
 }

@@ -9,7 +9,10 @@ mod diff;
 
 pub use diff::{Change, Step};
 
-use crate::{DenyReason, Direction, RuleRef, Verdict};
+use crate::{
+    DenyReason, Direction, RuleRef, Verdict,
+    fault::{Fault, made},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -172,6 +175,9 @@ impl Image {
         }
         if self.flags & ranges != 0 {
             for identity in [peer.0, 0] {
+                if identity == 0 && made(Fault::RangesOfAnybodyAreNotAsked) {
+                    continue;
+                }
                 let block = RangeKey {
                     identity,
                     egress,
@@ -194,7 +200,8 @@ impl Image {
         if let Some(rule) = rule(false) {
             return Verdict::Allowed {
                 rule,
-                redirect: found.iter().all(|v| v.redirect),
+                redirect: found.iter().all(|v| v.redirect)
+                    || found.iter().any(|v| v.redirect) && made(Fault::OneRedirectSuffices),
                 auth: found.iter().any(|v| v.auth),
             };
         }

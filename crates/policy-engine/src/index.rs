@@ -7,6 +7,7 @@
 
 use crate::{
     CidrPeer, Entry, Peers, Ports,
+    fault::{Fault, made},
     judge::{PeerRef, is_local, is_outside},
 };
 use std::{
@@ -194,6 +195,9 @@ impl Index {
         };
         for who in [Some(identity), None] {
             for (protocol, port) in [(Some(protocol), Some(port)), (Some(protocol), None), (None, None)] {
+                if protocol.is_none() && made(Fault::WildcardIsNotProbed) {
+                    continue;
+                }
                 if let Some(found) = self.exact.get(&key(who, protocol, port)) {
                     hit.join(found);
                 }
@@ -204,12 +208,14 @@ impl Index {
                 .into_iter()
                 .flatten()
             {
-                if (range.first..=range.last).contains(&port) {
+                let last = range.last - u16::from(made(Fault::LastPortIsExcluded));
+                if (range.first..=last).contains(&port) {
                     hit.add(range.line);
                 }
             }
         }
-        if is_outside(peer.identity) && !self.cidrs.is_empty() {
+        let outside = is_outside(peer.identity) || made(Fault::RangeMeansInsideToo);
+        if outside && !self.cidrs.is_empty() {
             self.find_cidr(peer.address, protocol, port, &mut hit);
         }
         hit

@@ -1,6 +1,9 @@
 //! From a set and a connection to a verdict.
 
-use crate::{PolicySet, RuleRef};
+use crate::{
+    PolicySet, RuleRef,
+    fault::{Fault, made},
+};
 use std::{net::IpAddr, sync::Arc};
 use weft_model::NumericIdentity;
 
@@ -86,7 +89,10 @@ impl PolicySet {
         let (policy, index) = self.direction(direction);
         let hit = index.find(peer, protocol, port);
         let rule = |at: usize| policy.entries.get(at).map(|e| e.rule.clone());
-        if let Some(at) = hit.deny() {
+        if let Some(at) = hit
+            .deny()
+            .filter(|_| hit.allow().is_none() || !made(Fault::AllowBeatsDeny))
+        {
             return Verdict::Denied {
                 reason: DenyReason::PolicyDeny,
                 rule: rule(at),

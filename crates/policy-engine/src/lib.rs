@@ -13,6 +13,9 @@
 
 mod cidr;
 mod compile;
+#[cfg(test)]
+mod differential_tests;
+mod fault;
 pub mod image;
 mod index;
 mod judge;

@@ -1,5 +1,6 @@
 //! Matching label selectors as Cilium does.
 
+use crate::fault::{Fault, made};
 use weft_model::{Labels, NAMESPACE_LABEL};
 use weft_resources::{LabelKey, LabelSelector, Operator, Requirement};
 
@@ -9,8 +10,10 @@ const NAMESPACE_LABELS_PREFIX: &str = "io.cilium.k8s.namespace.labels";
 /// Values of the labels that a key means; one at most unless the key is of any source.
 fn values<'l>(labels: &'l Labels, key: &'l LabelKey) -> Box<dyn Iterator<Item = &'l str> + 'l> {
     match &key.source {
-        Some(source) => Box::new(labels.get(&format!("{source}:{}", key.name)).into_iter()),
-        None => Box::new(labels.iter().filter_map(|(full, value)| {
+        Some(source) if !made(Fault::SourceOfLabelIsIgnored) => {
+            Box::new(labels.get(&format!("{source}:{}", key.name)).into_iter())
+        }
+        _ => Box::new(labels.iter().filter_map(|(full, value)| {
             let name = full.split_once(':').map_or(full, |(_, name)| name);
             (name == key.name).then_some(value)
         })),
@@ -22,6 +25,7 @@ fn holds(requirement: &Requirement, labels: &Labels) -> bool {
     let listed = |value: &str| requirement.values.iter().any(|v| v == value);
     match requirement.operator {
         Operator::In => found.any(listed),
+        Operator::NotIn if made(Fault::NotInNeedsTheLabel) => found.any(|v| !listed(v)),
         Operator::NotIn => !found.any(listed),
         Operator::Exists => found.next().is_some(),
         Operator::DoesNotExist => found.next().is_none(),
@@ -33,20 +37,29 @@ fn is_namespace_key(key: &LabelKey) -> bool {
 }
 
 /// Whether `labels` are a workload that a policy of `namespace` is about. The policy's own namespace
-/// always holds: a namespace among the selector's labels can not reach into another one.
+/// always holds: a namespace among the selector's labels can not reach into another one. Without a namespace
+/// the policy is about all workloads.
 pub(crate) fn selects_subject(selector: &LabelSelector, namespace: &str, labels: &Labels) -> bool {
     let overridden =
         |r: &Requirement| r.operator == Operator::In && r.values.len() == 1 && is_namespace_key(&r.key);
-    labels.get(NAMESPACE_LABEL) == Some(namespace)
+    (is_of(labels, namespace) || made(Fault::SubjectsOfEveryNamespace))
         && selector
             .requirements
             .iter()
-            .filter(|r| !overridden(r))
+            .filter(|r| namespace.is_empty() || !overridden(r))
             .all(|r| holds(r, labels))
 }
 
+/// Whether `labels` are of a workload of `namespace`; of any workload when that is empty.
+fn is_of(labels: &Labels, namespace: &str) -> bool {
+    labels
+        .get(NAMESPACE_LABEL)
+        .is_some_and(|found| namespace.is_empty() || found == namespace)
+}
+
 /// Whether `labels` are a peer that a policy of `namespace` means. Peers are of the policy's own namespace
-/// unless the selector says something about namespaces, or about reserved peers, which have none.
+/// unless the selector says something about namespaces, or about reserved peers, which have none. Those of a
+/// policy of the cluster are workloads of any namespace.
 pub(crate) fn selects_peer(selector: &LabelSelector, namespace: &str, labels: &Labels) -> bool {
     let elsewhere = |r: &Requirement| {
         is_namespace_key(&r.key)
@@ -54,6 +67,6 @@ pub(crate) fn selects_peer(selector: &LabelSelector, namespace: &str, labels: &L
             || r.key.source.as_deref() == Some("reserved")
     };
     let widened = selector.requirements.iter().any(elsewhere);
-    (widened || labels.get(NAMESPACE_LABEL) == Some(namespace))
-        && selector.requirements.iter().all(|r| holds(r, labels))
+    let widened = widened || made(Fault::PeersOfEveryNamespace);
+    (widened || is_of(labels, namespace)) && selector.requirements.iter().all(|r| holds(r, labels))
 }

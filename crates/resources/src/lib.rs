@@ -17,7 +17,7 @@ mod tree;
 
 pub use dapr::DaprObject;
 pub use meta::Meta;
-pub use policy::{CidrRule, Entity, NetworkPolicy, PeerRule, PolicyRule, PortRule};
+pub use policy::{CidrRule, Entity, HttpRule, IcmpRule, NetworkPolicy, PeerRule, PolicyRule, PortRule};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 
@@ -101,14 +101,20 @@ pub enum Kind {
     Configuration,
     /// `cilium.io/v2` CiliumNetworkPolicy.
     CiliumNetworkPolicy,
+    /// `cilium.io/v2` CiliumClusterwideNetworkPolicy.
+    CiliumClusterwideNetworkPolicy,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
 }
 
 impl Kind {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 6] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
         Self::CiliumNetworkPolicy,
+        Self::CiliumClusterwideNetworkPolicy,
+        Self::NetworkPolicy,
     ];
 
     /// As in `apiVersion`.
@@ -116,7 +122,8 @@ impl Kind {
         match self {
             Self::Service => "v1",
             Self::Component | Self::Configuration => "dapr.io/v1alpha1",
-            Self::CiliumNetworkPolicy => "cilium.io/v2",
+            Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
+            Self::NetworkPolicy => "networking.k8s.io/v1",
         }
     }
 
@@ -127,7 +134,14 @@ impl Kind {
             Self::Component => "Component",
             Self::Configuration => "Configuration",
             Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
+            Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
+            Self::NetworkPolicy => "NetworkPolicy",
         }
+    }
+
+    /// Whether its objects belong to the cluster and have no namespace.
+    pub fn is_of_cluster(self) -> bool {
+        self == Self::CiliumClusterwideNetworkPolicy
     }
 }
 
@@ -148,6 +162,10 @@ pub enum Body {
     Configuration(DaprObject),
     /// `cilium.io/v2` CiliumNetworkPolicy.
     CiliumNetworkPolicy(NetworkPolicy),
+    /// `cilium.io/v2` CiliumClusterwideNetworkPolicy.
+    CiliumClusterwideNetworkPolicy(NetworkPolicy),
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy(NetworkPolicy),
 }
 
 /// An object of a known kind.
@@ -169,6 +187,8 @@ impl Resource {
             Body::Component(_) => Kind::Component,
             Body::Configuration(_) => Kind::Configuration,
             Body::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
+            Body::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
+            Body::NetworkPolicy(_) => Kind::NetworkPolicy,
         }
     }
 }
@@ -231,14 +251,20 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
     };
     let meta = object
         .need("metadata", problems)
-        .and_then(|f| meta::read(&f, problems));
+        .and_then(|f| meta::read(&f, known.is_of_cluster(), problems));
     // What a cluster reports about an object is no wish of its author.
     object.ignore(&["status"]);
     let body = match known {
         Kind::Service => service::read(&mut object, problems).map(Body::Service),
         Kind::Component => dapr::component(&mut object, document, problems).map(Body::Component),
         Kind::Configuration => dapr::configuration(&mut object, document, problems).map(Body::Configuration),
-        Kind::CiliumNetworkPolicy => policy::read(&mut object, problems).map(Body::CiliumNetworkPolicy),
+        Kind::CiliumNetworkPolicy => {
+            policy::read_cilium(&mut object, problems).map(Body::CiliumNetworkPolicy)
+        }
+        Kind::CiliumClusterwideNetworkPolicy => {
+            policy::read_cilium(&mut object, problems).map(Body::CiliumClusterwideNetworkPolicy)
+        }
+        Kind::NetworkPolicy => policy::read_kubernetes(&mut object, problems).map(Body::NetworkPolicy),
     };
     object.finish(problems);
     let (meta, body) = (meta?, body?);

@@ -7,7 +7,7 @@ use weft_model::{check_dns_label, check_name};
 /// What names an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
-    /// `default` where the manifest names none.
+    /// `default` where the manifest names none; empty for what belongs to the cluster.
     pub namespace: String,
     /// Unique per kind and namespace.
     pub name: String,
@@ -19,17 +19,25 @@ pub struct Meta {
 
 impl fmt::Display for Meta {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            return f.write_str(&self.name);
+        }
         write!(f, "{}/{}", self.namespace, self.name)
     }
 }
 
-pub(crate) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Meta> {
+pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems) -> Option<Meta> {
     let mut object = field.object(problems)?;
     let name = object
         .need("name", problems)
         .and_then(|f| f.checked(problems, check_name));
     let namespace = match object.take("namespace") {
+        Some(f) if of_cluster => {
+            f.fail(problems, "objects of this kind have no namespace");
+            None
+        }
         Some(f) => f.checked(problems, check_dns_label),
+        None if of_cluster => Some(String::new()),
         None => Some("default".to_owned()),
     };
     let mut map = |name: &str, problems: &mut Problems| {

@@ -196,7 +196,7 @@ metadata: {name: c}
         "a.yaml:10: spec.ingress[1].fromEntities[0]: unknown entity \"moon\"",
         "a.yaml:11: spec.ingress[1].fromCIDR[0]: \"10.0.0.0/40\" is no CIDR",
         "a.yaml:12: spec.ingress[2].toFQDNs: unknown field",
-        "a.yaml:13: spec.ingress[3].toPorts[0].rules: is not supported yet",
+        "a.yaml:13: spec.ingress[3].toPorts[0].rules.http: names no request",
         "a.yaml:18: spec.ports[0].port: must be a port number from 1 to 65535",
         "a.yaml:18: spec.selektor: unknown field",
         "a.yaml:21: kind: CiliumEgressGatewayPolicy of cilium.io/v2 is not supported yet",

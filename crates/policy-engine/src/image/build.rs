@@ -1,7 +1,12 @@
 //! From a set and the address ranges' numbers to an image.
 
 use super::{DENY_IN, DENY_OUT, Image, Key, RANGES_IN, RANGES_OUT, RangeKey, SHAPES, TooLarge, Value};
-use crate::{CidrIdentities, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef, index::WITH_PORTS};
+use crate::{
+    CidrIdentities, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
+    fault::{Fault, made},
+    index::WITH_PORTS,
+};
+use ipnet::IpNet;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -89,7 +94,8 @@ fn shapes(policy: &DirectionPolicy) -> u32 {
         let same = SHAPES
             .iter()
             .find(|s| (s.identity, s.protocol, s.port) == (identity, protocol, port));
-        same.map_or(0, |s| s.bit)
+        same.filter(|s| s.protocol || !made(Fault::ShapeIsNotSaid))
+            .map_or(0, |s| s.bit)
     };
     policy.entries.iter().fold(0, |bits, entry| bits | of(entry))
 }
@@ -100,12 +106,13 @@ fn expand(peers: &Peers, cidrs: &CidrIdentities) -> BTreeSet<u32> {
         return BTreeSet::from([0]);
     }
     let mut found: BTreeSet<u32> = peers.identities.iter().map(|id| id.0).collect();
-    if peers.identities.contains(&NumericIdentity::WORLD) {
+    if peers.identities.contains(&NumericIdentity::WORLD) && !made(Fault::WorldIsWithoutRanges) {
         found.extend(cidrs.iter().map(|(_, id)| id.0));
     }
     for peer in &peers.cidrs {
         let meant = cidrs.within(peer.cidr);
-        let meant = meant.filter(|(net, _)| !peer.except.iter().any(|hole| hole.contains(net)));
+        let in_hole = |net: &IpNet| peer.except.iter().any(|hole: &IpNet| hole.contains(net));
+        let meant = meant.filter(|(net, _)| !in_hole(net) || made(Fault::HolesAreInTheImage));
         found.extend(meant.map(|(_, id)| id.0));
     }
     found
@@ -113,6 +120,9 @@ fn expand(peers: &Peers, cidrs: &CidrIdentities) -> BTreeSet<u32> {
 
 /// What two entries about the same say together.
 fn join(a: Value, b: Value) -> Value {
+    if made(Fault::FirstOfAKeyWins) {
+        return a;
+    }
     match (a.deny, b.deny) {
         (true, false) => a,
         (false, true) => b,
@@ -234,7 +244,8 @@ fn blocks(first: u32, end: u32) -> Vec<(u16, u8)> {
     while at < end {
         // As large as its alignment and the rest allow; 65,536 ports at once would be no range but all.
         let aligned = at.trailing_zeros().min(15);
-        let size = aligned.min((end - at).ilog2());
+        let rest = end - at + u32::from(made(Fault::BlockIsTooLarge));
+        let size = aligned.min(rest.ilog2());
         // Below 65,536 by `end`, and at most 16.
         found.push((at as u16, 16 - size as u8));
         at += 1 << size;

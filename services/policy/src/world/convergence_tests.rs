@@ -64,9 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), 0..3u8, s.clone(), 0..3u8, 0..3u8)
             .prop_map(|(node, slot, namespace, app, role)| Step::Register { node, slot, namespace, app, role }),
         2 => (n.clone(), 0..3u8, s.clone()).prop_map(|(node, slot, namespace)| Step::Deregister { node, slot, namespace }),
-        5 => (s.clone(), 0..2u8, 0..3u8, 0..5u8)
+        5 => (s.clone(), 0..2u8, 0..5u8, 0..5u8)
             .prop_map(|(namespace, file, kind, variant)| Step::Object { namespace, file, kind, variant }),
-        2 => (s.clone(), 0..2u8, 0..3u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
+        2 => (s.clone(), 0..2u8, 0..5u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
         1 => Just(Step::Collect),
         2 => (n.clone(), any::<bool>()).prop_map(|(node, remember)| Step::Connect { node, remember }),
         1 => n.clone().prop_map(|node| Step::Disconnect { node }),
@@ -88,6 +88,21 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
     let text = match kind {
         0 => format!(
             "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{meta}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{{peers}}}]}}"
+        ),
+        3 => {
+            let from = [
+                "[{podSelector: {matchLabels: {role: r0}}}]",
+                "[{podSelector: {matchLabels: {role: r1}}, namespaceSelector: {}}]",
+                "[{namespaceSelector: {}}]",
+                "[{ipBlock: {cidr: 10.0.0.0/8}}]",
+                "[]",
+            ][usize::from(variant)];
+            format!(
+                "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n{meta}\nspec: {{podSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{from: {from}}}]}}"
+            )
+        }
+        4 => format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: o{file}-{namespace}}}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{{peers}}}]}}"
         ),
         1 => format!(
             "apiVersion: v1\nkind: Service\n{meta}\nspec: {{selector: {{app: a{app}}}, ports: [{{port: {}}}]}}",

@@ -1,6 +1,6 @@
 //! Policy objects, and the set they compile to for each identity in use.
 
-use super::{Dirty, Key, Kind, Shared, workloads::Workloads};
+use super::{Dirty, Key, Kind, ObjectKey, Shared, workloads::Workloads};
 use std::collections::{BTreeMap, BTreeSet};
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{PolicyObject, PolicySet, compile};
@@ -9,8 +9,9 @@ use weft_proto::weft::policy::v1 as pb;
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
-    /// By namespace and name: an object is about workloads of its own namespace only.
-    objects: BTreeMap<String, BTreeMap<String, PolicyObject>>,
+    /// By namespace, kind and name: an object is about workloads of its own namespace only, those without
+    /// one about all.
+    objects: BTreeMap<String, BTreeMap<(&'static str, String), PolicyObject>>,
     /// With the form in which nodes get it.
     sets: BTreeMap<NumericIdentity, (PolicySet, Shared)>,
     /// Identities whose set must be compiled again.
@@ -22,18 +23,18 @@ impl Policies {
     /// their sets untouched.
     pub(crate) fn set_object(
         &mut self,
-        namespace: &str,
-        name: &str,
+        key: &ObjectKey,
         object: Option<PolicyObject>,
         workloads: &Workloads,
     ) {
-        let objects = self.objects.entry(namespace.to_owned()).or_default();
+        let objects = self.objects.entry(key.namespace.clone()).or_default();
+        let name = (key.kind.name(), key.name.clone());
         let old = match &object {
-            Some(object) => objects.insert(name.to_owned(), object.clone()),
-            None => objects.remove(name),
+            Some(object) => objects.insert(name, object.clone()),
+            None => objects.remove(&name),
         };
         if objects.is_empty() {
-            self.objects.remove(namespace);
+            self.objects.remove(&key.namespace);
         }
         if old == object {
             return;
@@ -73,12 +74,9 @@ impl Policies {
     pub(crate) fn recompile(&mut self, workloads: &Workloads, dirty: &mut Dirty) {
         for identity in std::mem::take(&mut self.stale) {
             let set = workloads.labels(identity).map(|labels| {
-                let objects = labels.namespace().and_then(|n| self.objects.get(n));
-                compile(
-                    objects.into_iter().flat_map(BTreeMap::values),
-                    labels,
-                    workloads.known(),
-                )
+                let namespaces = labels.namespace().into_iter().chain([""]);
+                let objects = namespaces.filter_map(|n| self.objects.get(n));
+                compile(objects.flat_map(BTreeMap::values), labels, workloads.known())
             });
             let old = self.sets.get(&identity);
             if old.map(|(s, _)| s.id()) == set.as_ref().map(|s| s.id()) {

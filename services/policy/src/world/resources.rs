@@ -220,9 +220,13 @@ impl World {
     pub(crate) fn set_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         match key.kind {
-            weft_resources::Kind::CiliumNetworkPolicy => {
+            weft_resources::Kind::CiliumNetworkPolicy
+            | weft_resources::Kind::CiliumClusterwideNetworkPolicy
+            | weft_resources::Kind::NetworkPolicy => {
                 let object = resource.and_then(|r| match &r.body {
-                    Body::CiliumNetworkPolicy(policy) => Some(PolicyObject {
+                    Body::CiliumNetworkPolicy(policy)
+                    | Body::CiliumClusterwideNetworkPolicy(policy)
+                    | Body::NetworkPolicy(policy) => Some(PolicyObject {
                         kind: key.kind.name().to_owned(),
                         namespace: namespace.to_owned(),
                         name: name.to_owned(),
@@ -230,7 +234,7 @@ impl World {
                     }),
                     _ => None,
                 });
-                self.policies.set_object(namespace, name, object, &self.workloads);
+                self.policies.set_object(key, object, &self.workloads);
             }
             weft_resources::Kind::Service => {
                 let service = resource.and_then(|r| match &r.body {

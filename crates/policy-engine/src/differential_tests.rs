@@ -1,0 +1,228 @@
+//! Three readings of the same manifests: the oracle's, which is naive, the engine's and the image's. And a
+//! reading of the tests: each of the known mistakes must be noticed.
+#![allow(clippy::unwrap_used)]
+
+use crate::{
+    CidrIdentities, DenyReason, Direction, Identities, Image, PeerRef, PolicyObject, Verdict, compile,
+    fault::{self, Fault},
+};
+use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::TestRunner};
+use serde_json::Value;
+use std::{cell::Cell, net::IpAddr, sync::LazyLock};
+use weft_model::{Labels, NumericIdentity};
+use weft_policy_oracle::{
+    Answer, Direction as Way, Peer,
+    generate::{Question, RESERVED, objects, question, subject, workloads},
+};
+use weft_resources::Body;
+
+static WORKLOADS: LazyLock<Vec<(NumericIdentity, Labels)>> = LazyLock::new(workloads);
+
+/// Answers by kind: plainly allowed, by proxy, with proof, refused by a rule, refused by default.
+#[derive(Debug, Default, Clone, Copy)]
+struct Tally([u64; 5]);
+
+impl Tally {
+    fn add(&mut self, answer: Answer) {
+        let kinds: &[usize] = match answer {
+            Answer::Allow {
+                proxy: true,
+                proof: true,
+            } => &[1, 2],
+            Answer::Allow { proxy: true, .. } => &[1],
+            Answer::Allow { proof: true, .. } => &[2],
+            Answer::Allow { .. } => &[0],
+            Answer::Deny => &[3],
+            Answer::DefaultDeny => &[4],
+        };
+        kinds.iter().for_each(|kind| self.0[*kind] += 1);
+    }
+}
+
+fn read(manifest: &Value) -> PolicyObject {
+    let text = manifest.to_string();
+    let mut all = weft_resources::parse("p.json", text.as_bytes())
+        .unwrap_or_else(|problems| panic!("{problems:#?} in {manifest:#}"));
+    let resource = all.remove(0);
+    let kind = resource.kind().name().to_owned();
+    let (Body::CiliumNetworkPolicy(policy)
+    | Body::CiliumClusterwideNetworkPolicy(policy)
+    | Body::NetworkPolicy(policy)) = resource.body
+    else {
+        panic!("{manifest:#} is no policy");
+    };
+    PolicyObject {
+        kind,
+        namespace: resource.meta.namespace,
+        name: resource.meta.name,
+        rules: policy.rules,
+    }
+}
+
+/// As a node would say who that is. In the cluster everybody has an address that ranges name.
+fn peer_ref(peer: &Peer) -> PeerRef {
+    let (identity, address) = match peer {
+        Peer::Workload(labels) => (
+            WORKLOADS.iter().find(|(_, l)| l == labels).unwrap().0,
+            "10.0.0.1".parse().unwrap(),
+        ),
+        Peer::Reserved(name) => {
+            let (number, _) = RESERVED.iter().find(|(_, n)| n == name).unwrap();
+            (NumericIdentity(*number), "10.1.2.3".parse().unwrap())
+        }
+        Peer::Unknown => (NumericIdentity::CLUSTER_UNKNOWN, "10.1.200.1".parse().unwrap()),
+        Peer::Outside(address) => (NumericIdentity::WORLD, *address),
+    };
+    let address: Option<IpAddr> = Some(address);
+    PeerRef { identity, address }
+}
+
+fn answer(verdict: &Verdict) -> Answer {
+    match *verdict {
+        Verdict::Allowed { redirect, auth, .. } => Answer::Allow {
+            proxy: redirect,
+            proof: auth,
+        },
+        Verdict::Denied {
+            reason: DenyReason::PolicyDeny,
+            ..
+        } => Answer::Deny,
+        Verdict::Denied {
+            reason: DenyReason::PolicyDenied,
+            ..
+        } => Answer::DefaultDeny,
+    }
+}
+
+/// Asks all three.
+fn compare(scenario: &Scenario) -> Result<Tally, String> {
+    let Scenario {
+        manifests,
+        subject,
+        questions,
+    } = scenario;
+    let objects: Vec<PolicyObject> = manifests.iter().map(read).collect();
+    let known: Identities = WORKLOADS.iter().cloned().collect();
+    let labels = &WORKLOADS[*subject].1;
+    let set = compile(&objects, labels, &known);
+    // Another's ranges split this one's.
+    let other = compile(&objects, &WORKLOADS[0].1, &known);
+    let mut cidrs = CidrIdentities::new(1000);
+    for set in [&other, &set] {
+        cidrs.hold(set).unwrap();
+    }
+    let image = Image::new(&set, &cidrs, 100_000).unwrap();
+    let mut tally = Tally::default();
+    for question in questions {
+        let Question {
+            direction,
+            peer,
+            traffic,
+        } = question;
+
+        let expected = weft_policy_oracle::judge(manifests, labels, *direction, peer, *traffic);
+        let direction = match direction {
+            Way::Ingress => Direction::Ingress,
+            Way::Egress => Direction::Egress,
+        };
+        // A message's type stands for a port.
+        let port = match traffic.protocol {
+            1 | 58 => traffic.number + 1,
+            _ => traffic.number,
+        };
+        let who = peer_ref(peer);
+        let by_engine = set.judge(direction, who, traffic.protocol, port);
+        let asked = match peer {
+            Peer::Outside(address) => cidrs.of(*address),
+            _ => who.identity,
+        };
+        let by_image = image.judge(direction, asked, traffic.protocol, port);
+        if answer(&by_engine) != expected {
+            return Err(format!(
+                "engine: {by_engine:?}, oracle: {expected:?}, {question:?}"
+            ));
+        }
+        if by_image != by_engine {
+            return Err(format!(
+                "image: {by_image:?}, engine: {by_engine:?}, {question:?}"
+            ));
+        }
+        tally.add(expected);
+    }
+    Ok(tally)
+}
+
+#[derive(Debug)]
+struct Scenario {
+    manifests: Vec<Value>,
+    subject: usize,
+    questions: Vec<Question>,
+}
+
+fn scenario(questions: usize) -> impl Strategy<Value = Scenario> {
+    let parts = (objects(), subject(), vec(question(), questions));
+    parts.prop_map(|(manifests, subject, questions)| Scenario {
+        manifests,
+        subject,
+        questions,
+    })
+}
+
+#[test]
+fn engine_image_and_oracle_agree() {
+    const SETS: u32 = 2_000;
+    const QUESTIONS: usize = 60;
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: SETS,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let total = Cell::new(Tally::default());
+    runner
+        .run(&scenario(QUESTIONS), |scenario| {
+            let tally = compare(&scenario).map_err(TestCaseError::fail)?;
+            let mut sum = total.get();
+            sum.0.iter_mut().zip(tally.0).for_each(|(sum, n)| *sum += n);
+            total.set(sum);
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("{e}"));
+    let Tally(counts) = total.get();
+    let asked = u64::from(SETS) * QUESTIONS as u64;
+    let names = [
+        "allowed",
+        "by the proxy",
+        "with proof",
+        "refused by a rule",
+        "refused by default",
+    ];
+    for (name, count) in names.iter().zip(counts) {
+        println!("{name}: {count} of {asked}, {} %", count * 100 / asked);
+    }
+    for (name, count) in names.iter().zip(counts) {
+        assert!(
+            count * 20 >= asked,
+            "{name}: too rare to be tested, {count} of {asked}"
+        );
+    }
+}
+
+#[test]
+fn each_known_mistake_is_noticed() {
+    let mut runner = TestRunner::default();
+    let strategy = scenario(60);
+    let notices = |fault: Fault, runner: &mut TestRunner| {
+        (1..=3_000).find(|_| {
+            let scenario = strategy.new_tree(runner).unwrap().current();
+            fault::making(fault, || compare(&scenario)).is_err()
+        })
+    };
+    let mut unnoticed = Vec::new();
+    for fault in fault::ALL {
+        match notices(fault, &mut runner) {
+            Some(sets) => println!("{fault:?}: noticed in set {sets}"),
+            None => unnoticed.push(fault),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
+}

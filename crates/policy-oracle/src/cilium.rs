@@ -1,0 +1,207 @@
+//! CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
+
+use crate::{
+    Direction, Peer, Said, Traffic, contains, list, port,
+    selector::{conditions, holds},
+};
+use serde_json::Value;
+use std::net::IpAddr;
+use weft_model::Labels;
+
+/// The namespace an object is of; none for one of the cluster.
+fn namespace(object: &Value) -> Option<&str> {
+    let of_cluster = object["kind"] == "CiliumClusterwideNetworkPolicy";
+    let named = object["metadata"]["namespace"].as_str();
+    (!of_cluster).then(|| named.unwrap_or("default"))
+}
+
+/// A key that says something about the namespace of a pod.
+fn names_namespace(key: &str) -> bool {
+    matches!(
+        key,
+        "io.kubernetes.pod.namespace" | "any:io.kubernetes.pod.namespace" | "k8s:io.kubernetes.pod.namespace"
+    )
+}
+
+pub(crate) fn ask(
+    object: &Value,
+    subject: &Labels,
+    direction: Direction,
+    peer: &Peer,
+    traffic: Traffic,
+) -> Said {
+    let mut said = Said::default();
+    let namespace = namespace(object);
+    let specs = object.get("spec").into_iter().chain(list(&object["specs"]));
+    for spec in specs.filter(|spec| is_about(&spec["endpointSelector"], namespace, subject)) {
+        let (allow, deny, side) = match direction {
+            Direction::Ingress => ("ingress", "ingressDeny", "from"),
+            Direction::Egress => ("egress", "egressDeny", "to"),
+        };
+        // Default deny for a direction: some selecting rule has a section in it, unless it says otherwise.
+        let has_section = !list(&spec[allow]).is_empty() || !list(&spec[deny]).is_empty();
+        said.selects |= spec["enableDefaultDeny"][allow].as_bool().unwrap_or(has_section);
+        for rule in list(&spec[deny])
+            .iter()
+            .filter(|r| is_peer(r, side, namespace, peer))
+        {
+            said.denies |= !ways(rule, traffic).is_empty();
+        }
+        for rule in list(&spec[allow])
+            .iter()
+            .filter(|r| is_peer(r, side, namespace, peer))
+        {
+            let proof = rule["authentication"]["mode"] == "required";
+            said.allows
+                .extend(ways(rule, traffic).into_iter().map(|proxy| (proxy, proof)));
+        }
+    }
+    said
+}
+
+/// The workloads of its own namespace, whatever namespace the selector asks for; of all for one of the
+/// cluster.
+fn is_about(selector: &Value, namespace: Option<&str>, subject: &Labels) -> bool {
+    let replaced = |c: &(&str, &str, Vec<&str>)| {
+        namespace.is_some() && names_namespace(c.0) && c.1 == "In" && c.2.len() == 1
+    };
+    namespace.is_none_or(|own| subject.namespace() == Some(own))
+        && conditions(selector)
+            .iter()
+            .all(|c| replaced(c) || holds(c, subject))
+}
+
+/// Whether a rule names this peer.
+fn is_peer(rule: &Value, side: &str, namespace: Option<&str>, peer: &Peer) -> bool {
+    let field = |suffix: &str| rule.get(format!("{side}{suffix}")).filter(|v| !v.is_null());
+    let (endpoints, entities) = (field("Endpoints"), field("Entities"));
+    let (cidrs, sets) = (field("CIDR"), field("CIDRSet"));
+    // Nobody named, with ports: everybody. Nobody named and no ports: nobody.
+    if endpoints.is_none() && entities.is_none() && cidrs.is_none() && sets.is_none() {
+        return !list(&rule["toPorts"]).is_empty() || !list(&rule["icmps"]).is_empty();
+    }
+    // A list that is there and empty: nobody. Both ways to write ranges make one list.
+    let empty = |value: Option<&Value>| value.is_some_and(|v| list(v).is_empty());
+    let ranges = [cidrs, sets].into_iter().flatten().flat_map(list).count();
+    if empty(endpoints) || empty(entities) || (cidrs.is_some() || sets.is_some()) && ranges == 0 {
+        return false;
+    }
+    let any = |value: Option<&Value>, meant: &dyn Fn(&Value) -> bool| {
+        value.is_some_and(|v| list(v).iter().any(meant))
+    };
+    any(endpoints, &|selector| is_selected(selector, namespace, peer))
+        || any(entities, &|entity| {
+            is_entity(entity.as_str().unwrap_or_default(), peer)
+        })
+        || any(cidrs, &|range| {
+            is_outside_at(peer, |address| contains(range, address))
+        })
+        || any(sets, &|set| {
+            is_outside_at(peer, |address| {
+                let hole = |hole: &Value| contains(hole, address);
+                contains(&set["cidr"], address) && !list(&set["except"]).iter().any(hole)
+            })
+        })
+}
+
+/// Addresses mean peers outside the cluster only.
+fn is_outside_at(peer: &Peer, meant: impl Fn(IpAddr) -> bool) -> bool {
+    matches!(peer, Peer::Outside(address) if meant(*address))
+}
+
+/// By labels. Pods of the policy's namespace (of any, for one of the cluster) unless the selector says
+/// something about namespaces, or about peers that have none.
+fn is_selected(selector: &Value, namespace: Option<&str>, peer: &Peer) -> bool {
+    let labels = match peer {
+        Peer::Workload(labels) => labels.clone(),
+        Peer::Reserved(name) => labels_of(&[name]),
+        Peer::Outside(IpAddr::V4(_)) => labels_of(&["world", "world-ipv4"]),
+        Peer::Outside(IpAddr::V6(_)) => labels_of(&["world", "world-ipv6"]),
+        Peer::Unknown => return false,
+    };
+    let conditions = conditions(selector);
+    let elsewhere = conditions.iter().any(|(key, ..)| {
+        names_namespace(key)
+            || key
+                .trim_start_matches("k8s:")
+                .starts_with("io.cilium.k8s.namespace.labels")
+            || key.starts_with("reserved:")
+    });
+    let here = match (namespace, labels.namespace()) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (Some(own), Some(found)) => own == found,
+    };
+    (elsewhere || here) && conditions.iter().all(|c| holds(c, &labels))
+}
+
+fn labels_of(names: &[&str]) -> Labels {
+    names
+        .iter()
+        .map(|name| (format!("reserved:{name}"), String::new()))
+        .collect()
+}
+
+fn is_entity(entity: &str, peer: &Peer) -> bool {
+    match (entity, peer) {
+        ("all", _) => true,
+        ("none", _) => false,
+        ("world", peer) => matches!(peer, Peer::Outside(_)),
+        ("world-ipv4", peer) => matches!(peer, Peer::Outside(IpAddr::V4(_))),
+        ("world-ipv6", peer) => matches!(peer, Peer::Outside(IpAddr::V6(_))),
+        ("cluster", peer) => !matches!(peer, Peer::Outside(_)),
+        (entity, Peer::Reserved(name)) => entity == *name,
+        _ => false,
+    }
+}
+
+/// Each way in which a rule speaks of this traffic: whether the proxy is to look into it.
+fn ways(rule: &Value, traffic: Traffic) -> Vec<bool> {
+    let (ports, messages) = (list(&rule["toPorts"]), list(&rule["icmps"]));
+    if ports.is_empty() && messages.is_empty() {
+        return vec![false];
+    }
+    let mut ways = Vec::new();
+    for group in ports {
+        let proxy = !list(&group["rules"]["http"]).is_empty();
+        let meant = list(&group["ports"]).iter().filter(|p| is_port(p, traffic));
+        ways.extend(meant.map(|_| proxy));
+    }
+    for group in messages {
+        let meant = list(&group["fields"]).iter().filter(|m| is_message(m, traffic));
+        ways.extend(meant.map(|_| false));
+    }
+    ways
+}
+
+fn is_port(rule: &Value, traffic: Traffic) -> bool {
+    let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
+    let number = match rule["protocol"].as_str() {
+        None | Some("ANY") => None,
+        Some("TCP") => Some(6),
+        Some("UDP") => Some(17),
+        Some("SCTP") => Some(132),
+        Some("IGMP") => Some(2),
+        Some(_) => Some(112),
+    };
+    // Port 0 is every port, and with any protocol also what has no ports.
+    if first == 0 {
+        return number.is_none_or(|n| n == traffic.protocol);
+    }
+    let has_ports = [6, 17, 132].contains(&traffic.protocol);
+    let last = if end == 0 { first } else { end };
+    has_ports && number.is_none_or(|n| n == traffic.protocol) && (first..=last).contains(&traffic.number)
+}
+
+/// The few names of types that [`crate::generate`] makes use of.
+fn is_message(field: &Value, traffic: Traffic) -> bool {
+    let v6 = field["family"] == "IPv6";
+    let kind = match field["type"].as_str() {
+        Some("EchoRequest") if v6 => 128,
+        Some("EchoRequest" | "Echo") => 8,
+        Some("EchoReply") if v6 => 129,
+        Some("EchoReply") => 0,
+        _ => port(&field["type"]),
+    };
+    traffic.protocol == if v6 { 58 } else { 1 } && traffic.number == kind
+}

@@ -1,0 +1,92 @@
+//! NetworkPolicy of Kubernetes.
+
+use crate::{
+    Direction, Peer, Said, Traffic, contains, list, port,
+    selector::{conditions, holds},
+};
+use serde_json::Value;
+use weft_model::Labels;
+
+pub(crate) fn ask(
+    object: &Value,
+    subject: &Labels,
+    direction: Direction,
+    peer: &Peer,
+    traffic: Traffic,
+) -> Said {
+    let own = object["metadata"]["namespace"].as_str().unwrap_or("default");
+    let spec = &object["spec"];
+    let about = subject.namespace() == Some(own) && selects(&spec["podSelector"], subject);
+    let types = list(&spec["policyTypes"]);
+    let (name, section, side) = match direction {
+        Direction::Ingress => ("Ingress", "ingress", "from"),
+        Direction::Egress => ("Egress", "egress", "to"),
+    };
+    // Policies are about ingress when they do not say what they are about, and about egress if they have
+    // rules for it.
+    let of_type = match direction {
+        _ if !types.is_empty() => types.iter().any(|t| t == name),
+        Direction::Ingress => true,
+        Direction::Egress => !list(&spec["egress"]).is_empty(),
+    };
+    if !about || !of_type {
+        return Said::default();
+    }
+    let allowed = |rule: &&Value| {
+        let (peers, ports) = (list(&rule[side]), list(&rule["ports"]));
+        let who = peers.is_empty() || peers.iter().any(|p| is_peer(p, own, peer));
+        who && (ports.is_empty() || ports.iter().any(|p| is_port(p, traffic)))
+    };
+    Said {
+        selects: true,
+        denies: false,
+        allows: list(&spec[section])
+            .iter()
+            .filter(allowed)
+            .map(|_| (false, false))
+            .collect(),
+    }
+}
+
+/// Labels of pods have no source here; all of them are Kubernetes'.
+fn selects(selector: &Value, labels: &Labels) -> bool {
+    conditions(selector).iter().all(|(key, operator, values)| {
+        let key = format!("k8s:{key}");
+        holds(&(key.as_str(), *operator, values.clone()), labels)
+    })
+}
+
+fn is_peer(rule: &Value, own: &str, peer: &Peer) -> bool {
+    match (rule.get("ipBlock"), peer) {
+        (Some(block), Peer::Outside(address)) => {
+            let hole = |hole: &Value| contains(hole, *address);
+            contains(&block["cidr"], *address) && !list(&block["except"]).iter().any(hole)
+        }
+        (None, Peer::Workload(labels)) => {
+            let namespace = labels.namespace().unwrap_or_default();
+            let there = match rule.get("namespaceSelector") {
+                None => namespace == own,
+                Some(selector) => {
+                    let name = [("k8s:kubernetes.io/metadata.name".to_owned(), namespace.to_owned())];
+                    selects(selector, &Labels::from_iter(name))
+                }
+            };
+            there
+                && rule
+                    .get("podSelector")
+                    .is_none_or(|selector| selects(selector, labels))
+        }
+        _ => false,
+    }
+}
+
+fn is_port(rule: &Value, traffic: Traffic) -> bool {
+    let protocol = match rule["protocol"].as_str() {
+        None | Some("TCP") => 6,
+        Some("UDP") => 17,
+        Some(_) => 132,
+    };
+    let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
+    let last = if end == 0 { first } else { end };
+    traffic.protocol == protocol && (first == 0 || (first..=last).contains(&traffic.number))
+}

@@ -1,0 +1,129 @@
+//! What network policies say, read sentence by sentence from the manifests for each single question.
+//!
+//! For tests only. Nothing is compiled, indexed or kept, and no code is shared with what parses, compiles
+//! or enforces policies: where this and the engine (or the kernel) disagree, one of them is wrong. It
+//! takes manifests that are legal; of others it says nothing useful.
+//!
+//! [`generate`] makes up manifests and questions about them.
+
+mod cilium;
+pub mod generate;
+mod kubernetes;
+mod selector;
+
+use serde_json::Value;
+use std::net::IpAddr;
+use weft_model::Labels;
+
+/// Which way a connection goes, as the workload sees it whose policy is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Somebody connects to it.
+    Ingress,
+    /// It connects to somebody.
+    Egress,
+}
+
+/// The other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// A workload of the cluster, by its labels.
+    Workload(Labels),
+    /// A peer with a name of its own in the cluster: `host`, `remote-node`, `health`, …
+    Reserved(&'static str),
+    /// In the cluster; more is not known yet.
+    Unknown,
+    /// Outside the cluster, at an address.
+    Outside(IpAddr),
+}
+
+/// What is sent: the first packet of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// The port at the callee; for ICMP the message's type.
+    pub number: u16,
+}
+
+/// What becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It passes.
+    Allow {
+        /// As far as the proxy lets it: no rule allows it without looking into it.
+        proxy: bool,
+        /// If both ends are proven: some rule that allows it demands so.
+        proof: bool,
+    },
+    /// A rule refuses it.
+    Deny,
+    /// No rule allows it, and some rule selects the workload in that direction.
+    DefaultDeny,
+}
+
+/// What one object says to one question.
+#[derive(Debug, Default)]
+struct Said {
+    /// Closes the direction.
+    selects: bool,
+    /// A rule refuses it.
+    denies: bool,
+    /// Each rule that allows it: by proxy, with proof.
+    allows: Vec<(bool, bool)>,
+}
+
+/// What all `objects` together say about one connection of `subject`.
+pub fn judge(
+    objects: &[Value],
+    subject: &Labels,
+    direction: Direction,
+    peer: &Peer,
+    traffic: Traffic,
+) -> Answer {
+    let all: Vec<Said> = objects
+        .iter()
+        .map(|object| match object["kind"].as_str() {
+            Some("NetworkPolicy") => kubernetes::ask(object, subject, direction, peer, traffic),
+            _ => cilium::ask(object, subject, direction, peer, traffic),
+        })
+        .collect();
+    if all.iter().any(|said| said.denies) {
+        return Answer::Deny;
+    }
+    let mut allows = all.iter().flat_map(|said| &said.allows).peekable();
+    if allows.peek().is_some() {
+        let allows: Vec<_> = allows.collect();
+        return Answer::Allow {
+            proxy: allows.iter().all(|(proxy, _)| *proxy),
+            proof: allows.iter().any(|(_, proof)| *proof),
+        };
+    }
+    if all.iter().any(|said| said.selects) {
+        return Answer::DefaultDeny;
+    }
+    Answer::Allow {
+        proxy: false,
+        proof: false,
+    }
+}
+
+/// A list's elements; none when it is absent.
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Whether an address lies in a range, or is the address given in place of one.
+fn contains(range: &Value, address: IpAddr) -> bool {
+    let text = range.as_str().unwrap_or_default();
+    match text.parse::<ipnet::IpNet>() {
+        Ok(net) => net.contains(&address),
+        Err(_) => text.parse() == Ok(address),
+    }
+}
+
+/// A port in digits or as a number; 0 when absent.
+fn port(value: &Value) -> u16 {
+    let number = value.as_u64().or_else(|| value.as_str()?.parse().ok());
+    number.and_then(|n| n.try_into().ok()).unwrap_or(0)
+}

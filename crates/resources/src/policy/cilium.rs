@@ -1,0 +1,151 @@
+//! `cilium.io/v2` CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
+
+use super::{
+    NetworkPolicy, PeerRule, PolicyRule, icmp,
+    parts::{cidr, cidr_set, entity, to_ports},
+};
+use crate::{
+    fields::{Field, Object, Problems},
+    selector::selector,
+};
+
+pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<NetworkPolicy> {
+    let mut rules = Vec::new();
+    let (spec, specs) = (object.take("spec"), object.take("specs"));
+    if spec.is_none() && specs.is_none() {
+        problems.add(object.line, "spec", "is required (or specs)");
+    }
+    if let Some(field) = spec {
+        rules.extend(rule(&field, "", problems));
+    }
+    for (i, field) in specs
+        .and_then(|f| f.list(problems))
+        .unwrap_or_default()
+        .iter()
+        .enumerate()
+    {
+        rules.extend(rule(field, &format!("specs[{i}]."), problems));
+    }
+    Some(NetworkPolicy { rules })
+}
+
+fn rule(field: &Field<'_>, prefix: &str, problems: &mut Problems) -> Option<PolicyRule> {
+    let mut object = field.object(problems)?;
+    object.unsupported(&["nodeSelector"], problems);
+    let endpoint_selector = object
+        .need("endpointSelector", problems)
+        .and_then(|f| selector(&f, problems));
+    let mut section = |name: &str, ingress: bool, deny: bool, problems: &mut Problems| {
+        let items = object
+            .take(name)
+            .and_then(|f| f.list(problems))
+            .unwrap_or_default();
+        let read = |(i, f): (usize, &Field<'_>)| {
+            peer_rule(f, format!("{prefix}{name}[{i}]"), ingress, deny, problems)
+        };
+        items.iter().enumerate().filter_map(read).collect::<Vec<_>>()
+    };
+    let ingress = section("ingress", true, false, problems);
+    let ingress_deny = section("ingressDeny", true, true, problems);
+    let egress = section("egress", false, false, problems);
+    let egress_deny = section("egressDeny", false, true, problems);
+    let (mut default_deny_ingress, mut default_deny_egress) = (None, None);
+    if let Some(mut both) = object.take("enableDefaultDeny").and_then(|f| f.object(problems)) {
+        default_deny_ingress = both.take("ingress").and_then(|f| f.boolean(problems));
+        default_deny_egress = both.take("egress").and_then(|f| f.boolean(problems));
+        both.finish(problems);
+    }
+    object.ignore(&["description", "labels", "log"]);
+    object.finish(problems);
+    Some(PolicyRule {
+        endpoint_selector: endpoint_selector?,
+        ingress,
+        ingress_deny,
+        egress,
+        egress_deny,
+        default_deny_ingress,
+        default_deny_egress,
+    })
+}
+
+fn peer_rule(
+    field: &Field<'_>,
+    path: String,
+    ingress: bool,
+    deny: bool,
+    problems: &mut Problems,
+) -> Option<PeerRule> {
+    let mut object = field.object(problems)?;
+    let side = if ingress { "from" } else { "to" };
+    let name = |suffix: &str| format!("{side}{suffix}");
+    let mut list =
+        |suffix: &str, problems: &mut Problems| object.take(&name(suffix)).and_then(|f| f.list(problems));
+    let lists = ["Endpoints", "Entities", "CIDR", "CIDRSet"].map(|suffix| (suffix, list(suffix, problems)));
+    let filled: Vec<String> = lists
+        .iter()
+        .filter(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty()))
+        .map(|(suffix, _)| name(suffix))
+        .collect();
+    if filled.len() > 1 {
+        field.fail(
+            problems,
+            format_args!("combines {}; write one rule for each", filled.join(" and ")),
+        );
+    }
+    let [endpoints, entities, plain, sets] = lists.map(|(_, list)| list);
+    let endpoints = endpoints.map(|l| l.iter().filter_map(|f| selector(f, problems)).collect());
+    let entities = entities.map(|l| l.iter().filter_map(|f| entity(f, problems)).collect());
+    let mut cidrs = (plain.is_some() || sets.is_some()).then(Vec::new);
+    for f in plain.into_iter().flatten() {
+        cidrs.get_or_insert_default().extend(cidr(&f, problems));
+    }
+    for f in sets.into_iter().flatten() {
+        cidrs.get_or_insert_default().extend(cidr_set(&f, problems));
+    }
+    let ports = object.take("toPorts").and_then(|f| to_ports(&f, deny, problems));
+    let icmps = object.take("icmps");
+    if let Some(f) = icmps.as_ref().filter(|_| ports.is_some()) {
+        f.fail(problems, "can not stand beside toPorts; write one rule for each");
+    }
+    let icmps = icmps.and_then(|f| icmp::read(&f, problems));
+    let authenticated = object.take("authentication").is_some_and(|f| {
+        if deny {
+            f.fail(problems, "a deny rule refuses whoever it is; leave it out");
+        }
+        authentication(&f, problems)
+    });
+    object.unsupported(&[&name("Nodes"), &name("Groups"), &name("Requires")], problems);
+    if !ingress {
+        object.unsupported(&["toServices", "toFQDNs"], problems);
+    }
+    object.finish(problems);
+    Some(PeerRule {
+        path,
+        endpoints,
+        entities,
+        cidrs,
+        ports,
+        icmps,
+        authenticated,
+    })
+}
+
+/// Whether both ends must be proven.
+fn authentication(field: &Field<'_>, problems: &mut Problems) -> bool {
+    let Some(mut object) = field.object(problems) else {
+        return false;
+    };
+    let mut required = false;
+    if let Some(mode) = object.need("mode", problems) {
+        match mode.text(problems).as_deref() {
+            Some("required") => required = true,
+            Some("disabled") | None => {}
+            Some(other) => mode.fail(
+                problems,
+                format_args!("mode {other:?} is neither required nor disabled"),
+            ),
+        }
+    }
+    object.finish(problems);
+    required
+}

@@ -1,0 +1,119 @@
+//! `rules` of a port: which requests are meant.
+
+use super::HttpRule;
+use crate::fields::{Field, Problems};
+use regex::RegexBuilder;
+use std::sync::Arc;
+
+/// A longer expression is refused.
+const MAX_EXPRESSION: usize = 1024;
+/// Memory that a compiled expression may take.
+const MAX_COMPILED: usize = 1024 * 1024;
+
+pub(super) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Arc<[HttpRule]>> {
+    let mut object = field.object(problems)?;
+    let before = problems.count();
+    object.unsupported(&["dns", "kafka", "l7", "l7proto"], problems);
+    let list = object.take("http");
+    object.finish(problems);
+    let Some(list) = list else {
+        if problems.count() == before {
+            field.fail(problems, "names no requests; leave it out");
+        }
+        return None;
+    };
+    let items = list.list(problems)?;
+    if items.is_empty() {
+        list.fail(
+            problems,
+            "names no request; leave rules out to mean all that is spoken there, or write [{}] for all requests",
+        );
+    }
+    Some(items.iter().filter_map(|f| rule(f, problems)).collect())
+}
+
+fn rule(field: &Field<'_>, problems: &mut Problems) -> Option<HttpRule> {
+    let mut object = field.object(problems)?;
+    let mut part =
+        |name: &str, problems: &mut Problems| object.take(name).and_then(|f| expression(&f, problems));
+    let path = part("path", problems);
+    let method = part("method", problems);
+    let host = part("host", problems);
+    let mut headers = Vec::new();
+    for f in object
+        .take("headers")
+        .and_then(|f| f.list(problems))
+        .unwrap_or_default()
+    {
+        let Some(text) = f.text(problems) else { continue };
+        // `Name: value`, or a name alone.
+        let (name, value) = match text.split_once([':', ' ']) {
+            Some((name, value)) => (name, Some(value.trim()).filter(|v| !v.is_empty())),
+            None => (text.as_str(), None),
+        };
+        headers.extend(header(&f, name, value, problems));
+    }
+    for f in object
+        .take("headerMatches")
+        .and_then(|f| f.list(problems))
+        .unwrap_or_default()
+    {
+        let Some(mut one) = f.object(problems) else {
+            continue;
+        };
+        one.unsupported(&["secret", "mismatch"], problems);
+        let name = one.need("name", problems).and_then(|f| f.text(problems));
+        let value = one.take("value").and_then(|f| f.text(problems));
+        one.finish(problems);
+        if let Some(name) = name {
+            headers.extend(header(&f, &name, value.as_deref(), problems));
+        }
+    }
+    object.finish(problems);
+    Some(HttpRule {
+        path,
+        method,
+        host,
+        headers,
+    })
+}
+
+fn header(
+    field: &Field<'_>,
+    name: &str,
+    value: Option<&str>,
+    problems: &mut Problems,
+) -> Option<(String, Option<String>)> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        field.fail(problems, format_args!("{name:?} is no name of a header"));
+        return None;
+    }
+    Some((name.to_ascii_lowercase(), value.map(str::to_owned)))
+}
+
+/// An expression that must fit a whole text.
+fn expression(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
+    let text = field.text(problems)?;
+    if text.is_empty() {
+        return None;
+    }
+    if text.len() > MAX_EXPRESSION {
+        field.fail(problems, format_args!("is longer than {MAX_EXPRESSION} bytes"));
+        return None;
+    }
+    let built = RegexBuilder::new(&format!("^(?:{text})$"))
+        .size_limit(MAX_COMPILED)
+        .build();
+    if let Err(e) = built {
+        // The last line of the message says what is wrong.
+        let reason = e.to_string();
+        let reason = reason.lines().last().unwrap_or_default();
+        field.fail(
+            problems,
+            format_args!("{text:?} is no regular expression: {reason}"),
+        );
+        return None;
+    }
+    Some(text)
+}

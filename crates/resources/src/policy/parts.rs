@@ -1,0 +1,196 @@
+//! Parts of rules: address ranges, entities, ports.
+
+use super::{CidrRule, Entity, HttpRule, PortRule, http};
+use crate::{
+    fields::{Field, Problems},
+    tree::Value,
+};
+use ipnet::IpNet;
+use std::{net::IpAddr, sync::Arc};
+
+/// Cilium's bound on `ports` and `fields`.
+pub(super) const MAX_PORTS: usize = 40;
+
+pub(super) fn entity(field: &Field<'_>, problems: &mut Problems) -> Option<Entity> {
+    let text = field.text(problems)?;
+    let found = Entity::NAMES
+        .iter()
+        .find(|(name, _)| *name == text)
+        .map(|(_, entity)| *entity);
+    if found.is_none() {
+        let names = Entity::NAMES.map(|(name, _)| name).join(", ");
+        field.fail(problems, format_args!("unknown entity {text:?}; one of {names}"));
+    }
+    found
+}
+
+/// A CIDR, or an address as a range of one.
+pub(super) fn net(field: &Field<'_>, text: &str, problems: &mut Problems) -> Option<IpNet> {
+    let net = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    if net.is_none() {
+        field.fail(problems, format_args!("{text:?} is no CIDR such as 10.0.0.0/8"));
+    }
+    let mapped =
+        |n: &IpNet| matches!(n, IpNet::V6(n) if n.prefix_len() >= 96 && n.addr().to_ipv4_mapped().is_some());
+    if net.as_ref().is_some_and(mapped) {
+        field.fail(problems, format_args!("{text:?}: write IPv4 as IPv4"));
+    }
+    net.map(|n| n.trunc())
+}
+
+/// A whole range.
+pub(super) fn cidr(field: &Field<'_>, problems: &mut Problems) -> Option<CidrRule> {
+    let text = field.text(problems)?;
+    let cidr = net(field, &text, problems)?;
+    let except = Vec::new();
+    Some(CidrRule { cidr, except })
+}
+
+pub(super) fn cidr_set(field: &Field<'_>, problems: &mut Problems) -> Option<CidrRule> {
+    let mut object = field.object(problems)?;
+    object.unsupported(&["cidrGroupRef", "cidrGroupSelector"], problems);
+    let cidr = object
+        .need("cidr", problems)
+        .and_then(|f| f.text(problems).and_then(|t| net(&f, &t, problems)));
+    let mut except = Vec::new();
+    for f in object
+        .take("except")
+        .and_then(|f| f.list(problems))
+        .unwrap_or_default()
+    {
+        let Some(hole) = f.text(problems).and_then(|t| net(&f, &t, problems)) else {
+            continue;
+        };
+        if cidr.is_some_and(|c| !c.contains(&hole)) {
+            f.fail(
+                problems,
+                format_args!("{hole} is not inside of the range it is an exception of"),
+            );
+        }
+        except.push(hole);
+    }
+    object.finish(problems);
+    Some(CidrRule { cidr: cidr?, except })
+}
+
+pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -> Option<Vec<PortRule>> {
+    let items = field.list(problems)?;
+    let mut ports = Vec::new();
+    for (i, item) in items.iter().enumerate() {
+        let Some(mut object) = item.object(problems) else {
+            continue;
+        };
+        let rules = object.take("rules");
+        if deny && let Some(f) = &rules {
+            f.fail(problems, "a deny rule can have no L7 rules");
+        }
+        let http = rules.and_then(|f| http::read(&f, problems));
+        object.unsupported(
+            &["terminatingTLS", "originatingTLS", "serverNames", "listener"],
+            problems,
+        );
+        let Some(list) = object.need("ports", problems) else {
+            continue;
+        };
+        let elements = list.list(problems).unwrap_or_default();
+        if elements.is_empty() {
+            list.fail(
+                problems,
+                "names no port and would match nothing; leave toPorts out to mean every port",
+            );
+        }
+        if elements.len() > MAX_PORTS {
+            list.fail(
+                problems,
+                format_args!("has {} ports, at most {MAX_PORTS} are allowed", elements.len()),
+            );
+        }
+        for (j, f) in elements.iter().enumerate() {
+            ports.extend(port(
+                f,
+                format!("toPorts[{i}].ports[{j}]"),
+                http.as_ref(),
+                problems,
+            ));
+        }
+        object.finish(problems);
+    }
+    // `toPorts: []` is the same as none: it does not narrow the rule.
+    (!items.is_empty()).then_some(ports)
+}
+
+/// A port's number. Names would have to be looked up in each workload, which says one port at most.
+pub(super) fn number(field: &Field<'_>, problems: &mut Problems) -> Option<u16> {
+    if let Value::Text(name) = &field.node.value
+        && name.bytes().any(|b| b.is_ascii_alphabetic())
+    {
+        field.fail(
+            problems,
+            format_args!("{name:?}: ports are not supported by name; write the number"),
+        );
+        return None;
+    }
+    field.port(problems)
+}
+
+fn port(
+    field: &Field<'_>,
+    path: String,
+    http: Option<&Arc<[HttpRule]>>,
+    problems: &mut Problems,
+) -> Option<PortRule> {
+    let mut object = field.object(problems)?;
+    let first = object.take("port").map_or(Some(0), |f| number(&f, problems));
+    let end = object.take("endPort").map_or(Some(0), |f| f.port(problems));
+    let protocol = match object.take("protocol") {
+        None => Some(None),
+        Some(f) => protocol(&f, problems),
+    };
+    object.finish(problems);
+    let (first, end, protocol) = (first?, end?, protocol?);
+    if end != 0 && (first == 0 || end < first) {
+        field.fail(
+            problems,
+            format_args!("endPort {end} must not be below port, and port must be given"),
+        );
+        return None;
+    }
+    if first != 0 && matches!(protocol, Some(2 | 112)) {
+        field.fail(problems, "this protocol has no ports; use port \"0\"");
+        return None;
+    }
+    if http.is_some() && (first == 0 || protocol != Some(6)) {
+        field.fail(problems, "rules for requests need a port and protocol: TCP");
+        return None;
+    }
+    let last = if first == 0 { u16::MAX } else { end.max(first) };
+    Some(PortRule {
+        path,
+        protocol,
+        first,
+        last,
+        http: http.cloned(),
+    })
+}
+
+pub(super) fn protocol(field: &Field<'_>, problems: &mut Problems) -> Option<Option<u8>> {
+    let text = field.text(problems)?;
+    match text.to_ascii_uppercase().as_str() {
+        "ANY" | "" => Some(None),
+        "TCP" => Some(Some(6)),
+        "UDP" => Some(Some(17)),
+        "SCTP" => Some(Some(132)),
+        "IGMP" => Some(Some(2)),
+        "VRRP" => Some(Some(112)),
+        _ => {
+            field.fail(
+                problems,
+                format_args!("{text:?} is none of TCP, UDP, SCTP, VRRP, IGMP, ANY"),
+            );
+            None
+        }
+    }
+}
