@@ -109,6 +109,14 @@ impl CidrIdentities {
         }
     }
 
+    /// The next number is above this one: from before a restart there are entries with it, and the range
+    /// they mean is not known.
+    pub fn skip(&mut self, identity: NumericIdentity) {
+        if (self.next..LAST).contains(&identity.0) {
+            self.next = identity.0 + 1;
+        }
+    }
+
     /// Counts a use of each range of `set`; answers those that are new. Before their addresses are written,
     /// every image with [`PolicySet::names_outside`] is to be built again and written. On failure nothing
     /// is held.

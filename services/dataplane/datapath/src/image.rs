@@ -34,6 +34,12 @@ pub(crate) fn removed(step: &Step) -> Step {
     }
 }
 
+/// Whom its entries are about.
+pub(crate) fn identities(image: &Image) -> impl Iterator<Item = u32> {
+    let ranges = image.allow.keys().chain(image.deny.keys()).map(|k| k.identity);
+    image.entries.keys().map(|k| k.identity).chain(ranges)
+}
+
 /// Says of each second identity what the image says of the first; answers the steps, refusals first.
 pub(crate) fn copy(image: &mut Image, copies: &[(u32, u32)]) -> Vec<Step> {
     let mut steps = Vec::new();

@@ -9,7 +9,7 @@
 mod write;
 
 use crate::{
-    image::{copy, empty_image},
+    image::{copy, empty_image, identities},
     rules::{RuleNames, Rules},
     tables::{CLOSED, Held, SetEntry, Tables},
     writer::{Subject, Writer},
@@ -123,6 +123,10 @@ impl Sets {
         let mut cidrs = CidrIdentities::new(limits.ranges);
         for (net, entry) in &held.addresses {
             cidrs.adopt(*net, NumericIdentity(entry.identity));
+        }
+        // A range among a node's pods has a number and no address: what its entries mean is not known.
+        for identity in held.policies.values().flat_map(identities) {
+            cidrs.skip(NumericIdentity(identity));
         }
         let numbers = held.sets.keys().chain(held.policies.keys());
         let endpoints = held.endpoints.values().map(|e| &e.set);
@@ -365,8 +369,11 @@ impl Sets {
             if before.failed || before.partial || !all_come(old) {
                 return None;
             }
+            // What is removed at last must have been said of all who use it meanwhile.
+            let all_came = || left.get(old).is_some_and(|users| slot.users.is_subset(users));
             match before.image.diff(&slot.image) {
                 Change::Rules => None,
+                Change::Identities { remove, .. } if !remove.is_empty() && !all_came() => None,
                 change => Some((at, change)),
             }
         });

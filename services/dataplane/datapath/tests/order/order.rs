@@ -2,7 +2,7 @@
 
 use crate::{
     kernel::{Fate, Kernel, State},
-    scene::{Change, Scene, changes, probes, scene},
+    scene::{Change, Policy, Scene, changes, probes, scene},
 };
 use proptest::prelude::*;
 use std::{cell::RefCell, rc::Rc};
@@ -20,6 +20,14 @@ fn may_be(old: &Scene, new: &Scene, probe: &crate::kernel::Probe) -> Vec<Fate> {
             continue;
         };
         fates.extend(whos.map(|who| scene.truth(rules, who, probe)));
+        if whos[0] != whos[1] {
+            // In between it may be not known; that passes where a rule allows what is not known.
+            let strict = Policy {
+                default_deny: [true; 2],
+                ..rules.1.clone()
+            };
+            fates.push(scene.truth((rules.0, &strict), NumericIdentity::CLUSTER_UNKNOWN, probe));
+        }
     }
     let moved = old.here.get(&probe.endpoint) != new.here.get(&probe.endpoint);
     let unknown = whos.contains(&NumericIdentity::CLUSTER_UNKNOWN);
