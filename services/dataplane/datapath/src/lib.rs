@@ -13,6 +13,7 @@ mod claims;
 mod datapath;
 mod facts;
 mod image;
+mod kernel;
 mod rules;
 mod services;
 mod sets;
@@ -21,6 +22,7 @@ mod writer;
 
 pub use datapath::{Counts, Datapath, Outcome};
 pub use facts::{Governed, Here, Node, Port, Service, There, Update};
+pub use kernel::Kernel;
 pub use rules::RuleNames;
 pub use services::Removed;
 pub use sets::Limits;

@@ -12,6 +12,8 @@ use weft_policy_engine::{Image, image::Step};
 pub mod endpoint {
     /// Holds a valid certificate.
     pub const PROVEN: u32 = 1;
+    /// What its policy refuses passes, and is told.
+    pub const AUDIT: u32 = 2;
     /// Shares the node's addresses.
     pub const PROCESS: u32 = 4;
     /// Its capture listener is served.
