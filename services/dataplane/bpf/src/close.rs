@@ -1,9 +1,9 @@
 //! Closing the sockets whose service sent them to a backend that is one no more.
 //!
-//! A socket counts only if the programs translated it: they keep on the socket what it was given for
-//! what, and that is compared. A connection that an app made to the same address itself stays.
+//! A socket counts only if the programs translated it: they keep what it was given for what, and
+//! that is compared. A connection that an app made to the same address itself stays.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,34 +37,67 @@ pub struct Closer {
 }
 
 impl Closer {
-    /// Closes the namespace's sockets to a backend, TCP connections and connected UDP sockets, and
-    /// returns how many there were. Their owners see an aborted connection. What no process holds any
-    /// more is left to end by itself: its last bytes may still arrive.
+    /// Closes the namespace's sockets to these backends, TCP connections and connected UDP sockets,
+    /// and returns how many there were. Their owners see an aborted connection. What no process
+    /// holds any more is left to end by itself: its last bytes may still arrive.
     ///
-    /// A connect(2) that was under way when the backend was removed may not be seen yet: call it
-    /// again a little later.
-    pub fn close(&self, sockets: &mut NamespaceSockets, gone: &Gone) -> Result<usize, Error> {
+    /// A connect(2) that was under way when a backend was removed may not be seen yet: call it again
+    /// a little later.
+    pub fn close(&self, sockets: &mut NamespaceSockets, gone: &[Gone]) -> Result<usize, Error> {
+        let mut closed = 0;
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let mut meant: HashMap<SocketAddr, Vec<&Gone>> = HashMap::new();
+            for gone in gone.iter().filter(|gone| gone.transport == transport) {
+                meant.entry(gone.backend).or_default().push(gone);
+            }
+            if !meant.is_empty() {
+                closed += self.close_all(sockets, transport, &meant)?;
+            }
+        }
+        Ok(closed)
+    }
+
+    /// However many there are, each family's sockets are listed once.
+    fn close_all(
+        &self,
+        sockets: &mut NamespaceSockets,
+        transport: Transport,
+        meant: &HashMap<SocketAddr, Vec<&Gone>>,
+    ) -> Result<usize, Error> {
         let failed = |action| move |source| Error::Sockets { action, source };
-        let (storage, states) = match gone.transport {
+        let (storage, states) = match transport {
             Transport::Tcp => (Some(self.connects.as_fd()), WITH_PEER),
             Transport::Udp => (None, CONNECTED),
         };
+        let mut ports = meant.keys().map(SocketAddr::port);
+        let first = ports.next().unwrap_or_default();
+        let port = if ports.all(|port| port == first) { first } else { 0 };
         // IPv4 may be on sockets of either family.
-        let families = match gone.backend {
-            SocketAddr::V4(_) => &[AddressFamily::Inet, AddressFamily::Inet6][..],
-            SocketAddr::V6(_) => &[AddressFamily::Inet6],
+        let families = if meant.keys().any(SocketAddr::is_ipv4) {
+            &[AddressFamily::Inet, AddressFamily::Inet6][..]
+        } else {
+            &[AddressFamily::Inet6]
         };
         let mut closed = 0;
         for family in families {
             let query = Query {
                 family: *family,
-                protocol: gone.transport.number(),
+                protocol: transport.number(),
                 states,
-                port: gone.backend.port(),
+                port,
                 storage,
             };
             for socket in sockets.list(&query).map_err(failed("list"))? {
-                if self.is_meant(&socket, gone)? && sockets.close(&socket).map_err(failed("close"))? {
+                let Some(gone) = meant.get(&socket.peer).filter(|_| socket.held) else {
+                    continue;
+                };
+                let Some(service) = self.service_of(&socket, transport)? else {
+                    continue;
+                };
+                let is_meant = gone
+                    .iter()
+                    .any(|gone| gone.services.is_empty() || gone.services.contains(&service));
+                if is_meant && sockets.close(&socket).map_err(failed("close"))? {
                     closed += 1;
                 }
             }
@@ -72,11 +105,9 @@ impl Closer {
         Ok(closed)
     }
 
-    fn is_meant(&self, socket: &Found, gone: &Gone) -> Result<bool, Error> {
-        if socket.peer != gone.backend || !socket.held {
-            return Ok(false);
-        }
-        let given = match gone.transport {
+    /// The service that sent this socket to its peer, if one did.
+    fn service_of(&self, socket: &Found, transport: Transport) -> Result<Option<SocketAddr>, Error> {
+        let given = match transport {
             Transport::Tcp => socket
                 .value
                 .as_deref()
@@ -99,8 +130,8 @@ impl Closer {
                     (service, place(given.backend, given.bport))
                 }),
         };
-        Ok(given.is_some_and(|(service, backend)| {
-            backend == gone.backend && (gone.services.is_empty() || gone.services.contains(&service))
-        }))
+        Ok(given
+            .filter(|(_, backend)| *backend == socket.peer)
+            .map(|(service, _)| service))
     }
 }

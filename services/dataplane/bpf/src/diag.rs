@@ -57,7 +57,7 @@ pub(crate) struct Query<'a> {
     pub(crate) protocol: u8,
     /// States by their bits.
     pub(crate) states: u32,
-    /// The peer's port.
+    /// The peer's port; 0: any.
     pub(crate) port: u16,
     /// A socket-storage map whose values come with the sockets; the kernel tells them of TCP only.
     pub(crate) storage: Option<BorrowedFd<'a>>,

@@ -1,7 +1,7 @@
 //! The agent's client: one task owns the socket; handles ask it.
 
 use crate::{
-    Family, HANDOFF_FD_ENV, HandoffError, Hello, MAX_SOCKETS, PlacedWorkload,
+    Family, GoneBackend, HANDOFF_FD_ENV, HandoffError, Hello, MAX_BACKENDS, MAX_SOCKETS, PlacedWorkload,
     incoming::{Incoming, decode},
     pool::{BATCH, Pool, Taken},
     socket::{self, PacketReceiver, PacketSender},
@@ -82,6 +82,7 @@ struct Pending {
 enum Reply {
     Placed(Box<PlacedWorkload>),
     Sockets(Vec<OwnedFd>),
+    Closed(usize),
     Done,
 }
 
@@ -220,6 +221,28 @@ impl AgentLink {
         };
         self.ask_done("derived", proto::agent_message::Message::Derived(derived))
             .await
+    }
+
+    /// Closes, on the whole node, the sockets that services sent to backends they have no more, and
+    /// returns how many there were. Any number of backends.
+    pub async fn close_sockets(&self, gone: &[GoneBackend]) -> Result<usize, HandoffError> {
+        let mut closed = 0usize;
+        for some in gone.chunks(MAX_BACKENDS) {
+            let close = proto::CloseSockets {
+                backends: some.iter().map(GoneBackend::to_wire).collect(),
+            };
+            match self
+                .ask(
+                    "close_sockets",
+                    proto::agent_message::Message::CloseSockets(close),
+                )
+                .await?
+            {
+                Reply::Closed(count) => closed = closed.saturating_add(count),
+                _ => return Err(HandoffError::protocol("another answer than a count")),
+            }
+        }
+        Ok(closed)
     }
 
     /// Says that this agent accepts on every listener: an agent before it may be drained.
@@ -389,6 +412,7 @@ impl Driver {
                 Ok(Reply::Placed(workload))
             }
             Incoming::Sockets(sockets) => Ok(Reply::Sockets(sockets)),
+            Incoming::Closed(count) => Ok(Reply::Closed(count)),
             Incoming::Done => Ok(Reply::Done),
             Incoming::Failure(reason) => Err(HandoffError::Refused(reason)),
         };

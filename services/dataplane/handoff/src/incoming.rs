@@ -57,6 +57,7 @@ pub(crate) enum Incoming {
     Placed(Box<PlacedWorkload>),
     Gone { id: String, reason: String },
     Sockets(Vec<OwnedFd>),
+    Closed(usize),
     Done,
     Failure(String),
 }
@@ -117,6 +118,9 @@ pub(crate) fn decode(received: Received) -> Result<(u64, Incoming), HandoffError
                 return Err(HandoffError::protocol("sockets are missing"));
             }
             Incoming::Sockets(taken)
+        }
+        Some(Message::SocketsClosed(closed)) => {
+            Incoming::Closed(usize::try_from(closed.count).unwrap_or(usize::MAX))
         }
         Some(Message::Done(_)) => Incoming::Done,
         Some(Message::Failure(failure)) => Incoming::Failure(failure.reason),

@@ -21,7 +21,7 @@ pub mod wire;
 pub use agent::{AgentLink, Connected, Event, Events};
 pub use error::HandoffError;
 pub use incoming::{Hello, PlacedWorkload};
-pub use message::{Family, Listener, ListenerKind, MAX_SOCKETS};
+pub use message::{Family, GoneBackend, Listener, ListenerKind, MAX_BACKENDS, MAX_SOCKETS, Transport};
 pub use node::{
     AgentRequest, Answer, HelloAnswer, NodeLink, NodeListener, NodeSender, Placed, Request, SharedListener,
 };

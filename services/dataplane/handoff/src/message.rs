@@ -14,6 +14,9 @@ use weft_proto::weft::node::v1 as proto;
 /// Most sockets that one request may ask for.
 pub const MAX_SOCKETS: usize = 64;
 
+/// Most backends that one request may name.
+pub const MAX_BACKENDS: usize = 256;
+
 /// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenerKind {
@@ -80,6 +83,63 @@ impl Family {
             6 => Some(Self::V6),
             _ => None,
         }
+    }
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// A backend that services have no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneBackend {
+    /// Its protocol.
+    pub transport: Transport,
+    /// Its address.
+    pub backend: SocketAddr,
+    /// The addresses of the services that had it. Empty: any service.
+    pub services: Vec<SocketAddr>,
+}
+
+impl GoneBackend {
+    pub(crate) fn to_wire(&self) -> proto::GoneBackend {
+        let protocol = match self.transport {
+            Transport::Tcp => proto::TransportProtocol::Tcp,
+            Transport::Udp => proto::TransportProtocol::Udp,
+        };
+        proto::GoneBackend {
+            protocol: protocol.into(),
+            backend: self.backend.to_string(),
+            services: self.services.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    pub(crate) fn from_wire(gone: proto::GoneBackend) -> Result<Self, HandoffError> {
+        let transport = match gone.protocol() {
+            proto::TransportProtocol::Tcp => Transport::Tcp,
+            proto::TransportProtocol::Udp => Transport::Udp,
+            proto::TransportProtocol::Unspecified => {
+                return Err(HandoffError::protocol("a backend without its protocol"));
+            }
+        };
+        let address = |text: &str| {
+            text.parse()
+                .map_err(|_| HandoffError::protocol(format!("`{text}` is no address with a port")))
+        };
+        Ok(Self {
+            transport,
+            backend: address(&gone.backend)?,
+            services: gone
+                .services
+                .iter()
+                .map(|text| address(text))
+                .collect::<Result<_, _>>()?,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The node's end: who may connect, what agents ask, what they are told.
 
 use crate::{
-    Family, HandoffError, ListenerKind, MAX_SOCKETS,
+    Family, GoneBackend, HandoffError, ListenerKind, MAX_BACKENDS, MAX_SOCKETS,
     socket::{self, PacketReceiver, PacketSender},
 };
 use nix::sys::socket::{
@@ -110,6 +110,8 @@ pub enum AgentRequest {
         /// Its SPIFFE ID.
         spiffe_id: String,
     },
+    /// Close sockets whose backend is gone. Answered by [`Answer::Closed`].
+    CloseSockets(Vec<GoneBackend>),
     /// The agent serves all its listeners. Answered by [`Answer::Done`].
     Ready,
 }
@@ -130,6 +132,8 @@ pub enum Answer {
     Placed(Box<Placed>),
     /// The sockets; they are closed here once sent.
     Sockets(Vec<OwnedFd>),
+    /// How many sockets were closed.
+    Closed(usize),
     /// Nothing to tell.
     Done,
     /// One line for the operator.
@@ -223,6 +227,9 @@ impl NodeSender {
                     count: u32::try_from(fds.len()).unwrap_or(u32::MAX),
                 })
             }
+            Answer::Closed(count) => Message::SocketsClosed(proto::SocketsClosed {
+                count: u32::try_from(count).unwrap_or(u32::MAX),
+            }),
             Answer::Done => Message::Done(proto::Done {}),
             Answer::Failure(reason) => Message::Failure(proto::Failure { reason }),
         };
@@ -338,6 +345,16 @@ fn decode(message: &[u8]) -> Result<Request, HandoffError> {
             identity: derived.identity,
             spiffe_id: derived.spiffe_id,
         },
+        Some(Message::CloseSockets(close)) => {
+            if close.backends.len() > MAX_BACKENDS {
+                return Err(HandoffError::protocol(format!(
+                    "{} backends named, at most {MAX_BACKENDS} may be",
+                    close.backends.len()
+                )));
+            }
+            let backends = close.backends.into_iter().map(GoneBackend::from_wire);
+            AgentRequest::CloseSockets(backends.collect::<Result<_, _>>()?)
+        }
         Some(Message::Ready(_)) => AgentRequest::Ready,
         None => return Err(HandoffError::protocol("an agent's message of an unknown kind")),
     };

@@ -12,8 +12,8 @@ use std::{
     time::Duration,
 };
 use weft_handoff::{
-    AgentLink, AgentRequest, Answer, Connected, Event, Family, HandoffError, HelloAnswer, ListenerKind,
-    NodeLink, NodeListener, NodeSender, Placed, SharedListener, socket,
+    AgentLink, AgentRequest, Answer, Connected, Event, Family, GoneBackend, HandoffError, HelloAnswer,
+    ListenerKind, NodeLink, NodeListener, NodeSender, Placed, SharedListener, Transport, socket,
 };
 use weft_proto::weft::dataplane::v1::WorkloadSpec;
 
@@ -79,6 +79,9 @@ async fn node(
             AgentRequest::Remove { id } => {
                 sender.gone(&id, "removed").unwrap();
                 Answer::Done
+            }
+            AgentRequest::CloseSockets(gone) => {
+                Answer::Closed(gone.iter().map(|gone| gone.services.len()).sum())
             }
             AgentRequest::Derived { .. } | AgentRequest::Ready => Answer::Done,
         };
@@ -371,4 +374,24 @@ async fn a_stream_socket_is_not_taken_for_the_hand_off() {
     let (a, _b) = std::os::unix::net::UnixStream::pair().unwrap();
     let error = AgentLink::start(a.into()).await.unwrap_err();
     assert!(error.to_string().contains("SOCK_SEQPACKET"), "{error}");
+}
+
+#[tokio::test]
+async fn backends_that_are_gone_cross_whole_and_in_any_number() {
+    let rig = rig(HelloAnswer::default()).await;
+    let gone = |port| GoneBackend {
+        transport: if port % 2 == 0 {
+            Transport::Tcp
+        } else {
+            Transport::Udp
+        },
+        backend: ([10, 0, 0, 1], port).into(),
+        services: vec!["10.96.0.1:80".parse().unwrap(), "[fd00::1]:80".parse().unwrap()],
+    };
+    let link = &rig.connected.link;
+    assert_eq!(link.close_sockets(&[]).await.unwrap(), 0);
+    assert_eq!(link.close_sockets(&[gone(1)]).await.unwrap(), 2);
+    // More than one message may hold.
+    let many: Vec<GoneBackend> = (0..600).map(gone).collect();
+    assert_eq!(link.close_sockets(&many).await.unwrap(), 1200);
 }

@@ -11,6 +11,7 @@ use crate::{
     meters::Meters,
     namespace::{Entrance, Namespace},
     pod::Wired,
+    sockets,
     watch::{Report, Watches, Watching},
 };
 use std::{collections::HashMap, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -19,14 +20,16 @@ use tokio::{
     task::AbortHandle,
 };
 use weft_handoff::{
-    AgentRequest, Answer, Family, HandoffError, HelloAnswer, NodeLink, NodeSender, Placed, Request,
-    SharedListener,
+    AgentRequest, Answer, Family, GoneBackend, HandoffError, HelloAnswer, NodeLink, NodeSender, Placed,
+    Request, SharedListener,
 };
 
 /// Requests of all agents that may wait; each link's reader waits then.
 pub(crate) const QUEUE: usize = 256;
 /// Requests for sockets that may be under way.
 const OPENING: usize = 256;
+/// Requests to close sockets that may be under way; each lasts a little longer than a second.
+const CLOSING: usize = 64;
 /// How often the kernel's counters are read.
 const COUNTERS_EVERY: Duration = Duration::from_secs(5);
 
@@ -88,6 +91,7 @@ pub(crate) struct Core {
     links: HashMap<u64, Link>,
     pub(crate) workloads: HashMap<String, Workload>,
     opening: Arc<Semaphore>,
+    closing: Arc<Semaphore>,
     last_link: u64,
     pub(crate) last_endpoint: u32,
     pub(crate) last_start: u128,
@@ -104,6 +108,7 @@ impl Core {
             links: HashMap::new(),
             workloads: HashMap::new(),
             opening: Arc::new(Semaphore::new(OPENING)),
+            closing: Arc::new(Semaphore::new(CLOSING)),
             last_link: 0,
             last_start: 0,
         };
@@ -245,6 +250,11 @@ impl Core {
                 self.open_sockets(sender, id, &workload, family, count);
                 Ok(())
             }
+            AgentRequest::CloseSockets(backends) => {
+                let sender = state.sender.clone();
+                self.close_sockets(sender, id, backends);
+                Ok(())
+            }
             AgentRequest::Place(spec) => {
                 let sender = state.sender.clone();
                 match self.place(*spec).await {
@@ -310,6 +320,7 @@ impl Core {
             .get(workload)
             .map(|workload| Arc::clone(&workload.namespace));
         let (entrance, workload) = (self.parts.entrance.clone(), workload.to_owned());
+        let kernel = self.parts.programs.sockets();
         let Ok(slot) = Arc::clone(&self.opening).try_acquire_owned() else {
             let reason = format!("{OPENING} requests for sockets are under way already; ask again later");
             let _ = sender.answer(request, Answer::Failure(reason));
@@ -321,10 +332,16 @@ impl Core {
                 Some(namespace) => {
                     entrance
                         .run(&namespace, move || {
-                            listen::sockets(family, count).map_err(|source| NodeError::Process {
-                                action: "make sockets",
-                                source,
-                            })
+                            let made =
+                                listen::sockets(family, count).map_err(|source| NodeError::Process {
+                                    action: "make sockets",
+                                    source,
+                                })?;
+                            // Where the agent connects for an app is decided already.
+                            if let Some(kernel) = kernel {
+                                kernel.mark(&made)?;
+                            }
+                            Ok(made)
                         })
                         .await
                 }
@@ -333,6 +350,40 @@ impl Core {
             let answer = made.map_or_else(|error| failure(&error), Answer::Sockets);
             if let Err(error) = sender.answer(request, answer) {
                 tracing::debug!(%error, "sockets for an agent that is gone");
+            }
+        });
+    }
+
+    /// Answered from a task of its own, which looks once more a little later.
+    fn close_sockets(&self, sender: NodeSender, request: u64, backends: Vec<GoneBackend>) {
+        let Ok(slot) = Arc::clone(&self.closing).try_acquire_owned() else {
+            let reason =
+                format!("{CLOSING} requests to close sockets are under way already; ask again later");
+            let _ = sender.answer(request, Answer::Failure(reason));
+            return;
+        };
+        let Some(kernel) = self.parts.programs.sockets() else {
+            // Without programs nothing was sent to any backend.
+            let _ = sender.answer(request, Answer::Closed(0));
+            return;
+        };
+        let mut namespaces = vec![Arc::clone(&self.parts.namespace)];
+        for workload in self.workloads.values() {
+            if !workload.namespace.same(&self.parts.namespace) {
+                namespaces.push(Arc::clone(&workload.namespace));
+            }
+        }
+        let (entrance, gone) = (self.parts.entrance.clone(), sockets::gone(backends));
+        tokio::spawn(async move {
+            let _slot = slot;
+            let closed = kernel.close(&entrance, &namespaces, &gone).await;
+            if let Err(error) = sender.answer(request, Answer::Closed(closed)) {
+                tracing::debug!(%error, "an agent that is gone asked to close sockets");
+            }
+            tokio::time::sleep(sockets::AGAIN_AFTER).await;
+            let late = kernel.close(&entrance, &namespaces, &gone).await;
+            if closed + late > 0 {
+                tracing::info!(closed, late, "sockets to removed backends closed");
             }
         });
     }

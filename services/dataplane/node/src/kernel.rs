@@ -3,7 +3,7 @@
 //! Without the kernel's means the node goes on: pods are attributed by their own listeners and
 //! need no program. What is missing is told, never assumed.
 
-use crate::{NodeError, meters::Meters, pod::Wired};
+use crate::{NodeError, meters::Meters, pod::Wired, sockets::Sockets};
 use std::{
     collections::{HashMap, HashSet},
     os::fd::OwnedFd,
@@ -27,6 +27,7 @@ pub(crate) struct Programs {
 #[derive(Debug)]
 struct Loaded {
     kernel: Kernel,
+    sockets: Arc<Sockets>,
     shared: Vec<(&'static str, Arc<OwnedFd>)>,
     adopted: Adopted,
 }
@@ -122,6 +123,11 @@ impl Programs {
             .flat_map(|loaded| &loaded.shared)
             .map(|(name, map)| ((*name).to_owned(), Arc::clone(map)))
             .collect()
+    }
+
+    /// What the programs know of sockets, if there are any.
+    pub(crate) fn sockets(&self) -> Option<Arc<Sockets>> {
+        self.loaded.as_ref().map(|loaded| Arc::clone(&loaded.sockets))
     }
 
     /// Registers a process workload, or changes its identity.
@@ -226,12 +232,14 @@ fn is_unused(bpffs: &Path) -> bool {
 
 fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
     let kernel = Kernel::load(&Options::new(cgroup_root, pins))?;
+    let sockets = Arc::new(Sockets::open(&kernel)?);
     let shared = kernel.shared_maps()?.into_iter();
     let shared = shared.map(|(name, map)| (name, Arc::new(map))).collect();
     tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
     let adopted = Adopted::read(&kernel)?;
     Ok(Loaded {
         kernel,
+        sockets,
         shared,
         adopted,
     })

@@ -29,6 +29,7 @@ mod netlink;
 mod place;
 mod pod;
 mod sight;
+mod sockets;
 mod supervise;
 mod user;
 mod watch;

@@ -32,7 +32,7 @@ fn close_with(closer: &Closer, scene: &Scene, caller: &Caller, gone: &Gone) -> u
     };
     // Opened inside, used out here: the socket keeps its namespace.
     let mut sockets = namespace.run(NamespaceSockets::open).unwrap().unwrap();
-    closer.close(&mut sockets, gone).unwrap()
+    closer.close(&mut sockets, std::slice::from_ref(gone)).unwrap()
 }
 
 #[test]
@@ -138,6 +138,45 @@ fn connected_udp_sockets_of_a_removed_backend_are_closed_and_others_stay() {
 }
 
 #[test]
+fn many_backends_are_closed_at_once() {
+    let mut scene = Scene::new(3);
+    scene.set(SERVICE, false, &[0]);
+    scene.set(OTHER, false, &[1]);
+    let caller = &scene.callers[1];
+    let mut tcp = Vec::new();
+    let mut udp = Vec::new();
+    let mut all = Vec::new();
+    for (number, at) in [(SERVICE, 0), (OTHER, 1)] {
+        for v6 in [false, true] {
+            let to = service(number, v6);
+            let connection = caller.actor.dial(to).unwrap();
+            caller.actor.say(connection, "x").unwrap();
+            tcp.push(connection);
+            let socket = caller.actor.datagrams(to);
+            caller.actor.connect_datagrams(socket, to).unwrap();
+            udp.push(socket);
+            for transport in [Transport::Tcp, Transport::Udp] {
+                all.push(gone(transport, scene.backend(at, v6), &[number]));
+            }
+        }
+    }
+    // And ports of backends that nobody has.
+    all.push(gone(Transport::Tcp, "10.9.9.9:1".parse().unwrap(), &[]));
+    all.push(gone(Transport::Udp, "10.9.9.9:1".parse().unwrap(), &[]));
+    let bystander = caller.actor.dial(scene.backend(2, false)).unwrap();
+    let pod = caller.pod.as_ref().unwrap();
+    let mut sockets = pod.namespace().run(NamespaceSockets::open).unwrap().unwrap();
+    let closer = scene.rig.kernel.closer().unwrap();
+    assert_eq!(closer.close(&mut sockets, &all).unwrap(), 8);
+    for number in tcp.into_iter().chain(udp) {
+        assert_eq!(caller.actor.state(number), "ECONNABORTED");
+    }
+    assert_eq!(caller.actor.state(bystander), "open");
+    assert_eq!(closer.close(&mut sockets, &all).unwrap(), 0);
+    assert_eq!(closer.close(&mut sockets, &[]).unwrap(), 0);
+}
+
+#[test]
 fn a_captured_connection_is_the_agents_to_close() {
     let mut scene = Scene::new(1);
     scene.set(SERVICE, true, &[0]);
@@ -228,7 +267,7 @@ fn under_load_no_connect_reaches_a_backend_after_it_was_removed() {
             }
             let held = gone(Transport::Tcp, all[out].address, &[SERVICE]);
             let mut sockets = rig.node.namespace().run(NamespaceSockets::open).unwrap().unwrap();
-            closed += closer.close(&mut sockets, &held).unwrap();
+            closed += closer.close(&mut sockets, &[held]).unwrap();
             for (number, removed) in standing {
                 let expected = if removed { "ECONNABORTED" } else { "open" };
                 assert_eq!(prober.state(number), expected, "round {round}");
