@@ -6,5 +6,6 @@ mod pods;
 mod processes;
 mod refusals;
 mod rig;
+mod services;
 mod stub;
 mod supervised;
