@@ -1,7 +1,7 @@
-//! The folder of a member: `svid.pem` (key, then chain) and `bundle.pem`, both 0600 in a 0700
+//! The folder of a member: `svid.pem` (key, then chain), `bundle.pem` and `revoked`, 0600 in a 0700
 //! folder, each replaced as a whole, so that a crash leaves the old one or the new one.
 
-use crate::EnrollError;
+use crate::{EnrollError, revoked::RevocationList};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -20,6 +20,8 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 const VERSION_HEADER: &str = "Bundle-Version";
 /// A key, three certificates; a bundle of some roots.
 const MAX_FILE: u64 = 256 * 1024;
+/// Some hundred bytes for each.
+const MAX_REVOKED: u64 = 32 * 1024 * 1024;
 
 /// The folder. Several processes may hold it while one takes over from another: each file is
 /// complete in itself and replaced as a whole, and any of them is good for the same member.
@@ -38,6 +40,7 @@ pub(crate) struct StartLock {
 pub(crate) struct Held {
     pub svid: Svid,
     pub bundle: Bundle,
+    pub revoked: RevocationList,
 }
 
 fn file_error(path: &Path) -> impl Fn(io::Error) -> EnrollError {
@@ -102,6 +105,10 @@ impl Folder {
         self.path.join("bundle.pem")
     }
 
+    fn revoked_path(&self) -> PathBuf {
+        self.path.join("revoked")
+    }
+
     /// What was stored; `None` on first start.
     pub fn load(&self, trust_domain: &TrustDomain) -> Result<Option<Held>, EnrollError> {
         let (svid_path, bundle_path) = (self.svid_path(), self.bundle_path());
@@ -112,7 +119,14 @@ impl Folder {
         // Written before the certificate: if that is there, this is.
         let text = read(&bundle_path)?.ok_or_else(|| damaged(&bundle_path, &"it is missing"))?;
         let bundle = parse_bundle(&text, trust_domain).map_err(|e| damaged(&bundle_path, &e))?;
-        Ok(Some(Held { svid, bundle }))
+        let path = self.revoked_path();
+        let text = read_up_to(&path, MAX_REVOKED)?.unwrap_or_default();
+        let revoked = RevocationList::from_text(&text).map_err(|e| damaged(&path, &e))?;
+        Ok(Some(Held {
+            svid,
+            bundle,
+            revoked,
+        }))
     }
 
     /// Stores key and chain.
@@ -129,6 +143,12 @@ impl Folder {
         }
         let path = self.svid_path();
         replace(&path, text.as_bytes()).map_err(file_error(&path))
+    }
+
+    /// Stores what is revoked.
+    pub fn store_revoked(&self, revoked: &RevocationList) -> Result<(), EnrollError> {
+        let path = self.revoked_path();
+        replace(&path, revoked.to_text().as_bytes()).map_err(file_error(&path))
     }
 
     /// Stores the roots.
@@ -148,13 +168,17 @@ fn encode(tag: &str, der: &[u8]) -> String {
 }
 
 fn read(path: &Path) -> Result<Option<Zeroizing<String>>, EnrollError> {
+    read_up_to(path, MAX_FILE)
+}
+
+fn read_up_to(path: &Path, limit: u64) -> Result<Option<Zeroizing<String>>, EnrollError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(file_error(path)(e)),
     };
     let mut text = Zeroizing::new(String::new());
-    file.take(MAX_FILE)
+    file.take(limit)
         .read_to_string(&mut text)
         .map_err(file_error(path))?;
     Ok(Some(text))

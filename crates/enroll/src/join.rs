@@ -4,6 +4,7 @@ use crate::{
     EnrollError, JoinToken,
     files::{Folder, Held},
     keep::Keeper,
+    revoked::RevocationList,
 };
 use rustls_pki_types::CertificateDer;
 use std::{fs, path::PathBuf, str::FromStr, time::Duration};
@@ -139,6 +140,7 @@ impl Enrollment {
         drop(starting);
         let trust = Trust::new(trust_domain, self.clock.clone());
         trust.set(held.bundle)?;
+        trust.set_revoked(held.revoked.revoked());
         let svid = SvidCell::new();
         svid.set(held.svid);
         let member = Member {
@@ -246,7 +248,12 @@ impl Enrollment {
         folder.store_bundle(&bundle)?;
         folder.store_svid(&made.key, &chain)?;
         tracing::info!(id = %self.id, token = token.id(), serial = svid.identity().serial, "joined the mesh");
-        Ok(Held { svid, bundle })
+        // What is revoked comes with the first message of the bundle's stream.
+        Ok(Held {
+            svid,
+            bundle,
+            revoked: RevocationList::default(),
+        })
     }
 
     fn sort(&self, status: &Status) -> EnrollError {

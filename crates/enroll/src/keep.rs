@@ -4,6 +4,7 @@ use crate::{
     EnrollError, Member,
     files::Folder,
     join::{explain, read_bundle, read_chain},
+    revoked::RevocationList,
 };
 use std::time::Duration;
 use tonic::{Code, transport::Channel};
@@ -165,6 +166,7 @@ impl Keeper {
             .await
             .map_err(|s| explain(&s))?
             .into_inner();
+        let mut list = RevocationList::default();
         while let Some(change) = stream.message().await.map_err(|s| explain(&s))? {
             let before = change
                 .renew_before
@@ -176,6 +178,11 @@ impl Keeper {
                 self.member.trust.set(bundle.clone()).map_err(|e| e.to_string())?;
                 self.folder.store_bundle(&bundle).map_err(|e| e.to_string())?;
                 tracing::info!(version, roots = bundle.roots.len(), "trust bundle changed");
+            }
+            if let Some(change) = change.revocations {
+                list.apply(change)?;
+                self.member.trust.set_revoked_if_changed(list.revoked());
+                self.folder.store_revoked(&list).map_err(|e| e.to_string())?;
             }
             self.member.trust.set_renewal(before);
             let ack = AckBundleRequest {

@@ -21,8 +21,10 @@ mod error;
 mod files;
 mod join;
 mod keep;
+mod revoked;
 mod token;
 
 pub use error::EnrollError;
 pub use join::{Enrollment, Member, TokenSource};
+pub use revoked::add_revocation;
 pub use token::{JoinToken, TokenError};

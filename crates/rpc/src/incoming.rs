@@ -1,5 +1,6 @@
 //! Accepting connections: TLS handshakes run beside each other, bounded in number and time, so a
-//! caller that stalls holds up nobody. A connection ends with the certificate it was opened with.
+//! caller that stalls holds up nobody. A connection ends with the certificate it was opened with:
+//! when that expires, and when it is revoked.
 
 use crate::{
     Caller,
@@ -22,6 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
 use weft_drain::Watcher;
+use weft_tls::{PeerIdentity, Trust};
 
 /// Open connections of one local socket; more wait in the kernel's backlog.
 const MAX_LOCAL: usize = 1024;
@@ -36,7 +38,31 @@ pub(crate) struct Accepted<T> {
     io: T,
     caller: Caller,
     until: Option<Until>,
+    revoked: Option<Revocation>,
     _slot: Slot,
+}
+
+/// Ends when the caller's certificate is revoked.
+struct Revocation(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl std::fmt::Debug for Revocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Revocation")
+    }
+}
+
+impl Revocation {
+    fn of(peer: PeerIdentity, trust: Trust) -> Self {
+        Self(Box::pin(async move {
+            let mut changes = trust.revocations();
+            while !trust.is_revoked(&peer) {
+                if changes.changed().await.is_err() {
+                    // Nobody can revoke any more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }))
+    }
 }
 
 /// The place that a connection takes, until it ends.
@@ -80,6 +106,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Accepted<T> {
             let over = "the certificate that the connection was opened with has expired";
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, over)));
         }
+        // Polled with each read, so its waker is the connection's: also an idle one ends at once.
+        if let Some(Revocation(revoked)) = &mut self.revoked
+            && revoked.as_mut().poll(cx).is_ready()
+        {
+            let revoked = "the certificate that the connection was opened with is revoked";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, revoked)));
+        }
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -115,6 +148,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn tls(
     listener: TcpListener,
     config: Arc<rustls::ServerConfig>,
+    trust: Trust,
     mut drain: Watcher,
 ) -> Incoming<TlsStream<TcpStream>> {
     let (tx, rx) = mpsc::channel(16);
@@ -142,12 +176,13 @@ pub(crate) fn tls(
                 continue;
             };
             let (acceptor, clock, gate, tx) = (acceptor.clone(), clock.clone(), gate.clone(), tx.clone());
+            let trust = trust.clone();
             tokio::spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&acceptor, stream)).await;
                 drop(place);
                 match shaken {
                     Ok(Ok((io, caller))) => {
-                        if let Some(accepted) = admit(io, caller, from, &gate, clock) {
+                        if let Some(accepted) = admit(io, caller, from, &gate, clock, trust) {
                             let _ = tx.send(Ok(accepted)).await;
                         }
                     }
@@ -167,6 +202,7 @@ fn admit(
     from: IpAddr,
     gate: &Gate,
     clock: Arc<dyn TimeProvider>,
+    trust: Trust,
 ) -> Option<Accepted<TlsStream<TcpStream>>> {
     let Some(place) = gate.connection(&caller, from) else {
         tracing::debug!(%caller, %from, "connection refused: its caller has too many");
@@ -178,9 +214,14 @@ fn admit(
             clock.current_time()?.as_secs() + ANONYMOUS_LIFETIME.as_secs()
         }
     };
+    let revoked = match &caller {
+        Caller::Tls(peer) => Some(Revocation::of(peer.clone(), trust)),
+        Caller::Anonymous | Caller::Local { .. } => None,
+    };
     Some(Accepted {
         io,
         caller,
+        revoked,
         until: Some(Until { clock, unix_seconds }),
         _slot: Slot::Tls { _place: place },
     })
@@ -216,6 +257,7 @@ pub(crate) fn local(listener: UnixListener, mut drain: Watcher) -> Incoming<Unix
                             io,
                             caller: Caller::Local { uid },
                             until: None,
+                            revoked: None,
                             _slot: Slot::Local { _permit: slot },
                         }))
                         .await;

@@ -13,6 +13,7 @@ use tonic::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use weft_drain::Watcher;
+use weft_tls::Trust;
 
 /// Connections are asked to end after this long; calls on them may finish.
 pub const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
@@ -130,14 +131,16 @@ impl BuiltServer {
     }
 
     /// Serves with mTLS until the drain, then finishes the calls that run. Handlers of long streams
-    /// must end them when the drain starts, else they are cut at its deadline.
+    /// must end them when the drain starts, else they are cut at its deadline. A connection whose
+    /// caller's certificate `trust` has as revoked ends at once.
     pub async fn serve_tls(
         self,
         listener: TcpListener,
         tls: Arc<rustls::ServerConfig>,
+        trust: Trust,
         drain: Watcher,
     ) -> Result<(), RpcError> {
-        let incoming = incoming::tls(listener, tls, drain.clone());
+        let incoming = incoming::tls(listener, tls, trust, drain.clone());
         let (mut stop, telling) = (
             drain.clone(),
             stopping(drain.clone(), self.health.clone(), self.end.clone()),

@@ -54,6 +54,37 @@ async fn a_stream_does_not_outlive_the_certificate_it_was_opened_with() {
     timeout(PATIENCE, again).await.expect("no new connection");
 }
 
+#[tokio::test]
+async fn a_revoked_certificate_ends_its_connections_and_no_others() {
+    let (ca, clock) = (Ca::new(), ManualClock::at(NOW));
+    let server = ca.serve(&clock, ClientAuth::Required).await;
+    let open = async |path: &str| {
+        let cell = ca.cell(path);
+        let live = channel(&server.address, Some(&cell), &ca.trust(&clock), Expect::Member).unwrap();
+        let mut client = HealthClient::new(live);
+        let mut stream = client.watch(request()).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        (cell, client, stream)
+    };
+    let (bad, mut bad_client, mut bad_stream) = open("/weft/admin/bad").await;
+    let (_good, mut good_client, mut good_stream) = open("/weft/admin/good").await;
+    let mut revoked = weft_tls::Revoked::new();
+    revoked.serial(&bad.get().unwrap().identity().serial);
+    server.trust.set_revoked(revoked);
+    // Idle as it is, at once: keep-alive pings would take twenty seconds.
+    let end = timeout(Duration::from_secs(5), bad_stream.message())
+        .await
+        .unwrap();
+    assert!(end.is_err(), "{end:?}");
+    assert!(bad_client.check(request()).await.is_err());
+    assert!(good_client.check(request()).await.is_ok());
+    assert!(
+        timeout(Duration::from_millis(200), good_stream.message())
+            .await
+            .is_err()
+    );
+}
+
 /// A connection from 127.0.0.2, so that the flood and the others have different addresses.
 async fn stalled(address: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();

@@ -125,6 +125,13 @@ impl Trust {
         self.revocations.send_modify(|n| *n += 1);
     }
 
+    /// [`Trust::set_revoked`], unless that is the list already.
+    pub fn set_revoked_if_changed(&self, revoked: Revoked) {
+        if *self.revoked.load_full() != revoked {
+            self.set_revoked(revoked);
+        }
+    }
+
     /// What is revoked.
     pub fn revoked(&self) -> Arc<Revoked> {
         self.revoked.load_full()

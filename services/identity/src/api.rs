@@ -6,6 +6,7 @@ use crate::{
     db::{AuditRow, Replica, State},
     nodes::NodeWatch,
     pattern::{HostPattern, MAX_PATTERNS},
+    revocation::{self, Revocations},
     rotation::{Phase, life},
     supplied::key_name,
 };
@@ -19,11 +20,13 @@ use weft_model::Principal;
 use weft_proto::weft::identity::v1::{
     AckBundleRequest, AckBundleResponse, AuditEntry, Authority, CreateJoinTokenRequest,
     CreateJoinTokenResponse, GetAuthorityRequest, GetAuthorityResponse, JoinRequest, JoinResponse,
-    ListAuditRequest, ListAuditResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage,
-    RotateRequest, RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse, SignWorkloadRequest,
-    SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse,
-    WatchNodesRequest, WatchNodesResponse, admin_server::Admin, bootstrap_server::Bootstrap,
-    certificates_server::Certificates, members_server::Members, trust_server::Trust,
+    ListAuditRequest, ListAuditResponse, ListRevocationsRequest, ListRevocationsResponse, ReinstateRequest,
+    ReinstateResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage, Revocation, RevokeRequest,
+    RevokeResponse, RotateRequest, RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse,
+    SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest,
+    WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
+    bootstrap_server::Bootstrap, certificates_server::Certificates, members_server::Members,
+    trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::{Bundle, root_sha256};
@@ -63,11 +66,12 @@ fn bundle(bundle: &Bundle) -> Option<TrustBundle> {
     })
 }
 
-fn bundle_response(published: &Published, watch_id: u64) -> WatchBundleResponse {
+fn bundle_response(published: &Published, told: Option<&Revocations>, watch_id: u64) -> WatchBundleResponse {
     WatchBundleResponse {
         bundle: bundle(&published.bundle),
         watch_id,
         renew_before: timestamp(published.renew_before),
+        revocations: revocation::change(told, &published.revocations),
     }
 }
 
@@ -163,14 +167,15 @@ impl Trust for Api {
         // What is there counts as the first change.
         changes.mark_changed();
         let stream = futures::stream::unfold(
-            (changes, self.drain.clone(), following),
-            move |(mut changes, mut drain, following)| async move {
+            (changes, self.drain.clone(), following, None::<Revocations>),
+            move |(mut changes, mut drain, following, told)| async move {
                 tokio::select! {
                     () = drain.draining() => return None,
                     changed = changes.changed() => changed.ok()?,
                 }
-                let message = bundle_response(&changes.borrow_and_update(), watch_id);
-                Some((Ok(message), (changes, drain, following)))
+                let now = changes.borrow_and_update().clone();
+                let message = bundle_response(&now, told.as_ref(), watch_id);
+                Some((Ok(message), (changes, drain, following, Some(now.revocations))))
             },
         );
         Ok(Response::new(stream.boxed()))
@@ -303,6 +308,39 @@ impl Admin for Api {
         let phase = self.core.rotate(&caller, target).await?;
         Ok(Response::new(RotateResponse {
             phase: phase.as_str().into(),
+        }))
+    }
+
+    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+        let caller = caller(&request)?;
+        let RevokeRequest { target, reason } = request.into_inner();
+        self.core.revoke(&caller, &target, &reason).await?;
+        Ok(Response::new(RevokeResponse {}))
+    }
+
+    async fn reinstate(
+        &self,
+        request: Request<ReinstateRequest>,
+    ) -> Result<Response<ReinstateResponse>, Status> {
+        let caller = caller(&request)?;
+        let id = request.into_inner().spiffe_id;
+        self.core.reinstate(&caller, &id).await?;
+        Ok(Response::new(ReinstateResponse {}))
+    }
+
+    async fn list_revocations(
+        &self,
+        _request: Request<ListRevocationsRequest>,
+    ) -> Result<Response<ListRevocationsResponse>, Status> {
+        let all = self.core.list_revocations().into_iter();
+        let revocations = all.map(|it| Revocation {
+            target: it.target.text(),
+            valid_from: it.valid_from,
+            reason: it.reason,
+            time: timestamp(it.created_at),
+        });
+        Ok(Response::new(ListRevocationsResponse {
+            revocations: revocations.collect(),
         }))
     }
 

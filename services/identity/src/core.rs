@@ -15,17 +15,18 @@ use crate::{
     own,
     recorder::Recorder,
     registry::Registry,
+    revocation::{Revocations, verifiers_view},
     rotation,
     supplied::Supplied,
     tokens::Kind,
 };
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Notify, broadcast, watch};
 use weft_model::{SpiffeId, TrustDomain};
 use weft_rpc::Caller;
-use weft_tls::{Bundle, Clock};
+use weft_tls::{Bundle, Clock, Revoked};
 
 /// The service's own name; no token can be made for it.
 pub(crate) const OWN_NAME: &str = "identity";
@@ -35,12 +36,14 @@ const MAX_TTL: u32 = 86_400;
 /// Joins that a follower may be behind; one that is further behind is told all anew.
 const JOINS: usize = 256;
 /// What members are told of, and its changes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Published {
     /// The roots.
     pub bundle: Bundle,
     /// Certificates that begin before are to be renewed now.
     pub renew_before: u64,
+    /// What is revoked.
+    pub revocations: Revocations,
 }
 
 /// The authority with everything its decisions need.
@@ -52,6 +55,8 @@ pub struct Core {
     pub(crate) live: ArcSwap<Live>,
     /// Held while `live` is replaced, so that it never goes back.
     taking: Mutex<()>,
+    /// What is revoked, as handshakes ask it.
+    pub(crate) revoked_now: ArcSwap<Revoked>,
     pub(crate) trust_domain: TrustDomain,
     published: watch::Sender<Published>,
     pub(crate) acks: Acks,
@@ -123,6 +128,7 @@ impl Core {
             db,
             kek,
             maker,
+            revoked_now: ArcSwap::from_pointee(verifiers_view(&live.revocations)),
             live: ArcSwap::from_pointee(live),
             taking: Mutex::new(()),
             trust_domain,
@@ -152,13 +158,22 @@ impl Core {
         if live.trust.generation <= self.live.load().trust.generation {
             return;
         }
-        let now_published = publication(&live, &self.trust_domain);
+        let mut live = live;
+        let before = self.published.borrow().clone();
+        if *before.revocations == *live.revocations {
+            // The same list: followers see by the pointer that nothing changed.
+            live.revocations = before.revocations.clone();
+        } else {
+            self.revoked_now.store(verifiers_view(&live.revocations).into());
+        }
+        let now = publication(&live, &self.trust_domain);
         self.live.store(live.into());
-        self.published.send_if_modified(|before| {
-            let changed = *before != now_published;
-            *before = now_published;
-            changed
-        });
+        let changed = before.bundle != now.bundle
+            || before.renew_before != now.renew_before
+            || !Arc::ptr_eq(&before.revocations, &now.revocations);
+        if changed {
+            self.published.send_replace(now);
+        }
     }
 
     /// What members are told of, and its changes.
@@ -231,12 +246,13 @@ impl Core {
         lifetime: Duration,
         key: &rcgen::SubjectPublicKeyInfo,
     ) -> Decision<Issued> {
+        let begins = self.may_begin(id)?;
         let live = self.live.load();
         let order = Order {
             id,
             node,
             lifetime,
-            earliest: live.trust.renew_before,
+            earliest: live.trust.renew_before.max(begins),
             key,
         };
         Ok(live.authority.issue(&order, self.now())?)
@@ -289,7 +305,8 @@ impl Core {
     ) -> Decision<Issued> {
         let mut again = true;
         loop {
-            let issued = self.sign(id, node, lifetime, key)?;
+            let signed = self.sign(id, node, lifetime, key);
+            let issued = self.or_record(asked, signed).await?;
             let recorded = Recorded {
                 entry: self.issuance(asked.action, &asked.caller, asked.attested, &issued),
                 issuer_id: issued.issuer_id,
@@ -364,6 +381,7 @@ fn publication(live: &Live, trust_domain: &TrustDomain) -> Published {
     Published {
         bundle: live.bundle(trust_domain),
         renew_before: live.trust.renew_before,
+        revocations: live.revocations.clone(),
     }
 }
 

@@ -3,10 +3,12 @@
 
 mod audit;
 mod replicas;
+mod revocations;
 mod trust;
 
 pub use audit::{Audit, AuditRow, Recorded};
 pub use replicas::Replica;
+pub use revocations::{Revocation, Target};
 pub use trust::{Cross, NewIssuer, NewRoot, Op, State, StoredIssuer, StoredRoot, StoredTrust};
 
 use crate::pattern::HostPattern;

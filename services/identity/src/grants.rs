@@ -36,6 +36,7 @@ impl Core {
         let id = caller
             .spiffe_id()
             .ok_or_else(|| Refused::denied("only a certificate can be renewed".into()))?;
+        self.check_caller(caller)?;
         let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
         let (kind, name) = match id.principal() {
             Principal::Service(name) => (Kind::Service, name),
@@ -84,6 +85,7 @@ impl Core {
         let node = caller
             .node()
             .ok_or_else(|| Refused::denied("only nodes ask for workloads".into()))?;
+        self.check_caller(caller)?;
         if purpose == SvidUse::Unspecified {
             return Err(Refused::invalid(
                 "use must be SVID_USE_TUNNEL or SVID_USE_WORKLOAD".into(),

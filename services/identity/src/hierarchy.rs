@@ -7,10 +7,12 @@ use crate::{
     db::{Cross, NewIssuer, NewRoot, Op, State, StoredIssuer, StoredRoot, StoredTrust},
     error::StartError,
     kek::Kek,
+    revocation::Revocations,
     rotation::{self, Phase, Step},
     supplied::Supplied,
 };
 use rustls_pki_types::CertificateDer;
+use std::sync::Arc;
 use weft_model::TrustDomain;
 use weft_tls::{Bundle, root_sha256};
 use zeroize::Zeroizing;
@@ -28,6 +30,8 @@ pub struct Live {
     pub trust: StoredTrust,
     /// The root in use.
     pub root: CertificateDer<'static>,
+    /// By what each meets.
+    pub revocations: Revocations,
 }
 
 impl Live {
@@ -43,8 +47,10 @@ impl Live {
         let cross = issuer.cross.as_ref();
         let cross = cross.filter(|c| trust.roots.iter().any(|r| r.id == c.root_id));
         let authority = Authority::new(issuer.id, &issuer.cert, cross.map(|c| &c.cert), &key, now)?;
+        let by_target = trust.revocations.iter().map(|r| (r.target.text(), r.clone()));
         Ok(Self {
             authority,
+            revocations: Arc::new(by_target.collect()),
             trust,
             root,
         })
@@ -262,6 +268,12 @@ impl Core {
                 tracing::info!(?step, "authority changed");
             }
         }
+        let live = self.live.load_full();
+        let over = live.trust.revocations.iter().filter(|r| r.until < self.now());
+        let ops: Vec<Op> = over.map(|r| Op::Forget(r.target.clone())).collect();
+        if !ops.is_empty() {
+            self.change(&live.trust, &ops).await?;
+        }
         Ok(self.live.load().authority.issuer_id() != before)
     }
 
@@ -301,6 +313,13 @@ impl Core {
         }
         tracing::info!("another authority was supplied");
         self.change(&live.trust, &ops).await
+    }
+
+    /// [`Core::change`] of what is there now.
+    pub(crate) async fn change_now(&self, ops: &[Op]) -> Result<bool, StartError> {
+        self.refresh().await?;
+        let live = self.live.load_full();
+        self.change(&live.trust, ops).await
     }
 
     /// Writes a change of what was read, and takes it into use. False when somebody else changed

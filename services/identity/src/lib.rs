@@ -26,6 +26,7 @@ mod pattern;
 mod recorder;
 mod registry;
 mod replica;
+mod revocation;
 mod roles;
 mod rotation;
 mod serve;

@@ -35,6 +35,12 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::Admin, Admit::Local],
     ),
     ("/weft.identity.v1.Admin/Rotate", &[Admit::Admin, Admit::Local]),
+    ("/weft.identity.v1.Admin/Revoke", &[Admit::Admin, Admit::Local]),
+    ("/weft.identity.v1.Admin/Reinstate", &[Admit::Admin, Admit::Local]),
+    (
+        "/weft.identity.v1.Admin/ListRevocations",
+        &[Admit::Admin, Admit::Local],
+    ),
 ]);
 
 #[cfg(test)]
@@ -45,7 +51,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles() {
         let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 11);
+        assert_eq!(methods.len(), 14);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

@@ -170,6 +170,7 @@ mod tests {
                 sealed_key: Some(vec![1]),
                 signed_until: 0,
             }],
+            revocations: Vec::new(),
         }
     }
 

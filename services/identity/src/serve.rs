@@ -185,6 +185,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     }
     let trust = Trust::new(core.trust_domain().clone(), clock);
     trust.set(core.bundle())?;
+    trust.set_revoked(core.revoked());
     let svid = SvidCell::new();
     svid.set(core.own_svid().await?);
 
@@ -218,8 +219,8 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     let mut tasks = JoinSet::new();
     let ready = health.clone();
     {
-        let (server, drain) = (server.clone(), drain.clone());
-        tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
+        let (server, trust, drain) = (server.clone(), trust.clone(), drain.clone());
+        tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), trust, drain).await?) });
     }
     if let Some(local) = local {
         let drain = drain.clone();

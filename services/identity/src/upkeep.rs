@@ -35,11 +35,13 @@ impl Upkeep<'_> {
     pub async fn run(&self, health: &Health) {
         let now = tokio::time::Instant::now;
         let (mut trimmed, mut read) = (now(), now());
+        let mut published = self.core.published();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 () = self.core.acks.changed() => {}
                 () = self.core.wake.notified() => {}
+                Ok(()) = published.changed() => {}
             }
             if trimmed.elapsed() >= TRIM {
                 trimmed = now();
@@ -79,6 +81,7 @@ impl Upkeep<'_> {
         if bundle.version != self.trust.version() {
             self.trust.set(bundle)?;
         }
+        self.trust.set_revoked_if_changed(core.revoked());
         let held = self.svid.get();
         let due = held.is_none_or(|s| {
             core.clock().unix_seconds() >= s.renew_at() || s.identity().not_before < core.renew_before()

@@ -158,7 +158,7 @@ pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeErro
     let server = GrpcServer::new("weft.placement.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
         .add_service(api)
         .build();
-    let server = tokio::spawn(server.serve_tls(listener, Arc::new(tls), drain));
+    let server = tokio::spawn(server.serve_tls(listener, Arc::new(tls), trust, drain));
     tracing::info!(%address, "placement serves");
     Ok(Handle {
         address,

@@ -229,7 +229,8 @@ async fn start_on(
             Ok(())
         });
     }
-    tasks.spawn(async move { Ok(server.serve_tls(listener, Arc::new(tls), drain).await?) });
+    let over_tls = server.serve_tls(listener, Arc::new(tls), trust.clone(), drain);
+    tasks.spawn(async move { Ok(over_tls.await?) });
     tracing::info!(%address, "policy service ready");
     Ok(Handle {
         address,

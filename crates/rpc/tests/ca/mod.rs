@@ -70,6 +70,8 @@ fn at(unix: u64) -> time::OffsetDateTime {
 
 pub struct Running {
     pub address: String,
+    /// What the server verifies by.
+    pub trust: Trust,
     pub trigger: weft_drain::Trigger,
     pub task: tokio::task::JoinHandle<Result<(), weft_rpc::RpcError>>,
 }
@@ -81,14 +83,16 @@ impl Ca {
         let cell = SvidCell::new();
         // Longer than any caller's.
         cell.set(self.svid("/weft/service/placement", 100_000));
-        let tls = server_config(Arc::new(cell), &self.trust(clock), auth, &[b"h2"]).unwrap();
+        let trust = self.trust(clock);
+        let tls = server_config(Arc::new(cell), &trust, auth, &[b"h2"]).unwrap();
         let (trigger, watcher) = weft_drain::channel();
         let server = GrpcServer::new("weft.placement.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)
             .unwrap()
             .build();
-        let task = tokio::spawn(server.serve_tls(listener, Arc::new(tls), watcher));
+        let task = tokio::spawn(server.serve_tls(listener, Arc::new(tls), trust.clone(), watcher));
         Running {
             address,
+            trust,
             trigger,
             task,
         }

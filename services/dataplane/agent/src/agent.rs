@@ -373,7 +373,10 @@ async fn serve_api(
     let address = listener.local_addr().map_err(bind)?;
     let certificates = Arc::new(member.svid.clone());
     let tls = weft_tls::server_config(certificates, &member.trust, ClientAuth::Required, &[b"h2"])?;
-    let over_tls = server.clone().serve_tls(listener, Arc::new(tls), drain.clone());
+    let trust = member.trust.clone();
+    let over_tls = server
+        .clone()
+        .serve_tls(listener, Arc::new(tls), trust, drain.clone());
     tasks.spawn(async move { Ok(over_tls.await?) });
     tasks.spawn(async move { Ok(server.serve_local(local, drain).await?) });
     Ok(address)

@@ -117,9 +117,12 @@ impl Certificates {
         }
         let mut backoff = Backoff::upstream();
         let mut renewal = self.trust.renewal();
+        let mut revocations = self.trust.revocations();
         loop {
             if let Some(svid) = cell.get().filter(|s| s.id().as_str() == spiffe_id) {
-                let ordered = svid.identity().not_before < *renewal.borrow_and_update();
+                // After a revocation was taken back, what it had before stays revoked.
+                let ordered = svid.identity().not_before < *renewal.borrow_and_update()
+                    || self.trust.is_revoked(svid.identity());
                 let due = svid.renew_at().saturating_sub(self.now());
                 if due > 0 && !ordered {
                     // At most a minute of jitter: half of the life is left anyway.
@@ -127,6 +130,7 @@ impl Certificates {
                     tokio::select! {
                         () = tokio::time::sleep(jitter(pause)) => {}
                         // All nodes are told at once; their workloads need not all come at once.
+                        Ok(()) = revocations.changed() => {}
                         Ok(()) = renewal.changed() => tokio::time::sleep(jitter(ORDERED)).await,
                     }
                     continue;

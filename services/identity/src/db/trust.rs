@@ -1,6 +1,10 @@
 //! The authority's own certificates: roots and issuers with their state, changed as a whole.
 
-use super::{Db, Tx, int, unsigned};
+use super::{
+    Db, Tx, int,
+    revocations::{self, Revocation, Target},
+    unsigned,
+};
 use rustls_pki_types::CertificateDer;
 use sqlx::{Row, any::AnyRow};
 use weft_store::StoreError;
@@ -89,6 +93,8 @@ pub struct StoredTrust {
     pub roots: Vec<StoredRoot>,
     /// Oldest first.
     pub issuers: Vec<StoredIssuer>,
+    /// In no order.
+    pub revocations: Vec<Revocation>,
 }
 
 impl StoredTrust {
@@ -148,6 +154,10 @@ pub enum Op {
     NextBundle,
     /// Everything that begins before this is to be renewed.
     RenewBefore(u64),
+    /// Something is revoked.
+    Revoke(Revocation),
+    /// A revocation is no longer needed.
+    Forget(Target),
 }
 
 impl Db {
@@ -234,6 +244,8 @@ impl Db {
                         .execute(&mut **tx)
                         .await?;
                 }
+                Op::Revoke(it) => revocations::put(tx, it).await?,
+                Op::Forget(target) => revocations::remove(tx, target).await?,
                 Op::RenewBefore(time) => {
                     sqlx::query("UPDATE trust SET renew_before = $1")
                         .bind(int(*time))
@@ -294,6 +306,7 @@ async fn read_trust(tx: &mut Tx) -> sqlx::Result<Option<StoredTrust>> {
         renew_before: unsigned(row.try_get("renew_before")?),
         roots,
         issuers,
+        revocations: revocations::all(tx).await?,
     }))
 }
 

@@ -8,6 +8,7 @@ mod hierarchy;
 mod methods;
 mod postgres;
 mod replicas;
+mod revocation;
 mod rig;
 mod rotation;
 mod streams;

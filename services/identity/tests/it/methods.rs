@@ -7,8 +7,9 @@ use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
     identity::v1::{
         AckBundleRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest, ListAuditRequest,
-        RenewRequest, RotateRequest, RotateTarget, SignAdminRequest, SignWorkloadRequest, SvidUse,
-        WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
+        ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest, RotateRequest, RotateTarget,
+        SignAdminRequest, SignWorkloadRequest, SvidUse, WatchBundleRequest, WatchNodesRequest,
+        admin_client::AdminClient, bootstrap_client::BootstrapClient,
         certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
@@ -76,6 +77,28 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
         }
         "GetAuthority" => AdminClient::new(channel)
             .get_authority(GetAuthorityRequest {})
+            .await
+            .map(|_| ()),
+        "Revoke" => {
+            let request = RevokeRequest {
+                target: td().workload("shop", "gone").unwrap().to_string(),
+                reason: "test".into(),
+            };
+            AdminClient::new(channel).revoke(request).await.map(|_| ())
+        }
+        "Reinstate" => {
+            let spiffe_id = td().workload("shop", "gone").unwrap().to_string();
+            // For those who may.
+            let request = RevokeRequest {
+                target: spiffe_id.clone(),
+                reason: "test".into(),
+            };
+            AdminClient::new(rig.local()).revoke(request).await.unwrap();
+            let request = ReinstateRequest { spiffe_id };
+            AdminClient::new(channel).reinstate(request).await.map(|_| ())
+        }
+        "ListRevocations" => AdminClient::new(channel)
+            .list_revocations(ListRevocationsRequest {})
             .await
             .map(|_| ()),
         "Rotate" => {
@@ -175,6 +198,9 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ("/weft.identity.v1.Admin/ListAudit", &["admin", "local"]),
         ("/weft.identity.v1.Admin/GetAuthority", &["admin", "local"]),
         ("/weft.identity.v1.Admin/Rotate", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/Revoke", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/Reinstate", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/ListRevocations", &["admin", "local"]),
     ];
     let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
     assert_eq!(methods.len(), ROLES.0.len());

@@ -96,7 +96,11 @@ async fn serve(
     let address = listener.local_addr().unwrap();
     let tls = server_config(Arc::new(svid.clone()), trust, ClientAuth::Required, &[b"h2"]).unwrap();
     let (trigger, drain) = weft_drain::channel();
-    tokio::spawn(server.build().serve_tls(listener, Arc::new(tls), drain));
+    tokio::spawn(
+        server
+            .build()
+            .serve_tls(listener, Arc::new(tls), trust.clone(), drain),
+    );
     (address, trigger)
 }
 

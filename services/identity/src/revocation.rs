@@ -1,0 +1,254 @@
+//! What is revoked: an identity, or one certificate. Stored with the authority, so that it is told
+//! to members on the stream that tells them the roots.
+
+use crate::{
+    core::{Core, Decision},
+    db::{Audit, Op, Revocation, Target},
+    error::Refused,
+};
+use std::{collections::BTreeMap, sync::Arc};
+use weft_model::{Principal, SpiffeId};
+use weft_proto::weft::identity::v1 as pb;
+use weft_rpc::Caller;
+use weft_tls::Revoked;
+
+/// No certificate lives longer than this many seconds, see `ttl_seconds` in the configuration.
+const LONGEST: u64 = 30 * 24 * 3600;
+/// More would not fit into a message to the members.
+const MAX_REVOCATIONS: usize = 10_000;
+const MAX_REASON: usize = 512;
+
+/// All that is revoked, by what it meets.
+pub type Revocations = Arc<BTreeMap<String, Revocation>>;
+
+/// As handshakes ask it.
+pub fn verifiers_view(revocations: &BTreeMap<String, Revocation>) -> Revoked {
+    let mut revoked = Revoked::new();
+    for it in revocations.values() {
+        weft_enroll::add_revocation(&mut revoked, &it.target.text(), it.valid_from);
+    }
+    revoked
+}
+
+/// What a member has to be told that was told `before`; everything when that is nothing.
+pub fn change(before: Option<&Revocations>, now: &Revocations) -> Option<pb::Revocations> {
+    if before.is_some_and(|before| Arc::ptr_eq(before, now)) {
+        return None;
+    }
+    let told = |it: &Revocation| pb::Revocation {
+        target: it.target.text(),
+        valid_from: it.valid_from,
+        ..Default::default()
+    };
+    let is_new = |(key, it): &(&String, &Revocation)| {
+        let same = before.and_then(|b| b.get(*key));
+        same.is_none_or(|b| b.valid_from != it.valid_from)
+    };
+    let removed = before
+        .iter()
+        .flat_map(|b| b.keys())
+        .filter(|k| !now.contains_key(*k));
+    Some(pb::Revocations {
+        snapshot: before.is_none(),
+        upserts: now.iter().filter(is_new).map(|(_, it)| told(it)).collect(),
+        removed: removed.cloned().collect(),
+    })
+}
+
+/// What an operator wrote.
+fn parse(text: &str) -> Decision<Target> {
+    if text.starts_with("spiffe://") {
+        let id: SpiffeId = text.parse().map_err(|e| Refused::invalid(format!("{e}")))?;
+        return Ok(Target::Identity(id));
+    }
+    let serial: String = text.chars().filter(|c| *c != ':').collect();
+    let serial = serial.to_ascii_lowercase();
+    let sound = (2..=40).contains(&serial.len()) && serial.bytes().all(|c| c.is_ascii_hexdigit());
+    sound.then_some(Target::Serial(serial)).ok_or_else(|| {
+        Refused::invalid(format!(
+            "{:?} is neither a SPIFFE ID nor the serial number of a certificate",
+            text.chars().take(80).collect::<String>()
+        ))
+    })
+}
+
+impl Core {
+    /// What is revoked, as handshakes ask it.
+    pub fn revoked(&self) -> Revoked {
+        verifiers_view(&self.live.load().revocations)
+    }
+
+    /// Refuses a caller whose certificate was revoked after it connected.
+    pub fn check_caller(&self, caller: &Caller) -> Decision<()> {
+        match caller {
+            Caller::Tls(peer) if self.revoked_now.load().contains(peer) => Err(Refused::denied(format!(
+                "the certificate of {} is revoked",
+                peer.id
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// When certificates of an identity may begin; refused while it is revoked.
+    pub(crate) fn may_begin(&self, id: &SpiffeId) -> Decision<u64> {
+        let live = self.live.load();
+        let revoked = live.revocations.get(id.as_str());
+        match revoked {
+            Some(it) if it.valid_from == u64::MAX => Err(Refused::denied(format!(
+                "{id} is revoked: {}; `weft identity reinstate {id}` lets it have certificates again",
+                it.reason
+            ))),
+            Some(it) => Ok(it.valid_from),
+            None => Ok(0),
+        }
+    }
+
+    /// Revokes an identity or a serial.
+    pub async fn revoke(&self, caller: &Caller, target: &str, reason: &str) -> Decision<()> {
+        let asked = self.asked("revoke", caller, target);
+        let checked = self.check_revocation(target, reason).await;
+        let revocation = self.or_record(&asked, checked).await?;
+        self.set_revocation(asked, revocation, reason).await
+    }
+
+    async fn check_revocation(&self, target: &str, reason: &str) -> Decision<Revocation> {
+        let target = parse(target)?;
+        if reason.trim().is_empty() || reason.len() > MAX_REASON || reason.contains(char::is_control) {
+            return Err(Refused::invalid(format!(
+                "a reason of 1 to {MAX_REASON} characters on one line is required, for the audit record"
+            )));
+        }
+        if self.live.load().revocations.len() >= MAX_REVOCATIONS {
+            return Err(Refused::precondition(format!(
+                "{MAX_REVOCATIONS} revocations are in force; rotate the issuer or the root instead"
+            )));
+        }
+        let now = self.now();
+        let until = match &target {
+            Target::Identity(id) => {
+                self.check_revocable(id)?;
+                u64::MAX
+            }
+            Target::Serial(serial) => {
+                let ends = self.db.certificate_end(serial).await?;
+                ends.unwrap_or(now + LONGEST)
+            }
+        };
+        let valid_from = if matches!(target, Target::Identity(_)) {
+            u64::MAX
+        } else {
+            0
+        };
+        Ok(Revocation {
+            target,
+            valid_from,
+            reason: reason.trim().to_owned(),
+            created_at: now,
+            until,
+        })
+    }
+
+    fn check_revocable(&self, id: &SpiffeId) -> Decision<()> {
+        if id.trust_domain() != self.trust_domain {
+            return Err(Refused::invalid(format!(
+                "{id} is not of trust domain {}",
+                self.trust_domain
+            )));
+        }
+        // Without it nobody could be told anything, also not that it is reinstated.
+        if matches!(id.principal(), Principal::Service(name) if name == crate::core::OWN_NAME) {
+            return Err(Refused::invalid(
+                "the identity service can not revoke itself; rotate the root, or revoke one serial".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Lets a revoked identity have certificates again.
+    pub async fn reinstate(&self, caller: &Caller, id: &str) -> Decision<()> {
+        let asked = self.asked("reinstate", caller, id);
+        let checked = match self.live.load().revocations.get(id) {
+            Some(it) if it.valid_from == u64::MAX => Ok(it.clone()),
+            _ => Err(Refused::missing(format!(
+                "{:?} is not revoked",
+                id.chars().take(200).collect::<String>()
+            ))),
+        };
+        let mut revocation = self.or_record(&asked, checked).await?;
+        // What it had before stays revoked until it has expired.
+        revocation.valid_from = self.now();
+        revocation.until = self.now() + LONGEST;
+        let reason = revocation.reason.clone();
+        self.set_revocation(asked, revocation, &reason).await
+    }
+
+    async fn set_revocation(&self, asked: Audit, revocation: Revocation, reason: &str) -> Decision<()> {
+        // Recorded first: a revocation that is not recorded does not happen.
+        let spiffe_id = format!("{} ({reason})", asked.spiffe_id);
+        self.record_order(Audit { spiffe_id, ..asked }).await?;
+        // Another change may come between.
+        const TRIES: usize = 8;
+        for _ in 0..TRIES {
+            if self.change_now(&[Op::Revoke(revocation.clone())]).await? {
+                tracing::warn!(target = revocation.target.text(), reason, "revoked");
+                return Ok(());
+            }
+        }
+        Err(Refused::unavailable(
+            "the authority is changed by others all the time; try again".into(),
+        ))
+    }
+
+    /// What is revoked, for operators.
+    pub fn list_revocations(&self) -> Vec<Revocation> {
+        self.live.load().revocations.values().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn list(entries: &[(&str, u64)]) -> Revocations {
+        let entry = |(target, valid_from): &(&str, u64)| {
+            let it = Revocation {
+                target: parse(target).unwrap(),
+                valid_from: *valid_from,
+                reason: "r".into(),
+                created_at: 0,
+                until: 0,
+            };
+            (it.target.text(), it)
+        };
+        Arc::new(entries.iter().map(entry).collect())
+    }
+
+    const CART: &str = "spiffe://cluster.local/ns/default/cart";
+
+    #[test]
+    fn only_changes_are_told() {
+        let first = list(&[(CART, u64::MAX), ("0a0b", 0)]);
+        let all = change(None, &first).unwrap();
+        assert!(all.snapshot && all.upserts.len() == 2 && all.removed.is_empty());
+        assert_eq!(change(Some(&first), &first), None);
+        let second = list(&[(CART, 5), ("0c0d", 0)]);
+        let delta = change(Some(&first), &second).unwrap();
+        let told: Vec<_> = delta
+            .upserts
+            .iter()
+            .map(|r| (r.target.as_str(), r.valid_from))
+            .collect();
+        assert_eq!(told, [("0c0d", 0), (CART, 5)]);
+        assert_eq!((delta.snapshot, delta.removed), (false, vec!["0a0b".to_owned()]));
+    }
+
+    #[test]
+    fn targets_are_read_strictly() {
+        assert_eq!(parse("0A:0b").unwrap(), Target::Serial("0a0b".into()));
+        assert_eq!(parse(CART).unwrap().text(), CART);
+        for bad in ["", "x", "0a 0b", "spiffe://", "https://a/b", &"a".repeat(41)] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}
