@@ -8,6 +8,7 @@ mod baseline;
 mod mesh;
 mod rows;
 mod sample;
+mod tables;
 mod traffic;
 
 use anyhow::Result;

@@ -9,6 +9,7 @@ use crate::{
     Options,
     rows::{Row, median, spread},
     sample::{cpu_seconds, pin, softirq_seconds},
+    tables,
     traffic::{Counted, Kind},
 };
 use anyhow::{Context, Result, bail};
@@ -133,6 +134,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         .filter_map(|figure| row(figure, taken.get(figure.0)?))
         .collect();
     rows.extend(through);
+    rows.push(tables::memory()?);
     Ok(rows)
 }
 

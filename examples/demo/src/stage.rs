@@ -1,10 +1,12 @@
 //! What the story plays on: a control plane, two nodes and their pods, each a real process in a
 //! network namespace of its own.
 
+mod echo;
 mod host;
 mod members;
 mod pods;
 
+pub use echo::{Answer, Seat, Talk, Target};
 pub use host::{agent_of, terminate};
 pub use pods::RunningLoad;
 

@@ -20,11 +20,25 @@ use weft_testnet::{Namespace, Spawn};
 impl Stage {
     /// Makes a pod and registers it; nothing runs in it yet.
     pub async fn place_pod(&mut self, node: &str, app_id: &str) -> Result<Namespace> {
+        self.place_labelled(node, app_id, &[]).await
+    }
+
+    /// The same with more labels than `app`.
+    pub async fn place_labelled(
+        &mut self,
+        node: &str,
+        app_id: &str,
+        labels: &[(&str, &str)],
+    ) -> Result<Namespace> {
         let net = self.node(node)?.net.pod(app_id)?;
         let spec = WorkloadSpec {
             namespace: "default".into(),
             name: app_id.into(),
-            labels: [("app".to_owned(), app_id.to_owned())].into(),
+            labels: [("app", app_id)]
+                .iter()
+                .chain(labels)
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
             annotations: [("dapr.io/app-id".to_owned(), app_id.to_owned())].into(),
             app_id: app_id.into(),
             app_port: APP_PORT.into(),
