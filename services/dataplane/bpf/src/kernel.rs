@@ -39,6 +39,8 @@ pub struct Options {
     pub max_pending: u32,
     /// How many of these one workload may hold.
     pub max_pending_per_workload: u32,
+    /// Workloads of other nodes are reached by tunnel or not at all.
+    pub strict: bool,
 }
 
 impl Options {
@@ -49,6 +51,7 @@ impl Options {
             bpffs_dir: bpffs_dir.into(),
             max_pending: 16384,
             max_pending_per_workload: 2048,
+            strict: false,
         }
     }
 }
@@ -127,6 +130,7 @@ impl Kernel {
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&maps)
             .map_max_entries("pending", options.max_pending.max(1))
+            .override_global("strict", &u8::from(options.strict), true)
             .override_global("share_max", &options.max_pending_per_workload.max(1), true)
             .load(OBJECT)
             .map_err(|error| load_error("the object", &error))?;

@@ -172,7 +172,7 @@ unsafe impl Plain for RawBackend {}
 unsafe impl Plain for RawMember {}
 
 /// `enum weft_counter`: names in its order.
-pub(crate) const COUNTERS: [&str; 20] = [
+pub(crate) const COUNTERS: [&str; 22] = [
     "connect_unregistered",
     "published",
     "delivered",
@@ -193,4 +193,6 @@ pub(crate) const COUNTERS: [&str; 20] = [
     "set_missing",
     "conntrack_full",
     "events_lost",
+    "redirect_closed",
+    "tunnel_closed",
 ];

@@ -11,6 +11,7 @@
 #include "addr.bpf.h"
 #include "caller.bpf.h"
 #include "maps.bpf.h"
+#include "policy.bpf.h"
 #include "service.bpf.h"
 
 struct weft_route {
@@ -21,18 +22,54 @@ struct weft_route {
 	__u32 service;
 };
 
+static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 dir, __u32 identity,
+				     const struct weft_place *target)
+{
+	struct weft_question question = {
+		.set = endpoint->set,
+		.identity = identity,
+		.port = target->port,
+		.proto = IPPROTO_TCP,
+		.dir = dir,
+	};
+	struct weft_ruling ruling = {};
+
+	/* What is not known or not allowed is refused where its packets pass. */
+	if (ask_policy(&question, &ruling))
+		return 0;
+	return ruling.verdict == WEFT_ALLOW && ruling.flags & WEFT_POLICY_REDIRECT;
+}
+
+/* Does the policy of either end want the agent to look into this connection? */
+static __always_inline int wants_agent(const struct weft_endpoint *endpoint, const struct weft_address *address,
+				       const struct weft_place *target)
+{
+	struct weft_endpoint *other;
+	__u32 number;
+
+	if (redirects(endpoint, WEFT_OUT, address ? address->identity : WEFT_IDENTITY_WORLD, target))
+		return 1;
+	if (!address || !(address->flags & WEFT_ADDRESS_LOCAL))
+		return 0;
+	number = address->endpoint;
+	other = bpf_map_lookup_elem(&endpoints, &number);
+	return other && redirects(other, WEFT_IN, endpoint->identity, target);
+}
+
 /* 0, or an error number, negative, with which connect fails. */
 static __always_inline int route_stream(const struct weft_caller *caller, const struct weft_service_key *key,
 					struct weft_route *route)
 {
 	struct weft_endpoint *endpoint = 0;
+	__u32 number = caller->index;
 	struct weft_service service = {};
 	struct weft_backend backend ALIGNED = {};
+	struct weft_address *address;
 	enum weft_found found;
 	int captures = 0;
 
 	if (caller->kind != WEFT_STRANGER) {
-		endpoint = bpf_map_lookup_elem(&endpoints, &caller->index);
+		endpoint = bpf_map_lookup_elem(&endpoints, &number);
 		captures = endpoint && endpoint->flags & WEFT_ENDPOINT_CAPTURE;
 	}
 	copy_addr(route->target.addr, key->addr);
@@ -58,6 +95,27 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 		}
 		copy_addr(route->target.addr, backend.addr);
 		route->target.port = backend.port;
+	}
+	if (caller->kind == WEFT_STRANGER || is_loopback(route->target.addr))
+		return 0;
+
+	address = find_address(route->target.addr);
+	if (address && address->flags & WEFT_ADDRESS_TUNNEL) {
+		if (captures) {
+			route->flags |= WEFT_ORIGIN_CAPTURED;
+			return 0;
+		}
+		if (strict) {
+			count(WEFT_TUNNEL_CLOSED);
+			return -EPERM;
+		}
+	}
+	if (endpoint && wants_agent(endpoint, address, &route->target)) {
+		if (!captures) {
+			count(WEFT_REDIRECT_CLOSED);
+			return -EPERM;
+		}
+		route->flags |= WEFT_ORIGIN_CAPTURED;
 	}
 	return 0;
 }

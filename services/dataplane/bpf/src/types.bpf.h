@@ -224,6 +224,10 @@ enum weft_counter {
 	WEFT_CONNTRACK_FULL,
 	/* Events that found no room in the buffer. */
 	WEFT_EVENTS_LOST,
+	/* Refused: policy wants the agent to look into the connection, and there is no listener for it. */
+	WEFT_REDIRECT_CLOSED,
+	/* Refused: it has to go by tunnel, and there is no listener for it. */
+	WEFT_TUNNEL_CLOSED,
 	WEFT_COUNTERS,
 };
 

@@ -5,10 +5,14 @@
 mod actor;
 #[path = "net_kernel/callers.rs"]
 mod callers;
+#[path = "net_kernel/captures.rs"]
+mod captures;
 #[path = "net_kernel/lifecycle.rs"]
 mod lifecycle;
 #[path = "net_kernel/limits.rs"]
 mod limits;
+#[path = "net_kernel/processes.rs"]
+mod processes;
 #[path = "net_kernel/removal.rs"]
 mod removal;
 #[path = "net_kernel/rig.rs"]

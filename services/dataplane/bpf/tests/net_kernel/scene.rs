@@ -87,17 +87,39 @@ impl Scene {
 
     /// Says whether the agent listens for what this caller's connections are captured to.
     pub fn endpoint(&self, caller: &Caller, capture: bool) {
+        self.listens(caller, capture, 0);
+    }
+
+    /// The same for a caller under a policy.
+    pub fn listens(&self, caller: &Caller, capture: bool, set: u32) {
         let endpoint = Endpoint {
             identity: 1000 + caller.index,
+            set,
             capture,
             process: caller.pod.is_none(),
+            ..Endpoint::default()
+        };
+        let endpoints = self.rig.kernel.endpoints().unwrap();
+        endpoints.set(caller.index, endpoint).unwrap();
+    }
+
+    /// Puts a caller under a policy.
+    pub fn policy(&self, caller: &Caller, set: u32) {
+        self.listens(caller, true, set);
+    }
+
+    /// Makes an endpoint known that calls nobody.
+    pub fn known(&self, number: u32, set: u32) {
+        let endpoint = Endpoint {
+            identity: number,
+            set,
             ..Endpoint::default()
         };
         self.rig
             .kernel
             .endpoints()
             .unwrap()
-            .set(caller.index, endpoint)
+            .set(number, endpoint)
             .unwrap();
     }
 
