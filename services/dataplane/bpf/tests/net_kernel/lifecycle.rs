@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use weft_bpf::{Error, Kernel, Options, Workload, cgroup_id, pin_dir, probe, uninstall};
@@ -13,45 +13,45 @@ use crate::rig::{Rig, count};
 
 #[test]
 fn a_reload_adopts_and_no_connection_falls_between() {
-    const CONNECTIONS: usize = 2000;
+    const RELOADS: usize = 10;
     let rig = Rig::new();
     let (cart, id) = rig.workload("cart", 7);
     let cart = rig.process(&cart);
     let (listener, to) = rig.listener();
     assert!(!rig.kernel.adopted());
 
-    let done = AtomicBool::new(false);
-    let reloads = thread::scope(|scope| {
+    let (done, total) = (AtomicBool::new(false), AtomicUsize::new(usize::MAX));
+    let connections = thread::scope(|scope| {
         let accepting = scope.spawn(|| {
-            (0..CONNECTIONS)
-                .filter(|_| {
-                    let (stream, _) = listener.accept().unwrap();
-                    rig.origins
-                        .read(&stream)
-                        .unwrap()
-                        .is_some_and(|origin| origin.cgroup_id == id)
-                })
-                .count()
-        });
-        let reloading = scope.spawn(|| {
-            let mut reloads = 0;
-            while !done.load(Ordering::Relaxed) {
-                let kernel = Kernel::load(&rig.options).unwrap();
-                assert!(kernel.adopted());
-                reloads += 1;
+            let (mut accepted, mut known) = (0, 0);
+            while accepted < total.load(Ordering::Relaxed) {
+                let (stream, _) = listener.accept().unwrap();
+                let origin = rig.origins.read(&stream).unwrap();
+                accepted += 1;
+                known += usize::from(origin.is_some_and(|origin| origin.cgroup_id == id));
             }
-            reloads
+            (accepted, known)
         });
-        cart.repeat(CONNECTIONS, to);
-        assert_eq!(
-            accepting.join().unwrap(),
-            CONNECTIONS,
-            "every connection has its record"
-        );
-        done.store(true, Ordering::Relaxed);
-        reloading.join().unwrap()
+        scope.spawn(|| {
+            for _ in 0..RELOADS {
+                assert!(Kernel::load(&rig.options).unwrap().adopted());
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut connections = 0;
+        while !done.load(Ordering::Relaxed) {
+            cart.repeat(100, to);
+            connections += 100;
+        }
+        total.store(connections, Ordering::Relaxed);
+        // Wakes the one that accepts, should it have seen all of them before.
+        cart.repeat(1, to);
+        let (accepted, known) = accepting.join().unwrap();
+        assert_eq!(known, accepted, "every connection has its record");
+        assert!(accepted >= connections);
+        connections
     });
-    assert!(reloads >= 10, "{reloads} reloads in the time");
+    assert!(connections >= 500, "{connections} connections in the time");
 
     let adopted = Kernel::load(&rig.options).unwrap();
     assert_eq!(
@@ -64,7 +64,9 @@ fn a_reload_adopts_and_no_connection_falls_between() {
             }
         )]
     );
-    assert_eq!(count(&adopted, "delivered"), CONNECTIONS as u64);
+    // The one that woke may still be on its way.
+    assert!(count(&adopted, "published") - count(&adopted, "delivered") <= 1);
+    assert!(count(&adopted, "delivered") >= connections as u64);
 }
 
 /// Not a test of its own: the process that loads and is killed.
