@@ -50,6 +50,7 @@ pub struct Observe {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum VerdictArg {
     Forwarded,
+    Audit,
     Dropped,
     Error,
 }
@@ -84,6 +85,7 @@ impl Observe {
         let verdict = match self.verdict {
             None => Verdict::Unspecified,
             Some(VerdictArg::Forwarded) => Verdict::Forwarded,
+            Some(VerdictArg::Audit) => Verdict::Audit,
             Some(VerdictArg::Dropped) => Verdict::Dropped,
             Some(VerdictArg::Error) => Verdict::Error,
         };

@@ -235,7 +235,7 @@ pub async fn start(
     let (policy_channel, policy) = channel("policy", &config.policy)?;
     let (placement_channel, placement) = channel("placement", &config.placement)?;
 
-    let mesh = Mesh::new(&node, config.tunnel_port);
+    let mesh = Mesh::new(&node, config.tunnel_port).with_audit(config.policy_audit_mode);
     if let Err(error) = subscription::restore(&mesh, &data.mesh) {
         tracing::warn!(%error, "starting without the last good state");
     }

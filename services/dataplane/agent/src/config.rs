@@ -63,6 +63,9 @@ pub struct AgentConfig {
     /// (IPv6) around each pod, where the address is private.
     #[serde(deserialize_with = "pod_cidrs")]
     pub pod_cidrs: Vec<String>,
+    /// What policy refuses passes and is told as AUDIT. A workload's annotation
+    /// `weft.dev/policy-audit-mode` says otherwise for that workload.
+    pub policy_audit_mode: bool,
     /// Logs, metrics, traces.
     pub telemetry: TelemetryConfig,
 }
@@ -135,6 +138,8 @@ impl Default for AgentConfig {
             address: IpAddr::from([127, 0, 0, 1]),
             tunnel_port: 15008,
             pod_cidrs: Vec::new(),
+            policy_audit_mode: false,
+
             telemetry: TelemetryConfig::default(),
         }
     }
@@ -226,6 +231,10 @@ pub struct Flags {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pod_cidrs: Vec<String>,
+    /// Let pass what policy refuses, and tell it as AUDIT
+    #[arg(long, env = "WEFT_POLICY_AUDIT_MODE", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_audit_mode: Option<bool>,
 }
 
 #[cfg(test)]

@@ -79,7 +79,13 @@ pub struct Mesh {
     touched: watch::Sender<u64>,
     /// What is to be asked for.
     pub interest: Interest,
+    /// Policy is under audit on this node.
+    audit: bool,
 }
+
+/// The annotation by which a workload's policy is under audit (`"true"`) or not (`"false"`), whatever
+/// holds for the node.
+const AUDIT_ANNOTATION: &str = "weft.dev/policy-audit-mode";
 
 #[derive(Debug)]
 struct Tables {
@@ -108,6 +114,25 @@ impl Mesh {
             changed: watch::Sender::new(Position::default()),
             touched: watch::Sender::new(0),
             interest: Interest::default(),
+            audit: false,
+        }
+    }
+
+    /// With policy under audit on this node, or not.
+    #[must_use]
+    pub fn with_audit(self, audit: bool) -> Self {
+        Self { audit, ..self }
+    }
+
+    /// Whether what policy refuses to a workload of this node passes, and is told as AUDIT.
+    pub fn is_audited(&self, id: &str) -> bool {
+        let tables = self.tables.read();
+        let workload = tables.endpoints.message(id).and_then(|e| e.workload.as_ref());
+        let annotation = workload.and_then(|w| w.annotations.get(AUDIT_ANNOTATION));
+        match annotation.map(String::as_str) {
+            Some("true") => true,
+            Some("false") => false,
+            _ => self.audit,
         }
     }
 

@@ -106,7 +106,7 @@ impl Judge for View {
         };
         let verdict = policy.set().judge(direction, peer, TCP, question.port);
         let rule = policy.text(verdict.rule());
-        match verdict {
+        let decision = match verdict {
             // What rules say of single requests is not judged yet: closed, never open.
             Verdict::Allowed { redirect: true, .. } => Decision::refuse(DropReason::PolicyDenied, rule),
             Verdict::Allowed { auth: true, .. } if !question.authenticated => {
@@ -117,7 +117,11 @@ impl Judge for View {
                 let rule = rule.or_else(|| policy.selected_by(direction));
                 Decision::refuse(DropReason::PolicyDenied, rule)
             }
+        };
+        if decision.refused.is_some() && self.mesh.is_audited(question.workload) {
+            return decision.under_audit();
         }
+        decision
     }
 }
 
@@ -361,7 +365,7 @@ mod tests {
         };
         let callee = workload("a", "n1", 300);
         let set = PolicySet::new(ingress, DirectionPolicy::default());
-        send(&view, vec![callee.clone()], Some(set));
+        send(&view, vec![callee.clone()], Some(set.clone()));
         let ask = |port, authenticated| {
             view.judge(&Question {
                 direction: Direction::Ingress,
@@ -380,5 +384,35 @@ mod tests {
         assert_eq!(by_default.refused, Some(DropReason::PolicyDenied));
         let text = by_default.rule.unwrap();
         assert_eq!(&*text, "no rule of CiliumNetworkPolicy/default/cart: ingress");
+
+        // Under audit it passes, and is told: by the node's option, but for the workload's word.
+        let audited = View {
+            mesh: view.mesh.clone().with_audit(true),
+            ..view.clone()
+        };
+        let ask = |view: &View| {
+            view.judge(&Question {
+                direction: Direction::Ingress,
+                workload: "a",
+                source: &party(&callee),
+                destination: &party(&callee),
+                port: 83,
+                authenticated: true,
+            })
+        };
+        let decision = ask(&audited);
+        assert_eq!(
+            (decision.refused, decision.audited),
+            (None, Some(DropReason::PolicyDenied))
+        );
+        for (annotation, passes) in [("true", true), ("false", false)] {
+            let mut callee = callee.clone();
+            callee
+                .annotations
+                .insert("weft.dev/policy-audit-mode".into(), annotation.into());
+            send(&view, vec![callee], Some(set.clone()));
+            assert_eq!(ask(&view).refused.is_none(), passes);
+            assert_eq!(ask(&audited).refused.is_none(), passes);
+        }
     }
 }

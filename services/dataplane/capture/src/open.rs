@@ -244,15 +244,16 @@ impl Capture {
     fn write_down(&self, case: &Case, judged: &Judged, closed: Option<Traffic>, after: Duration) {
         for (direction, decision) in &judged.sides {
             self.flows.record(Flow {
-                verdict: match decision.refused {
-                    Some(_) => Verdict::Dropped,
-                    None => Verdict::Forwarded,
+                verdict: match (decision.refused, decision.audited) {
+                    (Some(_), _) => Verdict::Dropped,
+                    (None, Some(_)) => Verdict::Audit,
+                    (None, None) => Verdict::Forwarded,
                 },
                 kind: match closed {
                     Some(_) => Kind::Closed,
                     None => Kind::Connection,
                 },
-                drop_reason: decision.refused,
+                drop_reason: decision.refused.or(decision.audited),
                 rule: decision.rule.clone(),
                 latency: after,
                 traffic: closed,

@@ -294,7 +294,8 @@ impl<T: Tables> Datapath<T> {
             set: self.sets.number_of(number),
             flags: flag(here.proven, endpoint::PROVEN)
                 | flag(!here.pod, endpoint::PROCESS)
-                | flag(here.capture, endpoint::CAPTURE),
+                | flag(here.capture, endpoint::CAPTURE)
+                | flag(here.audit, endpoint::AUDIT),
             generation: 0,
         })
     }

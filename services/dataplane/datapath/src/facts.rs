@@ -29,6 +29,8 @@ pub struct Here {
     pub proven: bool,
     /// Its capture listener is served.
     pub capture: bool,
+    /// What policy refuses it passes, and is told.
+    pub audit: bool,
     /// What the policy service derived. `None`: not told yet; what the kernel holds from before is kept.
     pub governed: Option<Governed>,
 }

@@ -41,6 +41,7 @@ fn named(party: &Party, wanted: &str) -> bool {
 pub(crate) fn wire_verdict(verdict: Verdict) -> pb::Verdict {
     match verdict {
         Verdict::Forwarded => pb::Verdict::Forwarded,
+        Verdict::Audit => pb::Verdict::Audit,
         Verdict::Dropped => pb::Verdict::Dropped,
         Verdict::Error => pb::Verdict::Error,
     }

@@ -35,6 +35,8 @@ pub struct Party {
 pub enum Verdict {
     /// Let through.
     Forwarded,
+    /// Let through only because policy is under audit; the drop reason says why it would not be else.
+    Audit,
     /// Refused.
     Dropped,
     /// Let through, and failed on the way.

@@ -100,6 +100,7 @@ fn peer_json(peer: &pb::FlowPeer) -> Value {
 fn verdict(flow: &pb::Flow) -> &'static str {
     match flow.verdict() {
         pb::Verdict::Forwarded => "FORWARDED",
+        pb::Verdict::Audit => "AUDIT",
         pb::Verdict::Dropped => "DROPPED",
         pb::Verdict::Error => "ERROR",
         pb::Verdict::Unspecified => "UNKNOWN",

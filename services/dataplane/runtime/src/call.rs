@@ -123,7 +123,7 @@ impl Runtime {
             endpoint,
             Direction::Ingress,
             via,
-            decision.rule,
+            decision,
             End::of(&result),
         );
         result
@@ -150,7 +150,7 @@ impl Runtime {
             let result = self.deliver(call, endpoint, via, request).await;
             // Egress let it through; what happened then is the ingress side's to tell.
             let end = End::answered(End::of(&result).status);
-            self.write_down(call, endpoint, Direction::Egress, via, decision.rule, end);
+            self.write_down(call, endpoint, Direction::Egress, via, decision, end);
             return result;
         }
         let pool = self.pools.remote(&self.env.tunnels, app, endpoint);
@@ -161,14 +161,7 @@ impl Runtime {
                 "a call to another node failed"
             );
         }
-        self.write_down(
-            call,
-            endpoint,
-            Direction::Egress,
-            via,
-            decision.rule,
-            End::of(&result),
-        );
+        self.write_down(call, endpoint, Direction::Egress, via, decision, End::of(&result));
         result
     }
 
@@ -199,7 +192,7 @@ impl Runtime {
             reason: decision.refused,
             status: End::REFUSED,
         };
-        self.write_down(call, endpoint, direction, via, decision.rule, end);
+        self.write_down(call, endpoint, direction, via, decision, end);
     }
 
     fn write_down(
@@ -208,19 +201,23 @@ impl Runtime {
         endpoint: &Endpoint,
         direction: Direction,
         via: Via,
-        rule: Option<Arc<str>>,
+        decision: Decision,
         end: End,
     ) {
+        let (verdict, reason) = match (end.verdict, decision.audited) {
+            (Verdict::Forwarded, Some(reason)) => (Verdict::Audit, Some(reason)),
+            (verdict, _) => (verdict, end.reason),
+        };
         self.env.flows.record(Flow {
             time: call.time,
-            verdict: end.verdict,
+            verdict,
             direction,
             kind: Kind::Invoke,
             source: call.source.clone(),
             destination: endpoint.party().clone(),
             destination_port: INVOKE_PORT,
-            drop_reason: end.reason,
-            rule,
+            drop_reason: reason,
+            rule: decision.rule,
             method: call.method,
             path: call.path.clone(),
             status: end.status,

@@ -176,6 +176,8 @@ pub struct Question<'a> {
 pub struct Decision {
     /// `None` when allowed.
     pub refused: Option<DropReason>,
+    /// Allowed only because the workload's policy is under audit: why it would have been refused.
+    pub audited: Option<DropReason>,
     /// The rule that spoke; `None` when none did (the default).
     pub rule: Option<Arc<str>>,
 }
@@ -183,14 +185,29 @@ pub struct Decision {
 impl Decision {
     /// Allowed, by a rule or by default.
     pub fn allow(rule: Option<Arc<str>>) -> Self {
-        Self { refused: None, rule }
+        Self {
+            refused: None,
+            audited: None,
+            rule,
+        }
     }
 
     /// Refused, by a rule or by default.
     pub fn refuse(reason: DropReason, rule: Option<Arc<str>>) -> Self {
         Self {
             refused: Some(reason),
+            audited: None,
             rule,
+        }
+    }
+
+    /// The same under audit: what was refused passes, and is told.
+    #[must_use]
+    pub fn under_audit(self) -> Self {
+        Self {
+            refused: None,
+            audited: self.refused,
+            rule: self.rule,
         }
     }
 }

@@ -227,6 +227,7 @@ impl Scene {
                 app_port: 80,
                 proven: true,
                 capture: false,
+                audit: false,
                 governed: Some(Governed {
                     identity: NumericIdentity(*identity),
                     set: self.compiled(*policy).id().into(),
