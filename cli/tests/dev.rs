@@ -100,6 +100,53 @@ fn an_operator_gets_credentials_and_tokens() {
         audit.contains("sign-admin") && !audit.contains(token.trim()),
         "{audit}"
     );
+
+    let shown = session.weft(&["identity", "show"]);
+    assert!(
+        shown.contains("ECDSA P-256") && shown.contains("cluster.local"),
+        "{shown}"
+    );
+    let said = session.weft(&["identity", "rotate", "--issuer"]);
+    assert!(said.contains("new issuer"), "{said}");
+    let listed = session.weft(&["identity", "list", "spiffe://cluster.local/weft/admin/operator"]);
+    assert_eq!(listed.lines().count(), 2, "{listed}");
+    let gone = "spiffe://cluster.local/ns/default/gone";
+    session.weft(&["identity", "revoke", gone, "--reason", "its key leaked"]);
+    let revoked = session.weft(&["identity", "revocations"]);
+    assert!(
+        revoked.contains(gone) && revoked.contains("its key leaked"),
+        "{revoked}"
+    );
+    session.weft(&["identity", "reinstate", gone]);
+    let (passphrase, backup) = (session.dir().join("passphrase"), session.dir().join("backup"));
+    std::fs::write(&passphrase, "correct horse battery\n").unwrap();
+    let (passphrase, backup) = (passphrase.to_str().unwrap(), backup.to_str().unwrap());
+    session.weft(&[
+        "identity",
+        "backup",
+        "--out",
+        backup,
+        "--passphrase-file",
+        passphrase,
+    ]);
+    let state = session.dir().join("restored");
+    let state = state.to_str().unwrap();
+    let restore = [
+        "identity",
+        "restore",
+        backup,
+        "--passphrase-file",
+        passphrase,
+        "--state-dir",
+        state,
+    ];
+    let said = session.weft(&restore);
+    assert!(said.contains("authority of cluster.local is restored"), "{said}");
+    let exported = session.weft(&["identity", "audit", "--all"]);
+    assert!(
+        exported.lines().count() > 8 && exported.lines().all(|l| l.starts_with('{')),
+        "{exported}"
+    );
 }
 
 #[test]

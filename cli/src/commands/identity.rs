@@ -1,17 +1,24 @@
-//! `weft identity`: the authority's state and rotation, join tokens and the audit record, by the
-//! certificate authority's local socket.
+//! `weft identity`: everything an operator asks of the certificate authority, by its local socket.
+//! Join tokens are here, the rest is in the files below.
+
+mod authority;
+mod backup;
+mod record;
+mod revoke;
 
 use crate::{
     connect::{AgentArgs, identity_error},
-    output::{Format, print_text, print_value, table, time},
+    output::print_text,
 };
 use anyhow::Result;
+use authority::{Rotate, Show};
+use backup::Backup;
+#[cfg(feature = "dev")]
+use backup::Restore;
 use clap::{Args, Subcommand};
-use serde_json::json;
-use weft_proto::weft::identity::v1::{
-    AuditEntry, Authority, CreateJoinTokenRequest, GetAuthorityRequest, HostPattern, ListAuditRequest,
-    RotateRequest, RotateTarget, admin_client::AdminClient,
-};
+use record::{Audit, List};
+use revoke::{Reinstate, Revocations, Revoke};
+use weft_proto::weft::identity::v1::{CreateJoinTokenRequest, HostPattern, admin_client::AdminClient};
 
 /// Ask the certificate authority of this machine.
 #[derive(Debug, Subcommand)]
@@ -20,6 +27,19 @@ pub enum Identity {
     Show(Show),
     /// Replace the root, the issuer, or everything they signed; nothing is restarted
     Rotate(Rotate),
+    /// Certificates that were given out and are valid, newest first
+    List(List),
+    /// End an identity or one certificate before its time, on every node
+    Revoke(Revoke),
+    /// Let a revoked identity have certificates again; those from before stay revoked
+    Reinstate(Reinstate),
+    /// What is revoked
+    Revocations(Revocations),
+    /// Write the authority with its keys into an encrypted file
+    Backup(Backup),
+    /// Put a backup into an empty database, before the service is started
+    #[cfg(feature = "dev")]
+    Restore(Restore),
     /// Single-use tokens with which services and nodes join
     #[command(subcommand)]
     JoinToken(JoinToken),
@@ -57,50 +77,6 @@ pub struct Create {
     agent: AgentArgs,
 }
 
-/// Show the authority.
-#[derive(Debug, Args)]
-pub struct Show {
-    /// Form of the output
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
-    output: Format,
-    #[command(flatten)]
-    agent: AgentArgs,
-}
-
-/// Begin a rotation.
-#[derive(Debug, Args)]
-#[command(
-    group = clap::ArgGroup::new("target").required(true),
-    after_help = "A new root signs when every connected member knows it, and the old one goes when nothing \
-                  depends on it any more: `weft identity show` says how far it is."
-)]
-pub struct Rotate {
-    /// A new root, and an issuer under it
-    #[arg(long, group = "target")]
-    root: bool,
-    /// A new issuer under the present root
-    #[arg(long, group = "target")]
-    issuer: bool,
-    /// New certificates for all members and workloads, now
-    #[arg(long, group = "target")]
-    leaves: bool,
-    #[command(flatten)]
-    agent: AgentArgs,
-}
-
-/// Show the audit record.
-#[derive(Debug, Args)]
-pub struct Audit {
-    /// How many entries
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    last: u32,
-    /// Form of the output
-    #[arg(long, short, value_enum, default_value_t = Format::Table)]
-    output: Format,
-    #[command(flatten)]
-    agent: AgentArgs,
-}
-
 fn parse_pattern(text: &str) -> Result<HostPattern, String> {
     let (namespace, app_id) = text
         .split_once('/')
@@ -119,6 +95,13 @@ impl Identity {
             Self::Audit(c) => c.run().await,
             Self::Show(c) => c.run().await,
             Self::Rotate(c) => c.run().await,
+            Self::List(c) => c.run().await,
+            Self::Revoke(c) => c.run().await,
+            Self::Reinstate(c) => c.run().await,
+            Self::Revocations(c) => c.run().await,
+            Self::Backup(c) => c.run().await,
+            #[cfg(feature = "dev")]
+            Self::Restore(c) => c.run().await,
         }
     }
 }
@@ -142,157 +125,5 @@ impl Create {
             .await
             .map_err(|status| identity_error(&status, &socket))?;
         print_text(&reply.into_inner().token)
-    }
-}
-
-impl Audit {
-    async fn run(self) -> Result<()> {
-        let (channel, socket) = self.agent.identity()?;
-        let entries = AdminClient::new(channel)
-            .list_audit(ListAuditRequest {
-                limit: self.last,
-                before_id: 0,
-            })
-            .await
-            .map_err(|status| identity_error(&status, &socket))?
-            .into_inner()
-            .entries;
-        match self.output {
-            Format::Table => {
-                let row = |e: &AuditEntry| {
-                    vec![
-                        time(e.time),
-                        e.outcome.clone(),
-                        e.action.clone(),
-                        e.caller.clone(),
-                        e.spiffe_id.clone(),
-                        if e.reason.is_empty() {
-                            e.serial.clone()
-                        } else {
-                            e.reason.clone()
-                        },
-                    ]
-                };
-                let header = [
-                    "TIME",
-                    "OUTCOME",
-                    "ACTION",
-                    "CALLER",
-                    "SPIFFE ID",
-                    "SERIAL OR REASON",
-                ];
-                print_text(&table(&header, &entries.iter().map(row).collect::<Vec<_>>()))
-            }
-            format => {
-                let entries: Vec<_> = entries
-                    .iter()
-                    .map(|e| {
-                        json!({
-                            "id": e.id, "time": time(e.time), "outcome": e.outcome, "action": e.action,
-                            "caller": e.caller, "spiffeId": e.spiffe_id, "serial": e.serial, "reason": e.reason,
-                        })
-                    })
-                    .collect();
-                print_value(&json!(entries), format)
-            }
-        }
-    }
-}
-
-impl Show {
-    async fn run(self) -> Result<()> {
-        let (channel, socket) = self.agent.identity()?;
-        let shown = AdminClient::new(channel)
-            .get_authority(GetAuthorityRequest {})
-            .await
-            .map_err(|status| identity_error(&status, &socket))?
-            .into_inner();
-        if !matches!(self.output, Format::Table) {
-            let all = |list: &[Authority]| list.iter().map(authority_json).collect::<Vec<_>>();
-            let replicas = shown.replicas.iter().map(|r| {
-                json!({
-                    "name": r.name, "seen": time(r.seen), "members": r.members, "ackedVersion": r.acked_version,
-                })
-            });
-            let value = json!({
-                "trustDomain": shown.trust_domain, "bundleVersion": shown.bundle_version,
-                "phase": shown.phase, "members": shown.members, "waitingFor": shown.waiting_for,
-                "roots": all(&shown.roots), "issuers": all(&shown.issuers),
-                "replicas": replicas.collect::<Vec<_>>(),
-            });
-            return print_value(&value, self.output);
-        }
-        let row = |kind: &str, a: &Authority| {
-            vec![
-                kind.to_owned(),
-                a.state.clone(),
-                a.key.clone(),
-                time(a.not_before),
-                time(a.not_after),
-                a.needed_until
-                    .filter(|t| t.seconds > 0)
-                    .map_or_else(|| "-".into(), |t| time(Some(t))),
-                a.sha256.chars().take(16).collect(),
-            ]
-        };
-        let rows: Vec<_> = shown
-            .roots
-            .iter()
-            .map(|a| row("root", a))
-            .chain(shown.issuers.iter().map(|a| row("issuer", a)))
-            .collect();
-        let header = ["KIND", "STATE", "KEY", "FROM", "UNTIL", "NEEDED UNTIL", "SHA-256"];
-        print_text(&table(&header, &rows))?;
-        let mut line = format!(
-            "Trust domain {}, bundle {}, {} connected members",
-            shown.trust_domain, shown.bundle_version, shown.members
-        );
-        match shown.phase.as_str() {
-            "distributing" if shown.waiting_for.is_empty() => {
-                line.push_str("; a new root is about to be used");
-            }
-            "distributing" => {
-                line.push_str("; a new root waits until it is known to ");
-                line.push_str(&shown.waiting_for);
-            }
-            "retiring" => line.push_str("; the old root goes when nothing depends on it"),
-            _ => {}
-        }
-        print_text(&line)
-    }
-}
-
-fn authority_json(a: &Authority) -> serde_json::Value {
-    json!({
-        "sha256": a.sha256, "state": a.state, "key": a.key, "notBefore": time(a.not_before),
-        "notAfter": time(a.not_after), "neededUntil": time(a.needed_until), "hasKey": a.has_key,
-    })
-}
-
-impl Rotate {
-    async fn run(self) -> Result<()> {
-        let (channel, socket) = self.agent.identity()?;
-        let target = if self.root {
-            RotateTarget::Root
-        } else if self.issuer {
-            RotateTarget::Issuer
-        } else {
-            RotateTarget::Leaves
-        };
-        let reply = AdminClient::new(channel)
-            .rotate(RotateRequest {
-                target: target.into(),
-            })
-            .await
-            .map_err(|status| identity_error(&status, &socket))?
-            .into_inner();
-        print_text(match (target, reply.phase.as_str()) {
-            (RotateTarget::Root, "distributing") => {
-                "A new root is given to the members; `weft identity show` says how far it is"
-            }
-            (RotateTarget::Root, _) => "A new root is in use; the old one goes when nothing depends on it",
-            (RotateTarget::Issuer, _) => "A new issuer is in use",
-            _ => "Members and workloads are told to get new certificates",
-        })
     }
 }

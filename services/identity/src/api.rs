@@ -3,7 +3,7 @@
 use crate::{
     authority::Issued,
     core::{Core, Published},
-    db::{AuditRow, Replica, State},
+    db::{AuditRow, Filter, Replica, State},
     nodes::NodeWatch,
     pattern::{HostPattern, MAX_PATTERNS},
     revocation::{self, Revocations},
@@ -18,18 +18,19 @@ use tonic::{Request, Response, Status};
 use weft_drain::Watcher;
 use weft_model::Principal;
 use weft_proto::weft::identity::v1::{
-    AckBundleRequest, AckBundleResponse, AuditEntry, Authority, CreateJoinTokenRequest,
-    CreateJoinTokenResponse, GetAuthorityRequest, GetAuthorityResponse, JoinRequest, JoinResponse,
-    ListAuditRequest, ListAuditResponse, ListRevocationsRequest, ListRevocationsResponse, ReinstateRequest,
-    ReinstateResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage, Revocation, RevokeRequest,
-    RevokeResponse, RotateRequest, RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse,
-    SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest,
-    WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
+    AckBundleRequest, AckBundleResponse, AuditEntry, Authority, BackupRequest, BackupResponse,
+    CreateJoinTokenRequest, CreateJoinTokenResponse, GetAuthorityRequest, GetAuthorityResponse, JoinRequest,
+    JoinResponse, ListAuditRequest, ListAuditResponse, ListRevocationsRequest, ListRevocationsResponse,
+    ReinstateRequest, ReinstateResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage, Revocation,
+    RevokeRequest, RevokeResponse, RotateRequest, RotateResponse, RotateTarget, SignAdminRequest,
+    SignAdminResponse, SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle,
+    WatchBundleRequest, WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
     bootstrap_server::Bootstrap, certificates_server::Certificates, members_server::Members,
     trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::{Bundle, root_sha256};
+use zeroize::Zeroizing;
 
 const DEFAULT_AUDIT: u32 = 100;
 const MAX_AUDIT: u32 = 1000;
@@ -108,6 +109,8 @@ fn audit_entry(row: AuditRow) -> AuditEntry {
         spiffe_id: row.entry.spiffe_id,
         serial: row.entry.serial,
         reason: row.entry.reason,
+        not_after: Some(row.entry.not_after).filter(|t| *t > 0).and_then(timestamp),
+        attested: row.attested,
     }
 }
 
@@ -344,6 +347,13 @@ impl Admin for Api {
         }))
     }
 
+    async fn backup(&self, request: Request<BackupRequest>) -> Result<Response<BackupResponse>, Status> {
+        let caller = caller(&request)?;
+        let passphrase = Zeroizing::new(request.into_inner().passphrase);
+        let backup = self.core.backup(&caller, passphrase).await?;
+        Ok(Response::new(BackupResponse { backup }))
+    }
+
     async fn list_audit(
         &self,
         request: Request<ListAuditRequest>,
@@ -353,7 +363,15 @@ impl Admin for Api {
             0 => DEFAULT_AUDIT,
             n => n.min(MAX_AUDIT),
         };
-        let rows = self.core.list_audit(limit, request.before_id).await?;
+        let filter = Filter {
+            limit,
+            before_id: request.before_id,
+            outcome: request.outcome,
+            spiffe_id: request.spiffe_id,
+            serial: request.serial.to_ascii_lowercase().replace(':', ""),
+            alive_at: if request.alive { self.core.now() } else { 0 },
+        };
+        let rows = self.core.list_audit(&filter).await?;
         Ok(Response::new(ListAuditResponse {
             entries: rows.into_iter().map(audit_entry).collect(),
         }))

@@ -8,7 +8,7 @@ use crate::{
     authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
     counts::Counts,
-    db::{Audit, AuditRow, Db, Recorded, StoredTrust},
+    db::{Audit, AuditRow, Db, Filter, Recorded, StoredTrust},
     error::{Refused, StartError},
     hierarchy::{self, Live},
     kek::Kek,
@@ -202,8 +202,8 @@ impl Core {
     }
 
     /// Issuances and refusals, newest first.
-    pub async fn list_audit(&self, limit: u32, before_id: u64) -> Decision<Vec<AuditRow>> {
-        Ok(self.db.list_audit(limit, before_id).await?)
+    pub async fn list_audit(&self, filter: &Filter) -> Decision<Vec<AuditRow>> {
+        Ok(self.db.list_audit(filter).await?)
     }
 
     /// Ends all connections to the database.

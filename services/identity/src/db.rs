@@ -2,11 +2,13 @@
 //! revocations and replicas in the files below.
 
 mod audit;
+mod backup;
 mod replicas;
 mod revocations;
 mod trust;
 
-pub use audit::{Audit, AuditRow, Recorded};
+pub use audit::{Audit, AuditRow, Filter, Recorded};
+pub use backup::Image;
 pub use replicas::Replica;
 pub use revocations::{Revocation, Target};
 pub use trust::{Cross, NewIssuer, NewRoot, Op, State, StoredIssuer, StoredRoot, StoredTrust};

@@ -18,8 +18,8 @@ use weft_tls::{Bundle, root_sha256};
 use zeroize::Zeroizing;
 
 /// Labels that sealed keys are bound to.
-const ROOT: &str = "root";
-const ISSUER: &str = "issuer";
+pub const ROOT: &str = "root";
+pub const ISSUER: &str = "issuer";
 
 /// What is stored, with the issuer's key open.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ mod admin;
 mod api;
 mod audit;
 mod authority;
+mod backup;
 mod config;
 mod core;
 mod counts;
@@ -35,6 +36,7 @@ mod tokens;
 mod upkeep;
 
 pub use authority::KeyType;
+pub use backup::{RestoreError, restore};
 pub use config::{CaConfig, Config, ConfigError};
 pub use error::{Refused, StartError};
 pub use pattern::HostPattern;

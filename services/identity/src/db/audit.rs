@@ -53,6 +53,23 @@ pub struct AuditRow {
     pub entry: Audit,
 }
 
+/// Which entries are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// At most so many.
+    pub limit: u32,
+    /// Older than this one; 0 for the newest.
+    pub before_id: u64,
+    /// "issue", "refuse", or empty for both.
+    pub outcome: String,
+    /// About this one; empty for all.
+    pub spiffe_id: String,
+    /// About this certificate; empty for all.
+    pub serial: String,
+    /// Certificates that are valid then; 0 for all entries.
+    pub alive_at: u64,
+}
+
 impl Db {
     /// Records an issuance or refusal as a part of a transaction.
     pub async fn audit_in(&self, tx: &mut Tx, entry: &Audit) -> Result<(), StoreError> {
@@ -86,14 +103,24 @@ impl Db {
         Ok(())
     }
 
-    /// Newest first, at most `limit`, older than `before_id` when that is not 0.
-    pub async fn list_audit(&self, limit: u32, before_id: u64) -> Result<Vec<AuditRow>, StoreError> {
-        let before = if before_id == 0 { i64::MAX } else { int(before_id) };
-        let rows = sqlx::query("SELECT * FROM audit WHERE id < $1 ORDER BY id DESC LIMIT $2")
-            .bind(before)
-            .bind(i64::from(limit))
-            .fetch_all(self.store.pool())
-            .await;
+    /// Newest first.
+    pub async fn list_audit(&self, filter: &Filter) -> Result<Vec<AuditRow>, StoreError> {
+        let before = match filter.before_id {
+            0 => i64::MAX,
+            id => int(id),
+        };
+        let rows = sqlx::query(
+            "SELECT * FROM audit WHERE id < $1 AND ($3 = '' OR outcome = $3) AND ($4 = '' OR spiffe_id = $4) \
+             AND ($5 = '' OR serial = $5) AND not_after >= $6 ORDER BY id DESC LIMIT $2",
+        )
+        .bind(before)
+        .bind(i64::from(filter.limit))
+        .bind(filter.outcome.as_str())
+        .bind(filter.spiffe_id.as_str())
+        .bind(filter.serial.as_str())
+        .bind(int(filter.alive_at))
+        .fetch_all(self.store.pool())
+        .await;
         rows.and_then(|rows| rows.iter().map(audit_row).collect())
             .map_err(|e| self.error(&e))
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod authority;
+mod backup;
 mod binary;
 mod enrolling;
 mod hierarchy;

@@ -6,10 +6,10 @@ use tonic::{Code, Status, transport::Channel};
 use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
     identity::v1::{
-        AckBundleRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest, ListAuditRequest,
-        ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest, RotateRequest, RotateTarget,
-        SignAdminRequest, SignWorkloadRequest, SvidUse, WatchBundleRequest, WatchNodesRequest,
-        admin_client::AdminClient, bootstrap_client::BootstrapClient,
+        AckBundleRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest,
+        ListAuditRequest, ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest,
+        RotateRequest, RotateTarget, SignAdminRequest, SignWorkloadRequest, SvidUse, WatchBundleRequest,
+        WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
         certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
@@ -96,6 +96,12 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
             AdminClient::new(rig.local()).revoke(request).await.unwrap();
             let request = ReinstateRequest { spiffe_id };
             AdminClient::new(channel).reinstate(request).await.map(|_| ())
+        }
+        "Backup" => {
+            let request = BackupRequest {
+                passphrase: "correct horse battery".into(),
+            };
+            AdminClient::new(channel).backup(request).await.map(|_| ())
         }
         "ListRevocations" => AdminClient::new(channel)
             .list_revocations(ListRevocationsRequest {})
@@ -201,6 +207,7 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ("/weft.identity.v1.Admin/Revoke", &["admin", "local"]),
         ("/weft.identity.v1.Admin/Reinstate", &["admin", "local"]),
         ("/weft.identity.v1.Admin/ListRevocations", &["admin", "local"]),
+        ("/weft.identity.v1.Admin/Backup", &["local"]),
     ];
     let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
     assert_eq!(methods.len(), ROLES.0.len());

@@ -164,7 +164,7 @@ impl Rig {
     pub async fn audit(&self) -> Vec<AuditEntry> {
         let request = ListAuditRequest {
             limit: 1000,
-            before_id: 0,
+            ..Default::default()
         };
         AdminClient::new(self.local())
             .list_audit(request)

@@ -1,0 +1,114 @@
+//! `weft identity revoke`, `reinstate` and `revocations`.
+
+use crate::{
+    connect::{AgentArgs, identity_error},
+    output::{Format, print_text, print_value, table, time},
+};
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use weft_proto::weft::identity::v1::{
+    ListRevocationsRequest, ReinstateRequest, Revocation, RevokeRequest, admin_client::AdminClient,
+};
+
+/// Revoke an identity or a certificate.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  weft identity revoke spiffe://cluster.local/ns/default/cart --reason 'key leaked'\n  \
+                  weft identity revoke 4f02a1… --reason 'key leaked'\n\nA revoked identity gets no certificates \
+                  until it is reinstated; of a node, also those that it holds for workloads are revoked."
+)]
+pub struct Revoke {
+    /// The SPIFFE ID, or the serial number of one certificate
+    #[arg(value_name = "SPIFFE-ID|SERIAL")]
+    target: String,
+    /// Why, for the audit record
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+/// Take a revocation back.
+#[derive(Debug, Args)]
+pub struct Reinstate {
+    /// The revoked identity
+    #[arg(value_name = "SPIFFE-ID")]
+    spiffe_id: String,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+/// Show what is revoked.
+#[derive(Debug, Args)]
+pub struct Revocations {
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+impl Revoke {
+    pub(super) async fn run(self) -> Result<()> {
+        let (channel, socket) = self.agent.identity()?;
+        let request = RevokeRequest {
+            target: self.target.clone(),
+            reason: self.reason,
+        };
+        AdminClient::new(channel)
+            .revoke(request)
+            .await
+            .map_err(|status| identity_error(&status, &socket))?;
+        print_text(&format!("{} is revoked", self.target))
+    }
+}
+
+impl Reinstate {
+    pub(super) async fn run(self) -> Result<()> {
+        let (channel, socket) = self.agent.identity()?;
+        let request = ReinstateRequest {
+            spiffe_id: self.spiffe_id.clone(),
+        };
+        AdminClient::new(channel)
+            .reinstate(request)
+            .await
+            .map_err(|status| identity_error(&status, &socket))?;
+        print_text(&format!(
+            "{} may have certificates again; those from before stay revoked",
+            self.spiffe_id
+        ))
+    }
+}
+
+impl Revocations {
+    pub(super) async fn run(self) -> Result<()> {
+        let (channel, socket) = self.agent.identity()?;
+        let all = AdminClient::new(channel)
+            .list_revocations(ListRevocationsRequest {})
+            .await
+            .map_err(|status| identity_error(&status, &socket))?
+            .into_inner()
+            .revocations;
+        // Reinstated: only what began before is revoked.
+        let until_now = |r: &Revocation| r.target.starts_with("spiffe://") && r.valid_from != u64::MAX;
+        if !matches!(self.output, Format::Table) {
+            let each = all.iter().map(|r| {
+                json!({
+                    "target": r.target, "time": time(r.time), "reason": r.reason, "reinstated": until_now(r),
+                })
+            });
+            return print_value(&json!(each.collect::<Vec<_>>()), self.output);
+        }
+        let row = |r: &Revocation| {
+            let scope = if until_now(r) {
+                "before it was reinstated"
+            } else {
+                "all"
+            };
+            vec![r.target.clone(), time(r.time), scope.into(), r.reason.clone()]
+        };
+        let header = ["TARGET", "SINCE", "CERTIFICATES", "REASON"];
+        print_text(&table(&header, &all.iter().map(row).collect::<Vec<_>>()))
+    }
+}
