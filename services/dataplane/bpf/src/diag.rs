@@ -129,6 +129,20 @@ impl NamespaceSockets {
         }
     }
 
+    /// Whether closing is something that the kernel does, for us.
+    pub(crate) fn can_close(&mut self) -> io::Result<()> {
+        let nobody = Found {
+            // A family is a small number in a header of one byte.
+            family: AddressFamily::Inet as i32 as u8,
+            protocol: 6,
+            id: [0; ID],
+            peer: SocketAddr::from(([0, 0, 0, 0], 0)),
+            held: false,
+            value: None,
+        };
+        self.close(&nobody).map(drop)
+    }
+
     /// Closes a socket as an abort does. False if it is gone already.
     pub(crate) fn close(&mut self, socket: &Found) -> io::Result<bool> {
         let body = request(socket.family, socket.protocol, 0, &socket.id);

@@ -39,18 +39,25 @@ pub struct Options {
     pub max_pending: u32,
     /// How many of these one workload may hold.
     pub max_pending_per_workload: u32,
+    /// How many service addresses and how many backends of all of them there may be; the same holds.
+    pub max_services: u32,
+    /// See above.
+    pub max_backends: u32,
     /// Workloads of other nodes are reached by tunnel or not at all.
     pub strict: bool,
 }
 
 impl Options {
-    /// Options with the defaults: 16384 pending connections, 2048 of them per workload.
+    /// Options with the defaults: 16384 pending connections, 2048 of them per workload; 65536 services
+    /// and as many backends; not strict.
     pub fn new(cgroup_root: impl Into<PathBuf>, bpffs_dir: impl Into<PathBuf>) -> Self {
         Self {
             cgroup_root: cgroup_root.into(),
             bpffs_dir: bpffs_dir.into(),
             max_pending: 16384,
             max_pending_per_workload: 2048,
+            max_services: 65536,
+            max_backends: 65536,
             strict: false,
         }
     }
@@ -130,6 +137,10 @@ impl Kernel {
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&maps)
             .map_max_entries("pending", options.max_pending.max(1))
+            .map_max_entries("services", options.max_services.max(1))
+            .map_max_entries("backends", options.max_backends.max(1))
+            // While a set changes both the old backends and the new ones are members.
+            .map_max_entries("members", options.max_backends.max(1).saturating_mul(2))
             .override_global("strict", &u8::from(options.strict), true)
             .override_global("share_max", &options.max_pending_per_workload.max(1), true)
             .load(OBJECT)

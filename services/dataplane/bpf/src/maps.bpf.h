@@ -130,7 +130,7 @@ struct {
 	__type(value, struct weft_backend);
 } backends SEC(".maps");
 
-/* Twice as many: while a set changes both the old and the new are members. */
+/* Twice as many as backends: while a set changes both the old and the new are members. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 131072);

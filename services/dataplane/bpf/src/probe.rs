@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use crate::diag::NamespaceSockets;
 use crate::fs as filesystems;
 use crate::sys::{self, AttachType};
 
@@ -30,6 +31,7 @@ pub fn probe(bpffs: &Path) -> Vec<Capability> {
         btf(),
         cgroup2(),
         cgroup_programs(),
+        socket_destroy(),
         bpf_filesystem(bpffs),
     ]
 }
@@ -121,6 +123,12 @@ fn cgroup_programs() -> Capability {
             [
                 AttachType::Inet4Connect,
                 AttachType::Inet6Connect,
+                AttachType::Udp4Sendmsg,
+                AttachType::Udp6Sendmsg,
+                AttachType::Udp4Recvmsg,
+                AttachType::Udp6Recvmsg,
+                AttachType::Inet4GetPeername,
+                AttachType::Inet6GetPeername,
                 AttachType::SockOps,
             ]
             .into_iter()
@@ -134,7 +142,21 @@ fn cgroup_programs() -> Capability {
         });
     capability(
         "cgroup-programs",
-        found.map(|()| "connect4, connect6, sockops".into()),
+        found.map(|()| "connect, sendmsg, recvmsg, getpeername, sockops".into()),
+    )
+}
+
+/// Asks for the end of a socket that nobody has: rights are looked at only when there is one.
+fn socket_destroy() -> Capability {
+    let found = NamespaceSockets::open().and_then(|mut sockets| sockets.can_close());
+    capability(
+        "socket-destroy",
+        match found {
+            Ok(()) => Ok("sockets to removed backends are closed".into()),
+            Err(error) => Err(format!(
+                "sockets to removed backends stay open until their peers are silent too long; the kernel answers {error}: use one built with CONFIG_INET_DIAG_DESTROY"
+            )),
+        },
     )
 }
 
