@@ -3,9 +3,11 @@
 pub mod admin;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod doctor;
 pub mod identity;
 pub mod observe;
 #[cfg(feature = "dev")]
 mod preflight;
 pub mod run;
 pub mod status;
+pub mod uninstall;

@@ -41,6 +41,10 @@ enum Command {
     /// Ask the certificate authority of this machine
     #[command(subcommand)]
     Identity(commands::identity::Identity),
+    /// Say what this machine can and cannot do for a node
+    Doctor(commands::doctor::Doctor),
+    /// Remove what a node left in the kernel and on this machine
+    Uninstall(commands::uninstall::Uninstall),
     /// Operators' own credentials
     #[command(subcommand)]
     Admin(commands::admin::Admin),
@@ -102,6 +106,8 @@ fn main() -> ExitCode {
             Command::Status(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(c) => c.run(),
+            Command::Uninstall(c) => c.run(),
             Command::Admin(c) => c.run().await.map(|()| ExitCode::SUCCESS),
         }
     });

@@ -22,6 +22,7 @@
 mod capture;
 mod cgroup;
 mod error;
+mod foreign;
 mod home;
 mod namespace;
 mod process;
@@ -30,6 +31,7 @@ mod wire;
 
 pub use capture::Capture;
 pub use error::Error;
+pub use foreign::ForeignProgram;
 pub use home::sweep;
 pub use namespace::Namespace;
 pub use process::{Process, Spawn};

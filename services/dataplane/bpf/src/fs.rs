@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
 use crate::error::Error;
@@ -89,6 +89,38 @@ pub fn ensure_bpffs(path: &Path) -> Result<bool, Error> {
     fs::create_dir_all(path).map_err(failed)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), path, Some("bpf"), flags, Some("mode=0700")).map_err(|errno| failed(errno.into()))?;
+    Ok(true)
+}
+
+/// Where a node notes in its folder of sockets that it mounted a bpf file system: whoever clears up
+/// after it must know whose that is.
+const MOUNTED: &str = "mounted-bpffs";
+
+/// Notes that `bpffs` was mounted for the node with this folder of sockets.
+pub fn note_mount(bpffs: &Path, run_dir: &Path) -> io::Result<()> {
+    fs::write(run_dir.join(MOUNTED), bpffs.as_os_str().as_encoded_bytes())
+}
+
+/// The bpf file system that a node mounted and has not unmounted.
+pub fn mounted_by_weft(run_dir: &Path) -> Option<PathBuf> {
+    let path = PathBuf::from(fs::read_to_string(run_dir.join(MOUNTED)).ok()?);
+    (path.is_absolute() && is_bpffs(&path)).then_some(path)
+}
+
+/// Unmounts what [`note_mount`] noted, unless somebody else has pins there; says whether it did.
+pub fn unmount_if_unused(bpffs: &Path, run_dir: &Path) -> Result<bool, Error> {
+    let failed = |source| Error::Pin {
+        path: bpffs.to_path_buf(),
+        action: "unmount",
+        source,
+    };
+    // The kernel puts two files into each bpf file system.
+    let own = |entry: fs::DirEntry| entry.file_name() == "maps.debug" || entry.file_name() == "progs.debug";
+    if !fs::read_dir(bpffs).map_err(failed)?.flatten().all(own) {
+        return Ok(false);
+    }
+    umount(bpffs).map_err(|errno| failed(errno.into()))?;
+    let _ = fs::remove_file(run_dir.join(MOUNTED));
     Ok(true)
 }
 

@@ -45,6 +45,7 @@ mod shared;
 mod sockets;
 mod sys;
 mod table;
+mod trial;
 
 pub use addresses::{Address, Addresses};
 pub use close::{Closer, Gone};
@@ -54,7 +55,9 @@ pub use diag::NamespaceSockets;
 pub use endpoints::{Endpoint, Endpoints};
 pub use error::Error;
 pub use events::{Event, Events, Verdict};
-pub use fs::{cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, pin_dir};
+pub use fs::{
+    cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, mounted_by_weft, note_mount, pin_dir, unmount_if_unused,
+};
 pub use interfaces::{Interfaces, Sources};
 pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
@@ -62,6 +65,7 @@ pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
 pub use services::{Backend, Change, Frontend, Services, Transport};
 pub use sockets::{OwnSockets, netns_cookie};
+pub use trial::{Others, Trial, others, trials};
 
 /// A kernel is shared between tasks.
 const _: () = {

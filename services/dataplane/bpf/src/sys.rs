@@ -65,7 +65,7 @@ pub(crate) fn read<T: Plain>(bytes: &[u8]) -> Option<T> {
     Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
+pub(crate) fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
     // SAFETY: `attr` is a live, fully initialised prefix of `union bpf_attr` and its size is given;
     // the kernel treats what is beyond it as zero.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr as *mut T, size_of::<T>()) };
@@ -76,7 +76,7 @@ fn bpf<T>(command: u32, attr: &mut T) -> io::Result<i64> {
     }
 }
 
-fn owned(result: i64) -> io::Result<OwnedFd> {
+pub(crate) fn owned(result: i64) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(result).map_err(|_| io::Error::other("bpf(2) returned no descriptor"))?;
     // SAFETY: the kernel has just made this descriptor (close-on-exec) for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -3,9 +3,15 @@
 //! Without the kernel's means the node goes on: pods are attributed by their own listeners and
 //! need no program. What is missing is told, never assumed.
 
-use crate::{NodeError, meters::Meters, pod::Wired, sockets::Sockets};
+use crate::{
+    NodeError,
+    meters::Meters,
+    pod::Wired,
+    sockets::Sockets,
+    wiring::{Adopted, Wiring},
+};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,59 +26,29 @@ pub(crate) struct Programs {
     capabilities: Vec<Capability>,
     /// Also kept when loading failed half-way: something may be there.
     pins: PathBuf,
-    /// A file system that was mounted here by us, so unmounted by us.
-    mounted: Option<PathBuf>,
+    run_dir: PathBuf,
 }
 
 #[derive(Debug)]
 struct Loaded {
     kernel: Kernel,
+    wiring: Wiring,
     sockets: Arc<Sockets>,
     shared: Vec<(&'static str, Arc<OwnedFd>)>,
     adopted: Adopted,
 }
 
-/// The endpoint numbers that an earlier node gave: who is still there keeps its own.
-#[derive(Debug, Default)]
-struct Adopted {
-    by_cgroup: HashMap<u64, u32>,
-    by_namespace: HashMap<u64, u32>,
-    /// The highest that any map holds.
-    last: u32,
-}
-
-impl Adopted {
-    fn read(kernel: &Kernel) -> Result<Self, weft_bpf::Error> {
-        let by_cgroup: HashMap<_, _> = kernel
-            .workloads()?
-            .into_iter()
-            .map(|(cgroup, workload)| (cgroup, workload.index))
-            .collect();
-        let by_namespace: HashMap<_, _> = kernel.namespaces()?.into_iter().collect();
-        let with_policy = kernel.endpoints()?.list()?;
-        // A number that policy still knows must not come back as another workload's.
-        let last = by_cgroup
-            .values()
-            .chain(by_namespace.values())
-            .copied()
-            .chain(with_policy.iter().map(|(number, _)| *number))
-            .max();
-        Ok(Self {
-            by_cgroup,
-            by_namespace,
-            last: last.unwrap_or(0),
-        })
-    }
-}
-
 impl Programs {
     /// Loads or adopts. `cgroup_root` is `Err` with the reason when there are no cgroups.
-    pub(crate) fn start(node: &str, cgroup_root: Result<&Path, &str>, bpffs: &Path) -> Self {
+    pub(crate) fn start(node: &str, cgroup_root: Result<&Path, &str>, bpffs: &Path, run_dir: &Path) -> Self {
         let pins = weft_bpf::pin_dir(bpffs, node);
-        let mut mounted = None;
         let loaded = cgroup_root.map_err(ToOwned::to_owned).and_then(|root| {
-            let mut load = || {
-                mounted = weft_bpf::ensure_bpffs(bpffs)?.then(|| bpffs.to_owned());
+            let load = || {
+                if weft_bpf::ensure_bpffs(bpffs)?
+                    && let Err(error) = weft_bpf::note_mount(bpffs, run_dir)
+                {
+                    tracing::warn!(%error, path = %bpffs.display(), "the bpf file system will stay mounted");
+                }
                 load(root, &pins)
             };
             load().map_err(|error: weft_bpf::Error| error.to_string())
@@ -107,7 +83,7 @@ impl Programs {
             loaded: loaded.ok(),
             capabilities,
             pins,
-            mounted,
+            run_dir: run_dir.to_owned(),
         }
     }
 
@@ -160,17 +136,10 @@ impl Programs {
         before: Option<&Wired>,
         after: Option<&Wired>,
     ) -> Result<(), NodeError> {
-        let Some(Loaded { kernel, .. }) = &self.loaded else {
-            return Ok(());
-        };
-        let cookie = |wired: Option<&Wired>| wired.map(|w| w.cookie);
-        if let Some(new) = cookie(after) {
-            kernel.add_namespace(new, endpoint)?;
+        match &self.loaded {
+            Some(loaded) => Ok(loaded.wiring.rewire(&loaded.kernel, endpoint, before, after)?),
+            None => Ok(()),
         }
-        if let Some(old) = cookie(before).filter(|old| Some(*old) != cookie(after)) {
-            kernel.remove_namespace(old)?;
-        }
-        Ok(())
     }
 
     /// Takes it away.
@@ -182,15 +151,19 @@ impl Programs {
         }
     }
 
-    /// After an adoption: forgets workloads whose cgroup is gone.
-    pub(crate) fn keep_only(&self, there: &HashSet<u64>) {
+    /// After an adoption: forgets workloads whose cgroup is gone and pods without an interface. Must
+    /// run in the node's namespace.
+    pub(crate) fn keep_only(&self, cgroups: &HashSet<u64>) {
         let Some(loaded) = &self.loaded else { return };
         match loaded.kernel.workloads() {
             Ok(known) => known
                 .iter()
-                .filter(|(id, _)| !there.contains(id))
+                .filter(|(id, _)| !cgroups.contains(id))
                 .for_each(|(id, _)| self.remove(*id)),
             Err(error) => tracing::warn!(%error, "adopted workloads cannot be read"),
+        }
+        if let Err(error) = loaded.wiring.forget_gone_pods(&loaded.kernel) {
+            tracing::warn!(%error, "something of pods that are gone stays in the kernel's maps");
         }
     }
 
@@ -212,22 +185,12 @@ impl Programs {
         if let Some(parent) = self.pins.parent() {
             let _ = std::fs::remove_dir(parent);
         }
-        if let Some(path) = &self.mounted
-            && is_unused(path)
-            && let Err(error) = nix::mount::umount(path)
+        if let Some(path) = weft_bpf::mounted_by_weft(&self.run_dir)
+            && let Err(error) = weft_bpf::unmount_if_unused(&path, &self.run_dir)
         {
             tracing::warn!(%error, path = %path.display(), "the bpf file system stays mounted");
         }
     }
-}
-
-/// Whether a bpf file system holds just the two files that the kernel puts into each.
-fn is_unused(bpffs: &Path) -> bool {
-    std::fs::read_dir(bpffs).is_ok_and(|entries| {
-        entries
-            .flatten()
-            .all(|entry| entry.file_name() == "maps.debug" || entry.file_name() == "progs.debug")
-    })
 }
 
 fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
@@ -238,6 +201,7 @@ fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
     tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
     let adopted = Adopted::read(&kernel)?;
     Ok(Loaded {
+        wiring: Wiring::open(&kernel)?,
         kernel,
         sockets,
         shared,

@@ -33,6 +33,7 @@ mod sockets;
 mod supervise;
 mod user;
 mod watch;
+mod wiring;
 
 pub use config::{Config, Flags};
 pub use error::NodeError;
@@ -124,7 +125,12 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         return Err(NodeError::Stopped);
     };
     let cgroup_root = root.as_deref().map_err(String::as_str);
-    let programs = Arc::new(Programs::start(&config.node_name, cgroup_root, &config.bpffs));
+    let programs = Arc::new(Programs::start(
+        &config.node_name,
+        cgroup_root,
+        &config.bpffs,
+        &config.run_dir,
+    ));
     let reconciled = Arc::clone(&programs);
     let there = cgroups.as_ref().map(Cgroups::ids).unwrap_or_default();
     entrance

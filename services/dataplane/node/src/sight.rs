@@ -4,13 +4,7 @@
 //! go around it, so such an interface is named and the pod refused.
 
 use crate::netlink::{Link, Route};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use std::{
-    collections::BTreeSet,
-    io,
-    net::IpAddr,
-    os::fd::{AsRawFd, BorrowedFd},
-};
+use std::{collections::BTreeSet, io, net::IpAddr, os::fd::BorrowedFd};
 
 /// What was seen in a namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +29,7 @@ pub(crate) fn look(node: BorrowedFd<'_>) -> io::Result<Sight> {
     let node = route.namespace_id(node)?;
     let (interfaces, around) = judge(&links, node);
     let mut sight = Sight {
-        cookie: cookie()?,
+        cookie: weft_bpf::netns_cookie()?,
         interfaces,
         around,
         ..Sight::default()
@@ -89,33 +83,6 @@ fn judge(links: &[Link], node: Option<i32>) -> (BTreeSet<u32>, Option<String>) {
     (interfaces, around)
 }
 
-/// `SO_NETNS_COOKIE` of the calling thread's namespace.
-fn cookie() -> io::Result<u64> {
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).map_err(io::Error::other)?;
-    // SAFETY: the option writes at most `length` bytes into a u64 that is alive for the call.
-    let answer = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if answer == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -156,10 +123,5 @@ mod tests {
         assert!(judge(std::slice::from_ref(&own), None).1.is_some());
         let inner = [link("bridge", None, None), link("veth", Some(9), None)];
         assert_eq!(judge(&inner, Some(0)), (BTreeSet::new(), None));
-    }
-
-    #[test]
-    fn a_namespace_has_a_cookie() {
-        assert!(cookie().unwrap() > 0);
     }
 }
