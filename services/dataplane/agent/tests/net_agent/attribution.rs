@@ -1,7 +1,7 @@
 //! Who calls is what the kernel says, whatever the caller says; and it stays so when the agent is
 //! killed and the control plane is away.
 
-use crate::rig::{Rig, SOON, ask, request_script, signal};
+use crate::rig::{Rig, SOON, ask, ask_until, request_script, signal};
 use nix::sys::signal::Signal;
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -24,19 +24,6 @@ spec:
     - matchExpressions:
       - {key: dapr.io/app-id, operator: In, values: [shop, worker]}
 "#;
-
-/// Asks until the answer has `wanted` in it: nodes learn of each other's workloads a moment later.
-async fn ask_until(wanted: &str, mut ask: impl FnMut() -> String) -> String {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let answer = ask();
-        if answer.contains(wanted) {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "{wanted:?} is not in {answer}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pods_and_processes_are_who_the_kernel_says() {

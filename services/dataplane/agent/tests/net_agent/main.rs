@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod attribution;
+mod carrying;
 #[path = "../common/control.rs"]
 mod control;
 mod rig;

@@ -80,6 +80,7 @@ pub struct Running {
     pub node: Node,
     run_dir: PathBuf,
     data_dir: PathBuf,
+    bpffs: PathBuf,
     process: Process,
 }
 
@@ -88,7 +89,7 @@ pub struct Rig {
     pub nodes: Vec<Running>,
     pub control: ControlPlane,
     /// Last, so that everything above is gone before it.
-    _net: Testnet,
+    pub net: Testnet,
 }
 
 fn binary(name: &str) -> PathBuf {
@@ -117,7 +118,7 @@ impl Rig {
         Self {
             nodes: nodes.collect(),
             control,
-            _net: net,
+            net,
         }
     }
 }
@@ -128,12 +129,13 @@ impl Running {
         let run_dir = net.dir().join(format!("run-{name}"));
         let data_dir = net.dir().join(format!("agent-{name}"));
         let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let bpffs = net.bpffs().unwrap();
         let mut command = Command::new(binary("weft-node"));
         for (flag, value) in [
             ("--node-name", name.to_owned()),
             ("--netns", text(node.namespace().path())),
             ("--cgroup-root", text(node.cgroup())),
-            ("--bpffs", text(&net.bpffs().unwrap())),
+            ("--bpffs", text(&bpffs)),
             ("--run-dir", text(&run_dir)),
             ("--agent-bin", text(&binary("weft-agent"))),
             ("--agent-data-dir", text(&data_dir)),
@@ -165,6 +167,7 @@ impl Running {
             node,
             run_dir,
             data_dir,
+            bpffs,
             process,
         }
     }
@@ -180,6 +183,7 @@ impl Running {
             name: name.into(),
             app_id: name.into(),
             app_port: port.into(),
+            labels: [("app".to_owned(), name.to_owned())].into(),
             place: Some(place),
             ..Default::default()
         };
@@ -238,6 +242,32 @@ impl Running {
         flows
     }
 
+    /// Writes into the kernel that these are services whose connections this node's agent takes.
+    pub fn redirect(&self, services: &[&str]) {
+        let pins = weft_bpf::pin_dir(&self.bpffs, self.node.name());
+        let folders = std::fs::read_dir(pins).unwrap().map(|e| e.unwrap().path());
+        let is_maps = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("maps-v");
+        let maps = folders.into_iter().find(is_maps).unwrap();
+        let open = |map: &str| object(&maps.join(map));
+        let endpoints = weft_bpf::Endpoints::from_fd(open("endpoints")).unwrap();
+        for number in 1..16 {
+            let endpoint = weft_bpf::Endpoint {
+                capture: true,
+                ..Default::default()
+            };
+            endpoints.set(number, endpoint).unwrap();
+        }
+        let mut tables =
+            weft_bpf::Services::from_fds(open("services"), open("backends"), open("members")).unwrap();
+        for service in services {
+            let frontend = weft_bpf::Frontend {
+                address: service.parse().unwrap(),
+                transport: weft_bpf::Transport::Tcp,
+            };
+            let _ = tables.set(frontend, true, &[]).unwrap();
+        }
+    }
+
     /// Whether the last good state on the disk has a workload in it.
     pub fn has_kept(&self, workload: &str) -> bool {
         let state = std::fs::read(self.data_dir.join("mesh.state")).unwrap_or_default();
@@ -273,6 +303,22 @@ impl Running {
             .unwrap();
         answer
     }
+}
+
+/// A pinned map.
+fn object(path: &Path) -> std::os::fd::OwnedFd {
+    use std::os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    };
+    const OBJ_GET: libc::c_long = 7;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    let attributes: [u64; 2] = [path.as_ptr() as u64, 0];
+    // SAFETY: the attributes and the path they point to outlive the call, which reads 16 bytes.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attributes.as_ptr(), 16) };
+    assert!(fd >= 0, "{path:?}: {}", std::io::Error::last_os_error());
+    // SAFETY: the kernel has just given it to us.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
 
 /// Signals a process of this test's.
@@ -342,5 +388,18 @@ fn answer(name: &str, mut stream: &TcpStream) {
         if stream.write_all(answer.as_bytes()).is_err() {
             return;
         }
+    }
+}
+
+/// Asks until the answer has `wanted` in it: nodes learn of each other's workloads a moment later.
+pub async fn ask_until(wanted: &str, mut ask: impl FnMut() -> String) -> String {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let answer = ask();
+        if answer.contains(wanted) {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "{wanted:?} is not in {answer}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
