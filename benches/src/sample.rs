@@ -37,7 +37,7 @@ pub fn pin(pid: i32, core: usize) -> Result<()> {
 }
 
 /// User and system time of a process, in seconds.
-pub fn cpu_seconds(pid: i32) -> Result<f64> {
+fn cpu_seconds(pid: i32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold anything; fields are counted behind it.
     let fields: Vec<&str> = stat
@@ -54,18 +54,6 @@ pub fn cpu_seconds(pid: i32) -> Result<f64> {
         .sum();
     let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100);
     Ok(ticks as f64 / per_second as f64)
-}
-
-/// Time that a core spent in softirqs, in seconds. It is nobody's, where the kernel counts it apart.
-pub fn softirq_seconds(core: usize) -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat")?;
-    let line = stat.lines().find_map(|l| l.strip_prefix(&format!("cpu{core} ")));
-    // user nice system idle iowait irq softirq
-    let ticks: f64 = line
-        .and_then(|l| l.split_whitespace().nth(6)?.parse().ok())
-        .context("no softirq time in /proc/stat")?;
-    let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100);
-    Ok(ticks / per_second as f64)
 }
 
 fn rss_mib(pid: i32) -> f64 {

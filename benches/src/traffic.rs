@@ -27,12 +27,7 @@ pub enum Kind {
     Ask,
     /// Send on one connection.
     Stream,
-    /// 1 KiB there and back, on 16 connections at once.
-    Kib,
 }
-
-/// Connections of [`Kind::Kib`].
-const AT_ONCE: usize = 16;
 
 impl Kind {
     /// As an argument, and in rows.
@@ -41,7 +36,6 @@ impl Kind {
             Self::Connect => "connect",
             Self::Ask => "ask",
             Self::Stream => "stream",
-            Self::Kib => "kib",
         }
     }
 
@@ -51,12 +45,11 @@ impl Kind {
             Self::Connect => b'c',
             Self::Ask => b'a',
             Self::Stream => b's',
-            Self::Kib => b'k',
         }
     }
 
     fn of(text: &str) -> Option<Self> {
-        [Self::Connect, Self::Ask, Self::Stream, Self::Kib]
+        [Self::Connect, Self::Ask, Self::Stream]
             .into_iter()
             .find(|k| k.name() == text)
     }
@@ -111,14 +104,6 @@ fn answer(mut stream: TcpStream, chunk: &mut [u8]) -> Result<()> {
         return Ok(());
     }
     stream.set_nodelay(true)?;
-    if mark[0] == Kind::Kib.mark() {
-        // Beside others; the thread ends with its connection.
-        std::thread::spawn(move || {
-            let mut block = [0; 1024];
-            while stream.read_exact(&mut block).is_ok() && stream.write_all(&block).is_ok() {}
-        });
-        return Ok(());
-    }
     stream.write_all(&mark)?;
     let mut byte = [0];
     // Until the client closes.
@@ -141,19 +126,6 @@ fn ask(stream: &mut TcpStream, byte: u8) -> Result<()> {
     stream.read_exact(&mut back)?;
     ensure!(back[0] == byte, "{} came back for {byte}", back[0]);
     Ok(())
-}
-
-fn kibibytes(address: SocketAddr, begun: Instant, time: Duration) -> Result<u64> {
-    let mut stream = open(address, Kind::Kib)?;
-    let (sent, mut back) = ([7; 1024], [0; 1024]);
-    let mut count = 0;
-    while begun.elapsed() < time {
-        stream.write_all(&sent)?;
-        stream.read_exact(&mut back)?;
-        ensure!(back == sent, "something else came back");
-        count += 1;
-    }
-    Ok(count)
 }
 
 fn drive(kind: Kind, address: SocketAddr, time: Duration) -> Result<Counted> {
@@ -200,16 +172,6 @@ fn drive(kind: Kind, address: SocketAddr, time: Duration) -> Result<Counted> {
             // What arrived counts.
             count = u64::from_be_bytes(received);
         }
-        Kind::Kib => {
-            let clients: Vec<_> = (0..AT_ONCE)
-                .map(|_| std::thread::spawn(move || kibibytes(address, begun, time)))
-                .collect();
-            for client in clients {
-                count += client
-                    .join()
-                    .map_err(|_| anyhow::anyhow!("a client's thread ended early"))??;
-            }
-        }
     }
     Ok(Counted {
         count,
@@ -231,7 +193,7 @@ mod tests {
         while TcpStream::connect(address).is_err() {
             assert!(begun.elapsed() < PATIENCE);
         }
-        for kind in [Kind::Connect, Kind::Ask, Kind::Stream, Kind::Kib] {
+        for kind in [Kind::Connect, Kind::Ask, Kind::Stream] {
             let counted = drive(kind, address, Duration::from_millis(50)).unwrap();
             assert!(
                 counted.count > 0 && counted.seconds >= 0.05,

@@ -146,7 +146,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Demo { keep, rest } => demo(&workspace, keep, &rest),
         Command::Bench { area, rest } => {
             setup::install(&workspace, Purpose::Bench)?;
-            run::succeed(workspace.cargo(&["build", "--release", "--workspace", "--bins"]))?;
+            let what = [
+                "build",
+                "--release",
+                "--workspace",
+                "--bins",
+                "--example",
+                "tunnel",
+            ];
+            run::succeed(workspace.cargo(&what))?;
             replace_with(layers::bench_command(&workspace, &area), &rest)
         }
         Command::Proto(Proto::Check) => {
