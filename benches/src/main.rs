@@ -5,6 +5,7 @@
 //! holds.
 
 mod baseline;
+mod identity;
 mod mesh;
 mod rows;
 mod sample;
@@ -46,6 +47,8 @@ enum Area {
     Baseline,
     /// Direct traffic of pods beside the same machine without Weft, policy lookups, memory
     Mesh,
+    /// Certificates per second, the time one takes, memory
+    Identity,
 }
 
 fn main() -> ExitCode {
@@ -95,6 +98,7 @@ async fn run(options: &Options) -> Result<bool> {
     let rows = match options.area {
         Area::Baseline => baseline::run(options).await?,
         Area::Mesh => mesh::run(options).await?,
+        Area::Identity => identity::run(options).await?,
     };
     let name = options
         .area

@@ -37,7 +37,7 @@ pub fn pin(pid: i32, core: usize) -> Result<()> {
 }
 
 /// User and system time of a process, in seconds.
-fn cpu_seconds(pid: i32) -> Result<f64> {
+pub fn cpu_seconds(pid: i32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold anything; fields are counted behind it.
     let fields: Vec<&str> = stat
@@ -56,7 +56,8 @@ fn cpu_seconds(pid: i32) -> Result<f64> {
     Ok(ticks as f64 / per_second as f64)
 }
 
-fn rss_mib(pid: i32) -> f64 {
+/// Resident memory of a process.
+pub fn rss_mib(pid: i32) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
     line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok())

@@ -167,7 +167,7 @@ pub fn demo_command(workspace: &Workspace, strict: bool) -> Command {
 }
 
 /// The areas that weft-bench measures; a wrong one is said before a long build.
-pub const BENCHES: [&str; 2] = ["baseline", "mesh"];
+pub const BENCHES: [&str; 3] = ["baseline", "identity", "mesh"];
 
 /// The benchmarks' program for an area.
 pub fn bench_command(workspace: &Workspace, area: &str) -> Command {

@@ -200,6 +200,15 @@ impl Db {
             .map_err(|e| self.error(&e))
     }
 
+    /// Names of nodes that joined at or after a time.
+    pub async fn joined_since(&self, time: u64) -> Result<Vec<String>, StoreError> {
+        sqlx::query_scalar("SELECT name FROM members WHERE kind = 'node' AND joined_at >= $1")
+            .bind(int(time))
+            .fetch_all(self.store.pool())
+            .await
+            .map_err(|e| self.error(&e))
+    }
+
     /// All nodes, with what each may host.
     pub async fn nodes(&self) -> Result<Vec<(String, Vec<HostPattern>)>, StoreError> {
         let rows = sqlx::query("SELECT name, may_host FROM members WHERE kind = 'node' ORDER BY name")

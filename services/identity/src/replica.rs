@@ -38,6 +38,19 @@ impl Core {
         Ok(all.iter().map(|r| r.min_acked).min().unwrap_or(0))
     }
 
+    /// Tells who follows the nodes here of those that joined at another replica. Who joined lately is
+    /// told again: replicas' clocks differ, and being told twice changes nothing.
+    pub async fn tell_joins(&self) -> Result<(), StartError> {
+        if !self.db.is_shared() || self.joins.receiver_count() == 0 {
+            return Ok(());
+        }
+        for name in self.db.joined_since(self.now().saturating_sub(SILENCE)).await? {
+            // Nobody follows any more.
+            let _ = self.joins.send(name);
+        }
+        Ok(())
+    }
+
     /// Says that this replica lives, and whether it is the one that rotates.
     pub async fn may_rotate(&self) -> Result<bool, StartError> {
         if !self.db.is_shared() {

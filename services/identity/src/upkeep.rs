@@ -77,6 +77,7 @@ impl Upkeep<'_> {
         } else {
             core.refresh().await?;
         }
+        core.tell_joins().await?;
         let bundle = core.bundle();
         if bundle.version != self.trust.version() {
             self.trust.set(bundle)?;

@@ -17,8 +17,8 @@ use weft_enroll::{Enrollment, Member, TokenSource};
 use weft_identity::{CaConfig, Config, Kind};
 use weft_proto::weft::identity::v1::{
     Authority, CreateJoinTokenRequest, GetAuthorityRequest, GetAuthorityResponse, ListAuditRequest,
-    RenewRequest, RotateRequest, RotateTarget, admin_client::AdminClient,
-    certificates_client::CertificatesClient,
+    RenewRequest, RevokeRequest, RotateRequest, RotateTarget, WatchNodesRequest, admin_client::AdminClient,
+    certificates_client::CertificatesClient, members_client::MembersClient,
 };
 use weft_tls::ManualClock;
 
@@ -288,4 +288,43 @@ async fn a_server_that_goes_away_stops_nothing_for_ever() {
     tokio::time::timeout(Duration::from_secs(60), again)
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn what_one_replica_does_the_other_tells_its_members() {
+    let (postgres, shared) = (Postgres::start(), TempDir::new().unwrap());
+    let clock = ManualClock::at(NOW);
+    let start = async || {
+        let dir = TempDir::new().unwrap();
+        Rig::configured(replica(&dir, &postgres, &shared), dir, clock.clone()).await
+    };
+    let (first, second) = (start().await, start().await);
+    let (policy, _drain) = first.join(Kind::Service, "policy", &[]).await;
+    let mut nodes = MembersClient::new(first.channel(Some(&policy.svid)))
+        .watch_nodes(WatchNodesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(nodes.message().await.unwrap().unwrap().snapshot);
+    let (n1, _d1) = second.join(Kind::Node, "n1", &[]).await;
+    let told = tokio::time::timeout(Duration::from_secs(20), nodes.message())
+        .await
+        .unwrap();
+    assert_eq!(told.unwrap().unwrap().upserts[0].name, "n1");
+    // Revoked at one, known to the members of the other within two seconds.
+    let request = RevokeRequest {
+        target: n1.id.to_string(),
+        reason: "test".into(),
+    };
+    AdminClient::new(second.local()).revoke(request).await.unwrap();
+    let mut changes = policy.trust.revocations();
+    let peer = n1.svid.get().unwrap().identity().clone();
+    let known = async {
+        while !policy.trust.is_revoked(&peer) {
+            changes.changed().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(2), known)
+        .await
+        .expect("not within two seconds");
 }
