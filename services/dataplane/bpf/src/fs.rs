@@ -68,6 +68,14 @@ pub fn cgroup_id(cgroup: &Path) -> Result<u64, Error> {
     Ok(metadata.ino())
 }
 
+/// How deep below the hierarchy's root a cgroup is; the root itself is at 0.
+pub(crate) fn cgroup_level(cgroup: &Path) -> u32 {
+    let is_cgroup =
+        |folder: &&Path| statfs(*folder).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    let folders = cgroup.ancestors().take_while(is_cgroup).count();
+    u32::try_from(folders.saturating_sub(1)).unwrap_or(u32::MAX)
+}
+
 /// Whether `path`, or the nearest folder above it that exists, is on a bpf file system.
 pub fn is_bpffs(path: &Path) -> bool {
     path.ancestors()

@@ -11,14 +11,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, PerCpuArray};
-use aya::programs::{CgroupSockAddr, Program, SockOps};
+use aya::programs::{CgroupSkb, CgroupSockAddr, Program, SchedClassifier, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::error::Error;
 use crate::fs as filesystems;
 use crate::layout::{COUNTERS, LAYOUT, RawProcess, RawWorkload};
-use crate::links::{self, PROGRAMS};
+use crate::links::{self, PROCESS_PROGRAMS, PROGRAMS};
+use crate::processes::Processes;
 use crate::sys::{self, Map};
+use crate::tcx::{self, Classifiers};
 
 /// The object, compiled at build time or taken from `prebuilt/`.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/weft.bpf.o"));
@@ -45,11 +47,19 @@ pub struct Options {
     pub max_backends: u32,
     /// Workloads of other nodes are reached by tunnel or not at all.
     pub strict: bool,
+    /// Where agents take tunnels.
+    pub tunnel_port: u16,
+    /// Where the agent takes captured connections.
+    pub capture_port: u16,
+    /// How many connections are remembered. Adopted maps keep the size they were made with.
+    pub max_connections: u32,
+    /// How many bytes of events may wait for their reader: a power of two.
+    pub event_bytes: u32,
 }
 
 impl Options {
     /// Options with the defaults: 16384 pending connections, 2048 of them per workload; 65536 services
-    /// and as many backends; not strict.
+    /// and as many backends; 131072 connections remembered; 1 MiB of events; not strict.
     pub fn new(cgroup_root: impl Into<PathBuf>, bpffs_dir: impl Into<PathBuf>) -> Self {
         Self {
             cgroup_root: cgroup_root.into(),
@@ -59,6 +69,10 @@ impl Options {
             max_services: 65536,
             max_backends: 65536,
             strict: false,
+            tunnel_port: 15008,
+            capture_port: 15001,
+            max_connections: 131_072,
+            event_bytes: 1 << 20,
         }
     }
 }
@@ -85,6 +99,8 @@ pub struct Counter {
 pub struct Kernel {
     adopted: bool,
     pub(crate) maps: PathBuf,
+    pub(crate) classifiers: Classifiers,
+    pub(crate) judged: Processes,
     workloads: Map<u64, RawWorkload>,
     pub(crate) shares: Map<u64, i32>,
     pub(crate) namespaces: Map<u64, u32>,
@@ -134,8 +150,15 @@ impl Kernel {
             })?;
         }
 
+        let level = filesystems::cgroup_level(&options.cgroup_root);
         let mut object = EbpfLoader::new()
             .default_map_pin_directory(&maps)
+            .map_max_entries("conntrack", options.max_connections.max(1))
+            .map_max_entries("events", options.event_bytes)
+            .override_global("tunnel_port", &options.tunnel_port, true)
+            .override_global("capture_port", &options.capture_port, true)
+            .override_global("root_cgroup", &cgroup_id, true)
+            .override_global("root_level", &level, true)
             .map_max_entries("pending", options.max_pending.max(1))
             .map_max_entries("services", options.max_services.max(1))
             .map_max_entries("backends", options.max_backends.max(1))
@@ -146,17 +169,44 @@ impl Kernel {
             .load(OBJECT)
             .map_err(|error| load_error("the object", &error))?;
 
+        let classifiers = Classifiers {
+            programs: [
+                load_program(&mut object, tcx::PROGRAMS[0].0)?,
+                load_program(&mut object, tcx::PROGRAMS[1].0)?,
+            ],
+            links: links.clone(),
+        };
+        let mut loaded = Vec::with_capacity(PROGRAMS.len());
+        for (name, _) in PROGRAMS {
+            loaded.push(load_program(&mut object, name)?);
+        }
+        // All were accepted: from here on one after the other is replaced.
         let mut adopted = true;
-        for (name, kind) in PROGRAMS {
-            let program = load_program(&mut object, name)?;
+        for (program, (name, kind)) in loaded.iter().zip(PROGRAMS) {
             adopted &= links::install(&links, (name, kind), program.as_fd(), &cgroup, cgroup_id)?;
         }
-        let kernel = Self::open(maps, adopted)?;
+        classifiers.adopt()?;
+        let processes = Processes {
+            programs: [
+                load_program(&mut object, PROCESS_PROGRAMS[0].0)?,
+                load_program(&mut object, PROCESS_PROGRAMS[1].0)?,
+            ],
+            links,
+            cgroup,
+            cgroup_id,
+        };
+        processes.adopt()?;
+        let kernel = Self::open(maps, adopted, classifiers, processes)?;
         remove_older_maps(folder)?;
         Ok(kernel)
     }
 
-    fn open(maps: PathBuf, adopted: bool) -> Result<Self, Error> {
+    fn open(
+        maps: PathBuf,
+        adopted: bool,
+        classifiers: Classifiers,
+        judged: Processes,
+    ) -> Result<Self, Error> {
         let workloads = typed(&maps, "workloads")?;
         let shares = typed(&maps, "shares")?;
         let namespaces = typed(&maps, "namespaces")?;
@@ -170,6 +220,8 @@ impl Kernel {
         Ok(Self {
             adopted,
             maps,
+            classifiers,
+            judged,
             workloads,
             shares,
             namespaces,
@@ -280,7 +332,8 @@ impl Kernel {
 /// [`Kernel`]: it also clears up after a process that is gone. Removing what isn't there is no error.
 pub fn uninstall(bpffs_dir: &Path) -> Result<(), Error> {
     let links = links_dir(bpffs_dir);
-    for (name, _) in PROGRAMS {
+    tcx::remove_all(&links)?;
+    for (name, _) in PROGRAMS.into_iter().chain(PROCESS_PROGRAMS) {
         links::remove(&links, name)?;
     }
     remove_dir(&links)?;
@@ -355,6 +408,8 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
     match program {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
         Program::SockOps(program) => SockOps::load(program),
+        Program::CgroupSkb(program) => CgroupSkb::load(program),
+        Program::SchedClassifier(program) => SchedClassifier::load(program),
         _ => return Err(missing()),
     }
     .map_err(|error| load_error(name, &error))?;

@@ -39,12 +39,14 @@ mod object_tests;
 mod origin;
 mod policy;
 mod probe;
+mod processes;
 mod ring;
 mod services;
 mod shared;
 mod sockets;
 mod sys;
 mod table;
+mod tcx;
 mod trial;
 
 pub use addresses::{Address, Addresses};
@@ -65,6 +67,7 @@ pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
 pub use services::{Backend, Change, Frontend, Services, Transport};
 pub use sockets::{OwnSockets, netns_cookie};
+pub use tcx::{Attached, Hooked, Neighbour, TestRun};
 pub use trial::{Others, Trial, others, trials};
 
 /// A kernel is shared between tasks.

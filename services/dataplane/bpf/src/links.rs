@@ -24,6 +24,18 @@ pub(crate) const PROGRAMS: [(&str, AttachType); 9] = [
     ("sock_ops", AttachType::SockOps),
 ];
 
+/// The programs that judge the packets of processes. What comes in first: an answer without its
+/// opening is refused, not the other way round.
+pub(crate) const PROCESS_PROGRAMS: [(&str, AttachType); 2] = [
+    ("process_ingress", AttachType::InetIngress),
+    ("process_egress", AttachType::InetEgress),
+];
+
+/// Whether a link is pinned under this name.
+pub(crate) fn is_installed(folder: &Path, name: &str) -> bool {
+    folder.join(name).exists()
+}
+
 /// Makes `program` the one behind the link pinned at `<folder>/<name>`, which attaches to `cgroup`.
 /// Returns whether a link was adopted rather than made.
 pub(crate) fn install(

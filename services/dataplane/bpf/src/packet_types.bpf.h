@@ -167,7 +167,8 @@ struct weft_fragment {
 struct weft_ports {
 	__u16 sport;
 	__u16 dport;
-	__u32 zero;
+	__u16 id;
+	__u16 zero;
 };
 
 /* What user space is told of a packet. */

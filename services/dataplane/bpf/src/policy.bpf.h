@@ -1,133 +1,241 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a policy set says. Every shape of key that the set uses is asked, so an answer costs the same
- * however many rules there are: one deny is enough to refuse; else what any rule allows is allowed,
- * through the proxy only if all that allow it say so, between proven ends if one of them does.
+ * Who an address is, and what policy says of it.
+ *
+ * Every kind of key in use is probed. Any entry that refuses wins, else any that allows does, else
+ * the direction's default. Of several that allow, one without the proxy suffices to pass directly
+ * and one that asks for proof suffices to demand it. The lowest rule is told.
+ *
+ * An element of a hash map that is removed may be taken at once for another key, also while a
+ * program still reads it; so what was read counts only if its key leads to the same element
+ * afterwards. Tries wait before they take an element again.
  */
 #ifndef WEFT_POLICY_BPF_H
 #define WEFT_POLICY_BPF_H
 
 #include "addr.bpf.h"
+#include "maps.bpf.h"
 #include "packet_maps.bpf.h"
+#include "service.bpf.h"
 
-/* Whoever has no address of the cluster. */
-#define WEFT_IDENTITY_WORLD 2
+#define WEFT_HOST 1
+#define WEFT_WORLD 2
 
-/* What is asked: may this peer be talked to? */
-struct weft_question {
-	__u32 set;
+/* The other end. */
+struct weft_peer {
 	__u32 identity;
-	/* The server's; for ICMP the message's type plus one. */
-	__u16 port;
-	__u8 proto;
-	/* WEFT_IN or WEFT_OUT. */
-	__u8 dir;
+	/* WEFT_ADDRESS_*, and below. */
+	__u32 flags;
+	/* Its number if it is of this node and known to be who it says. */
+	__u32 endpoint;
+	__u32 zero;
 };
 
-struct weft_ruling {
-	/* WEFT_ALLOW or WEFT_DENY; 0 while nothing was found. */
+/* A socket of the node's own components. */
+#define WEFT_PEER_OWN 0x10000
+
+static __always_inline void find_address(const __u8 *addr, struct weft_peer *peer)
+{
+	struct weft_prefix key ALIGNED = { .length = 128 };
+	struct weft_address *found;
+
+	copy_addr(key.addr, addr);
+	found = bpf_map_lookup_elem(&addresses, &key);
+	if (!found) {
+		peer->identity = WEFT_WORLD;
+		peer->flags = 0;
+		peer->endpoint = 0;
+		return;
+	}
+	peer->identity = found->identity;
+	peer->flags = found->flags;
+	peer->endpoint = found->endpoint;
+}
+
+/* 0 if there is none. */
+static __always_inline int find_endpoint(__u32 index, struct weft_endpoint *endpoint)
+{
+	int try;
+
+	_Pragma("clang loop unroll(disable)")
+	for (try = 0; try < WEFT_TRIES; try++) {
+		struct weft_endpoint *found = bpf_map_lookup_elem(&endpoints, &index);
+
+		if (!found)
+			return 0;
+		*endpoint = *found;
+		if (bpf_map_lookup_elem(&endpoints, &index) == found)
+			return 1;
+	}
+	return 0;
+}
+
+static __always_inline int find_set(__u32 number, struct weft_set *set)
+{
+	int try;
+
+	_Pragma("clang loop unroll(disable)")
+	for (try = 0; try < WEFT_TRIES; try++) {
+		struct weft_set *found = bpf_map_lookup_elem(&sets, &number);
+
+		if (!found)
+			return 0;
+		*set = *found;
+		if (bpf_map_lookup_elem(&sets, &number) == found)
+			return 1;
+	}
+	return 0;
+}
+
+struct weft_question {
+	/* All parts named. */
+	struct weft_policy_key key;
+	struct weft_set set;
+};
+
+struct weft_answer {
+	/* 0: no entry matches. */
 	__u8 verdict;
-	/* WEFT_POLICY_*. */
 	__u8 flags;
 	__u16 zero;
-	/* The lowest number among those that decided; 0: the default. */
 	__u32 rule;
 };
 
-/* Who has an address; none: nobody in the cluster. */
-static __always_inline struct weft_address *find_address(const __u8 *addr)
+static __always_inline void add_answer(struct weft_answer *answer, struct weft_policy found)
 {
-	struct weft_prefix key = { .length = 128 };
-
-	copy_addr(key.addr, addr);
-	return bpf_map_lookup_elem(&addresses, &key);
-}
-
-static __always_inline void weigh(struct weft_ruling *ruling, struct weft_policy *entry)
-{
-	struct weft_policy held;
-
-	if (!entry)
-		return;
-	/* In one piece: a writer may be replacing it. */
-	*(__u64 *)&held = *(volatile __u64 *)entry;
-	if (held.verdict == ruling->verdict) {
-		__u8 all = ruling->flags & held.flags, any = ruling->flags | held.flags;
-
-		ruling->flags = (all & WEFT_POLICY_REDIRECT) | (any & WEFT_POLICY_AUTH);
-		if (held.rule < ruling->rule)
-			ruling->rule = held.rule;
+	if (found.verdict != WEFT_ALLOW) {
+		if (answer->verdict != WEFT_DENY || found.rule < answer->rule)
+			answer->rule = found.rule;
+		answer->verdict = WEFT_DENY;
 		return;
 	}
-	if (ruling->verdict == WEFT_DENY)
+	if (answer->verdict == WEFT_DENY)
 		return;
-	ruling->verdict = held.verdict;
-	ruling->flags = held.flags;
-	ruling->rule = held.rule;
+	if (!answer->verdict) {
+		answer->verdict = WEFT_ALLOW;
+		answer->flags = found.flags;
+		answer->rule = found.rule;
+		return;
+	}
+	answer->flags = (answer->flags & found.flags & WEFT_POLICY_REDIRECT) |
+			((answer->flags | found.flags) & WEFT_POLICY_AUTH);
+	if (found.rule < answer->rule)
+		answer->rule = found.rule;
 }
 
-static __always_inline void ask_shape(const struct weft_question *question, struct weft_ruling *ruling,
-				      __u32 identity, __u8 proto, __u16 port)
+__noinline int probe_entry(const struct weft_policy_key *key, struct weft_answer *answer)
 {
-	struct weft_policy_key key = {
-		.set = question->set,
-		.identity = identity,
-		.port = port,
-		.proto = proto,
-		.dir = question->dir,
-	};
-
-	weigh(ruling, bpf_map_lookup_elem(&policy, &key));
-}
-
-static __always_inline void ask_ranges(const struct weft_question *question, struct weft_ruling *ruling,
-				       __u32 identity)
-{
-	struct weft_range key = {
-		.length = 96,
-		.set = question->set,
-		.identity = identity,
-		.dir = question->dir,
-		.proto = question->proto,
-		.port = { question->port >> 8, question->port & 0xff },
-	};
-
-	weigh(ruling, bpf_map_lookup_elem(&range_deny, &key));
-	weigh(ruling, bpf_map_lookup_elem(&range_allow, &key));
-}
-
-/* 0, or -1 if the set is not there: then nothing is known and nothing is allowed. */
-static __attribute__((noinline)) int ask_policy(const struct weft_question *question,
-						struct weft_ruling *ruling)
-{
-	__u32 number = question->set, identity = question->identity;
-	struct weft_set *set = bpf_map_lookup_elem(&sets, &number);
-	__u32 shapes, flags;
-	int out = question->dir == WEFT_OUT;
-
-	__builtin_memset(ruling, 0, sizeof(*ruling));
-	if (!set)
+	if (!key || !answer)
 		return -1;
-	shapes = out ? set->shapes_out : set->shapes_in;
-	flags = set->flags;
-	if (shapes & WEFT_SHAPE_PEER_PORT)
-		ask_shape(question, ruling, identity, question->proto, question->port);
-	if (shapes & WEFT_SHAPE_PEER_PROTO)
-		ask_shape(question, ruling, identity, question->proto, 0);
-	if (shapes & WEFT_SHAPE_PEER)
-		ask_shape(question, ruling, identity, 0, 0);
-	if (shapes & WEFT_SHAPE_PORT)
-		ask_shape(question, ruling, 0, question->proto, question->port);
-	if (shapes & WEFT_SHAPE_PROTO)
-		ask_shape(question, ruling, 0, question->proto, 0);
-	if (shapes & WEFT_SHAPE_ANY)
-		ask_shape(question, ruling, 0, 0, 0);
-	if (flags & (out ? WEFT_SET_RANGES_OUT : WEFT_SET_RANGES_IN)) {
-		ask_ranges(question, ruling, identity);
-		ask_ranges(question, ruling, 0);
+	int try;
+
+	_Pragma("clang loop unroll(disable)")
+	for (try = 0; try < WEFT_TRIES; try++) {
+		struct weft_policy *found = bpf_map_lookup_elem(&policy, key);
+		struct weft_policy copy;
+
+		if (!found)
+			return 0;
+		*(__u64 *)&copy = *(volatile __u64 *)found;
+		if (bpf_map_lookup_elem(&policy, key) == found) {
+			add_answer(answer, copy);
+			return 0;
+		}
 	}
-	if (!ruling->verdict)
-		ruling->verdict = flags & (out ? WEFT_SET_DENY_OUT : WEFT_SET_DENY_IN) ? WEFT_DENY : WEFT_ALLOW;
+	answer->verdict = WEFT_DENY;
+	return 0;
+}
+
+__noinline int probe_ranges(const struct weft_policy_key *key, struct weft_answer *answer)
+{
+	if (!key || !answer)
+		return -1;
+	struct weft_range range = {};
+	int anybody;
+
+	range.length = 96;
+	range.set = key->set;
+	range.dir = key->dir;
+	range.proto = key->proto;
+	range.port[0] = key->port >> 8;
+	range.port[1] = key->port;
+	_Pragma("clang loop unroll(disable)")
+	for (anybody = 0; anybody < 2; anybody++) {
+		struct weft_policy *found;
+
+		range.identity = anybody ? 0 : key->identity;
+		found = bpf_map_lookup_elem(&range_deny, &range);
+		if (found)
+			add_answer(answer, *found);
+		found = bpf_map_lookup_elem(&range_allow, &range);
+		if (found)
+			add_answer(answer, *found);
+	}
+	return 0;
+}
+
+__noinline int ask_policy(const struct weft_question *question, struct weft_answer *answer)
+{
+	if (!question || !answer)
+		return -1;
+	int out = question->key.dir == WEFT_OUT;
+	__u32 shapes = out ? question->set.shapes_out : question->set.shapes_in;
+	int shape;
+
+	_Pragma("clang loop unroll(disable)")
+	for (shape = 0; shape < 6; shape++) {
+		struct weft_policy_key key = question->key;
+		/* Peer and anybody, times port, protocol and anything. */
+		int parts = shape % 3;
+
+		if (!(shapes & (1 << shape)))
+			continue;
+		if (shape >= 3)
+			key.identity = 0;
+		if (parts > 0)
+			key.port = 0;
+		if (parts > 1)
+			key.proto = 0;
+		probe_entry(&key, answer);
+	}
+	if (question->set.flags & (out ? WEFT_SET_RANGES_OUT : WEFT_SET_RANGES_IN))
+		probe_ranges(&question->key, answer);
+	return 0;
+}
+
+/* Refused, but nobody is told: it will come again. */
+#define WEFT_SILENT 1
+
+/* 0, or the reason to refuse. */
+__noinline int judge(const struct weft_question *question, const struct weft_endpoint *endpoint,
+			    const struct weft_peer *peer, struct weft_answer *answer)
+{
+	if (!question || !endpoint || !peer || !answer)
+		return WEFT_DROP_POLICY_DENIED;
+	int out = question->key.dir == WEFT_OUT;
+
+	ask_policy(question, answer);
+	if (answer->verdict == WEFT_DENY)
+		return WEFT_DROP_POLICY_DENY;
+	if (!answer->verdict) {
+		__u32 deny = question->set.flags & (out ? WEFT_SET_DENY_OUT : WEFT_SET_DENY_IN);
+		__u32 ranges = question->set.flags & (out ? WEFT_SET_RANGES_OUT : WEFT_SET_RANGES_IN);
+		__u32 shapes = out ? question->set.shapes_out : question->set.shapes_in;
+
+		/* A rule may name it once it is known. */
+		if (peer->flags & WEFT_ADDRESS_AGGREGATE && (deny || ranges || shapes))
+			return WEFT_SILENT;
+		return deny ? WEFT_DROP_POLICY_DENIED : 0;
+	}
+	if (answer->flags & WEFT_POLICY_REDIRECT)
+		return WEFT_DROP_PROXY_NOT_SUPPORTED;
+	if (answer->flags & WEFT_POLICY_AUTH) {
+		struct weft_endpoint other = {};
+
+		if (!(endpoint->flags & WEFT_ENDPOINT_HAS_SVID) || !peer->endpoint ||
+		    !find_endpoint(peer->endpoint, &other) || !(other.flags & WEFT_ENDPOINT_HAS_SVID))
+			return WEFT_DROP_AUTH_REQUIRED;
+	}
 	return 0;
 }
 

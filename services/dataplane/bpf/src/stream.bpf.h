@@ -25,33 +25,33 @@ struct weft_route {
 static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 dir, __u32 identity,
 				     const struct weft_place *target)
 {
-	struct weft_question question = {
-		.set = endpoint->set,
-		.identity = identity,
-		.port = target->port,
-		.proto = IPPROTO_TCP,
-		.dir = dir,
-	};
-	struct weft_ruling ruling = {};
+	struct weft_question question = {};
+	struct weft_answer answer = {};
 
 	/* What is not known or not allowed is refused where its packets pass. */
-	if (ask_policy(&question, &ruling))
+	if (!find_set(endpoint->set, &question.set))
 		return 0;
-	return ruling.verdict == WEFT_ALLOW && ruling.flags & WEFT_POLICY_REDIRECT;
+	question.key.set = endpoint->set;
+	question.key.identity = identity;
+	question.key.port = target->port;
+	question.key.proto = IPPROTO_TCP;
+	question.key.dir = dir;
+	ask_policy(&question, &answer);
+	return answer.verdict == WEFT_ALLOW && answer.flags & WEFT_POLICY_REDIRECT;
 }
 
 /* Does the policy of either end want the agent to look into this connection? */
-static __always_inline int wants_agent(const struct weft_endpoint *endpoint, const struct weft_address *address,
+static __always_inline int wants_agent(const struct weft_endpoint *endpoint, const struct weft_peer *peer,
 				       const struct weft_place *target)
 {
 	struct weft_endpoint *other;
 	__u32 number;
 
-	if (redirects(endpoint, WEFT_OUT, address ? address->identity : WEFT_IDENTITY_WORLD, target))
+	if (redirects(endpoint, WEFT_OUT, peer->identity, target))
 		return 1;
-	if (!address || !(address->flags & WEFT_ADDRESS_LOCAL))
+	if (!(peer->flags & WEFT_ADDRESS_LOCAL))
 		return 0;
-	number = address->endpoint;
+	number = peer->endpoint;
 	other = bpf_map_lookup_elem(&endpoints, &number);
 	return other && redirects(other, WEFT_IN, endpoint->identity, target);
 }
@@ -64,7 +64,7 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 	__u32 number = caller->index;
 	struct weft_service service = {};
 	struct weft_backend backend ALIGNED = {};
-	struct weft_address *address;
+	struct weft_peer peer = {};
 	enum weft_found found;
 	int captures = 0;
 
@@ -99,8 +99,8 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 	if (caller->kind == WEFT_STRANGER || is_loopback(route->target.addr))
 		return 0;
 
-	address = find_address(route->target.addr);
-	if (address && address->flags & WEFT_ADDRESS_TUNNEL) {
+	find_address(route->target.addr, &peer);
+	if (peer.flags & WEFT_ADDRESS_TUNNEL) {
 		if (captures) {
 			route->flags |= WEFT_ORIGIN_CAPTURED;
 			return 0;
@@ -110,7 +110,7 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 			return -EPERM;
 		}
 	}
-	if (endpoint && wants_agent(endpoint, address, &route->target)) {
+	if (endpoint && wants_agent(endpoint, &peer, &route->target)) {
 		if (!captures) {
 			count(WEFT_REDIRECT_CLOSED);
 			return -EPERM;

@@ -9,6 +9,8 @@
  */
 #include "packet_maps.bpf.h"
 #include "origin.bpf.h"
+#include "endpoint.bpf.h"
+#include "process.bpf.h"
 #include "socket.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
