@@ -244,7 +244,7 @@ fn blocks(first: u32, end: u32) -> Vec<(u16, u8)> {
     while at < end {
         // As large as its alignment and the rest allow; 65,536 ports at once would be no range but all.
         let aligned = at.trailing_zeros().min(15);
-        let rest = end - at + u32::from(made(Fault::BlockIsTooLarge));
+        let rest = (end - at) << u32::from(made(Fault::BlockIsTooLarge));
         let size = aligned.min(rest.ilog2());
         // Below 65,536 by `end`, and at most 16.
         found.push((at as u16, 16 - size as u8));
