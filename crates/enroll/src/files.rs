@@ -16,6 +16,8 @@ use weft_tls::{Bundle, Svid};
 use zeroize::Zeroizing;
 
 const CERTIFICATE: &str = "CERTIFICATE";
+/// Not DER but JSON; the armour keeps it apart from the rest.
+const JWKS: &str = "JSON WEB KEY SET";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 const VERSION_HEADER: &str = "Bundle-Version";
 /// A key, three certificates; a bundle of some roots.
@@ -157,6 +159,9 @@ impl Folder {
         for root in &bundle.roots {
             text.push_str(&encode(CERTIFICATE, root));
         }
+        if !bundle.jwks.is_empty() {
+            text.push_str(&encode(JWKS, &bundle.jwks));
+        }
         let path = self.bundle_path();
         replace(&path, text.as_bytes()).map_err(file_error(&path))
     }
@@ -231,6 +236,8 @@ fn parse_bundle(text: &str, trust_domain: &TrustDomain) -> Result<Bundle, String
         })
         .ok_or("no version")?;
     let blocks = pem::parse_many(text).map_err(|e| e.to_string())?;
+    let jwks = blocks.iter().find(|b| b.tag() == JWKS);
+    let jwks = jwks.map_or_else(Vec::new, |b| b.contents().to_vec());
     let roots = blocks
         .into_iter()
         .filter(|b| b.tag() == CERTIFICATE)
@@ -243,6 +250,7 @@ fn parse_bundle(text: &str, trust_domain: &TrustDomain) -> Result<Bundle, String
         trust_domain: trust_domain.clone(),
         version,
         roots,
+        jwks,
     })
 }
 
@@ -262,6 +270,7 @@ mod tests {
             trust_domain: td.clone(),
             version: 7,
             roots: vec![vec![1, 2, 3].into(), vec![4; 500].into()],
+            jwks: br#"{"keys":[]}"#.to_vec(),
         };
         folder.store_bundle(&bundle).unwrap();
         let text = read(&folder.bundle_path()).unwrap().unwrap();

@@ -310,10 +310,15 @@ pub(crate) fn read_bundle(
     if bundle.roots_der.is_empty() || bundle.roots_der.len() > MAX_ROOTS {
         return Err(format!("a trust bundle with {} roots", bundle.roots_der.len()));
     }
+    const MAX_JWKS: usize = 64 * 1024;
+    if bundle.jwks_json.len() > MAX_JWKS {
+        return Err(format!("{} bytes of keys for JWT-SVIDs", bundle.jwks_json.len()));
+    }
     let roots = bundle.roots_der.into_iter().map(CertificateDer::from).collect();
     Ok(Bundle {
         trust_domain: expected.clone(),
         version: bundle.version,
         roots,
+        jwks: bundle.jwks_json,
     })
 }

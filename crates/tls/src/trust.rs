@@ -17,6 +17,8 @@ pub struct Bundle {
     pub version: u64,
     /// Self-signed certificates, DER.
     pub roots: Vec<CertificateDer<'static>>,
+    /// The keys that JWT-SVIDs are verified with, as a JWK set (RFC 7517); empty for none.
+    pub jwks: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ impl Trust {
             trust_domain,
             version: 0,
             roots: Vec::new(),
+            jwks: Vec::new(),
         };
         let state = TrustState {
             bundle,

@@ -65,6 +65,7 @@ impl Ca {
                 trust_domain: TrustDomain::default(),
                 version: 1,
                 roots,
+                jwks: Vec::new(),
             })
             .unwrap();
         trust
@@ -244,6 +245,7 @@ fn a_bundle_that_was_replaced_does_not_come_back() {
         trust_domain: TrustDomain::default(),
         version,
         roots: vec![ca.root.clone()],
+        jwks: Vec::new(),
     };
     trust.set(bundle(3, &old)).unwrap();
     trust.set(bundle(4, &new)).unwrap();

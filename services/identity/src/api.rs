@@ -23,10 +23,10 @@ use weft_proto::weft::identity::v1::{
     JoinResponse, ListAuditRequest, ListAuditResponse, ListRevocationsRequest, ListRevocationsResponse,
     ReinstateRequest, ReinstateResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage, Revocation,
     RevokeRequest, RevokeResponse, RotateRequest, RotateResponse, RotateTarget, SignAdminRequest,
-    SignAdminResponse, SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle,
-    WatchBundleRequest, WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
-    bootstrap_server::Bootstrap, certificates_server::Certificates, members_server::Members,
-    trust_server::Trust,
+    SignAdminResponse, SignJwtRequest, SignJwtResponse, SignWorkloadRequest, SignWorkloadResponse, Svid,
+    SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse, WatchNodesRequest, WatchNodesResponse,
+    admin_server::Admin, bootstrap_server::Bootstrap, certificates_server::Certificates,
+    members_server::Members, trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::{Bundle, root_sha256};
@@ -63,6 +63,7 @@ fn bundle(bundle: &Bundle) -> Option<TrustBundle> {
     Some(TrustBundle {
         trust_domain: bundle.trust_domain.to_string(),
         version: bundle.version,
+        jwks_json: bundle.jwks.clone(),
         roots_der: bundle.roots.iter().map(|r| r.to_vec()).collect(),
     })
 }
@@ -147,6 +148,20 @@ impl Certificates for Api {
             .sign_workload(&caller, &request.workload_id, &request.csr_der, purpose)
             .await?;
         Ok(Response::new(SignWorkloadResponse { svid: svid(issued) }))
+    }
+
+    async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {
+        let caller = caller(&request)?;
+        let SignJwtRequest {
+            workload_id,
+            audience,
+        } = request.into_inner();
+        let token = self.core.sign_jwt(&caller, &workload_id, &audience).await?;
+        Ok(Response::new(SignJwtResponse {
+            token: token.text,
+            spiffe_id: token.id.to_string(),
+            not_after: timestamp(token.not_after),
+        }))
     }
 }
 

@@ -7,6 +7,7 @@ use crate::{
     db::{Db, Image},
     error::{Refused, StartError},
     hierarchy::{ISSUER, ROOT},
+    jwt,
     kek::Kek,
 };
 use aws_lc_rs::{
@@ -96,7 +97,11 @@ fn each_key(
 ) -> Result<(), StartError> {
     for it in &mut image.authorities {
         if !it.key.is_empty() {
-            let label = if it.kind == "root" { ROOT } else { ISSUER };
+            let label = match it.kind.as_str() {
+                "root" => ROOT,
+                "jwt" => jwt::LABEL,
+                _ => ISSUER,
+            };
             let changed = change(label, &it.key)?;
             it.key.zeroize();
             it.key = changed;

@@ -9,6 +9,7 @@ use weft_telemetry::TelemetryConfig;
 const DAY: u64 = 24 * 3600;
 const MIN_TTL: u64 = 60;
 const MAX_TTL: u64 = 30 * DAY;
+const MAX_JWT_TTL: u64 = 3600;
 /// An issuer must live twice as long as what it signs, since it is replaced at half of its life.
 const MIN_CA_TTL: u64 = 2 * MIN_TTL;
 const MAX_CA_TTL: u64 = 36_500 * DAY;
@@ -56,6 +57,9 @@ pub struct CaConfig {
     /// `ca.key`, if new issuers are to be made here), or a Secret's manifest with the same. Read
     /// again when it changes.
     pub supplied: Option<PathBuf>,
+    /// Lifetime of workloads' JWT-SVIDs, seconds: 60 to 3600. Whoever gets one can use it until then.
+    #[serde(deserialize_with = "jwt_ttl")]
+    pub jwt_ttl_seconds: u64,
     /// Lifetime of roots made here, seconds.
     #[serde(deserialize_with = "ca_ttl")]
     pub root_ttl_seconds: u64,
@@ -97,6 +101,18 @@ fn ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 fn ca_ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
     let seconds = u64::deserialize(d)?;
     check_ca_ttl(seconds).map(|()| seconds).map_err(D::Error::custom)
+}
+
+fn jwt_ttl<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    let seconds = u64::deserialize(d)?;
+    check_jwt_ttl(seconds).map(|()| seconds).map_err(D::Error::custom)
+}
+
+fn check_jwt_ttl(seconds: u64) -> Result<(), String> {
+    let sound = (MIN_TTL..=MAX_JWT_TTL).contains(&seconds);
+    sound
+        .then_some(())
+        .ok_or_else(|| format!("{seconds} seconds, must be {MIN_TTL} to {MAX_JWT_TTL}"))
 }
 
 fn check_address(address: &str) -> Result<(), String> {
@@ -145,6 +161,7 @@ impl Default for CaConfig {
             key_encryption_key_command: Vec::new(),
             key_type: KeyType::P256,
             supplied: None,
+            jwt_ttl_seconds: 300,
             root_ttl_seconds: 3650 * DAY,
             issuer_ttl_seconds: 365 * DAY,
             service_ttl_seconds: DAY,
@@ -179,6 +196,10 @@ impl Config {
             ("ca.root_ttl_seconds", self.ca.root_ttl_seconds),
             ("ca.issuer_ttl_seconds", self.ca.issuer_ttl_seconds),
         ];
+        check_jwt_ttl(self.ca.jwt_ttl_seconds).map_err(|problem| ConfigError {
+            field: "ca.jwt_ttl_seconds",
+            problem,
+        })?;
         for (field, seconds) in lives {
             check_ca_ttl(seconds).map_err(|problem| ConfigError { field, problem })?;
         }
@@ -273,6 +294,14 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .starts_with("ca.node_ttl_seconds: 10")
+        );
+        let mut long = Config::default();
+        long.ca.jwt_ttl_seconds = 3601;
+        assert!(
+            long.check()
+                .unwrap_err()
+                .to_string()
+                .starts_with("ca.jwt_ttl_seconds: 3601")
         );
         let address = Config {
             policy_addr: Some("policy".into()),

@@ -11,7 +11,9 @@ pub use audit::{Audit, AuditRow, Filter, Recorded};
 pub use backup::Image;
 pub use replicas::Replica;
 pub use revocations::{Revocation, Target};
-pub use trust::{Cross, NewIssuer, NewRoot, Op, State, StoredIssuer, StoredRoot, StoredTrust};
+pub use trust::{
+    Cross, NewIssuer, NewJwtKey, NewRoot, Op, State, StoredIssuer, StoredJwtKey, StoredRoot, StoredTrust,
+};
 
 use crate::pattern::HostPattern;
 use sqlx::{Any, AssertSqlSafe, Executor, Row, Transaction, any::AnyRow};

@@ -66,6 +66,9 @@ pub enum StartError {
     /// Rows that belong together are not all there.
     #[error("the database holds no {0}; restore it from a backup")]
     Incomplete(&'static str),
+    /// A key that signs JWT-SVIDs.
+    #[error("the key for JWT-SVIDs can not be used: {0}")]
+    JwtKey(String),
     /// The database did not take the record of the service's own certificate.
     #[error("own certificate: {0}")]
     NotRecorded(String),

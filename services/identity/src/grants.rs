@@ -82,16 +82,27 @@ impl Core {
         csr: &[u8],
         purpose: SvidUse,
     ) -> Decision<(SpiffeId, String, SubjectPublicKeyInfo)> {
-        let node = caller
-            .node()
-            .ok_or_else(|| Refused::denied("only nodes ask for workloads".into()))?;
-        self.check_caller(caller)?;
         if purpose == SvidUse::Unspecified {
             return Err(Refused::invalid(
                 "use must be SVID_USE_TUNNEL or SVID_USE_WORKLOAD".into(),
             ));
         }
         let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let (id, node) = self.check_hosted(caller, asked, workload_id).await?;
+        Ok((id, node, key))
+    }
+
+    /// The name of a workload that the calling node hosts and may host, and the node's.
+    pub(crate) async fn check_hosted(
+        &self,
+        caller: &Caller,
+        asked: &mut Audit,
+        workload_id: &str,
+    ) -> Decision<(SpiffeId, String)> {
+        let node = caller
+            .node()
+            .ok_or_else(|| Refused::denied("only nodes ask for workloads".into()))?;
+        self.check_caller(caller)?;
         let workload = match self.registry.find(workload_id).await {
             Lookup::Found(workload) => workload,
             Lookup::Unknown => {
@@ -128,7 +139,7 @@ impl Core {
                 workload.namespace,
             )));
         }
-        Ok((id, node, key))
+        Ok((id, node))
     }
 
     /// The ID follows from namespace and name. What the registry derived must agree with it, so

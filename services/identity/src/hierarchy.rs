@@ -6,6 +6,7 @@ use crate::{
     core::Core,
     db::{Cross, NewIssuer, NewRoot, Op, State, StoredIssuer, StoredRoot, StoredTrust},
     error::StartError,
+    jwt::{self, Signer},
     kek::Kek,
     revocation::Revocations,
     rotation::{self, Phase, Step},
@@ -32,6 +33,10 @@ pub struct Live {
     pub root: CertificateDer<'static>,
     /// By what each meets.
     pub revocations: Revocations,
+    /// Signs JWT-SVIDs; `None` for a moment in a database of an older version.
+    pub jwt: Option<Signer>,
+    /// The public halves of all its keys, as a JWK set.
+    pub jwks: Vec<u8>,
 }
 
 impl Live {
@@ -48,11 +53,16 @@ impl Live {
         let cross = cross.filter(|c| trust.roots.iter().any(|r| r.id == c.root_id));
         let authority = Authority::new(issuer.id, &issuer.cert, cross.map(|c| &c.cert), &key, now)?;
         let by_target = trust.revocations.iter().map(|r| (r.target.text(), r.clone()));
+        let jwt = trust.active_jwt_key();
+        let jwt = jwt.map(|key| Signer::open(key, kek)).transpose()?;
+        let jwks = jwt::set(&trust.jwt_keys)?;
         Ok(Self {
             authority,
             revocations: Arc::new(by_target.collect()),
             trust,
             root,
+            jwt,
+            jwks,
         })
     }
 
@@ -62,6 +72,7 @@ impl Live {
             trust_domain: trust_domain.clone(),
             version: self.trust.bundle_version,
             roots: self.trust.roots.iter().map(|r| r.cert.clone()).collect(),
+            jwks: self.jwks.clone(),
         }
     }
 
@@ -124,6 +135,7 @@ pub fn first(maker: &Maker, supplied: Option<&Supplied>, kek: &Kek, now: u64) ->
         return Ok(vec![
             new_root(&root, State::Active, kek)?,
             new_issuer(&issuer, State::Active, None, None, kek)?,
+            jwt::new_key(State::Active, kek)?,
         ]);
     };
     let mut ops = Vec::new();
@@ -138,6 +150,7 @@ pub fn first(maker: &Maker, supplied: Option<&Supplied>, kek: &Kek, now: u64) ->
     }
     ops.push(supplied_root(supplied, State::Active, kek)?);
     ops.push(new_issuer(&supplied.issuer, State::Active, None, None, kek)?);
+    ops.push(jwt::new_key(State::Active, kek)?);
     Ok(ops)
 }
 
@@ -200,9 +213,15 @@ pub fn perform(
             ops.push(issuer_under(root, older, maker, kek, now)?);
             Ok(ops)
         }
-        Step::Drop(id, root) => {
+        Step::PrepareJwtKey => Ok(vec![jwt::new_key(State::Prepared, kek)?, Op::NextBundle]),
+        Step::ActivateJwtKey(id) => {
+            let active = trust.jwt_keys.iter().filter(|k| k.state == State::Active);
+            let retire = active.flat_map(|k| [Op::SetState(k.id, State::Retired), Op::EraseKey(k.id)]);
+            Ok(retire.chain([Op::SetState(id, State::Active)]).collect())
+        }
+        Step::Drop(id, published) => {
             let mut ops = vec![Op::Drop(id)];
-            ops.extend(root.then_some(Op::NextBundle));
+            ops.extend(published.then_some(Op::NextBundle));
             Ok(ops)
         }
     }

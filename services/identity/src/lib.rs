@@ -20,6 +20,7 @@ mod error;
 mod follow;
 mod grants;
 mod hierarchy;
+mod jwt;
 mod kek;
 mod nodes;
 mod own;

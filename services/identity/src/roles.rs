@@ -12,6 +12,7 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::AnyService, Admit::Node],
     ),
     ("/weft.identity.v1.Certificates/SignWorkload", &[Admit::Node]),
+    ("/weft.identity.v1.Certificates/SignJwt", &[Admit::Node]),
     (
         "/weft.identity.v1.Trust/WatchBundle",
         &[Admit::AnyService, Admit::Node, Admit::Admin, Admit::Local],

@@ -12,6 +12,9 @@ use crate::{
 };
 use rustls_pki_types::CertificateDer;
 
+/// How long a key for JWT-SVIDs is meant to live, seconds; at half of it the next one is made.
+const JWT_KEY_LIFE: u64 = 60 * 24 * 3600;
+
 /// The next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
@@ -21,7 +24,11 @@ pub enum Step {
     Activate(i64),
     /// A new issuer under the active root.
     Reissue,
-    /// An issuer or root is no longer needed; whether it is a root.
+    /// A key for JWT-SVIDs is made and given to verifiers.
+    PrepareJwtKey,
+    /// The prepared key of this id begins to sign.
+    ActivateJwtKey(i64),
+    /// An issuer, root or key is no longer needed; whether the bundle has it.
     Drop(i64, bool),
 }
 
@@ -83,11 +90,27 @@ pub fn next(trust: &StoredTrust, acked: u64, now: u64, own_roots: bool) -> Optio
         let signs = trust.issuers.iter().any(|i| i.root_id == root.id);
         root.state == State::Retired && !signs && now > root.signed_until
     };
-    trust
-        .roots
-        .iter()
-        .find(unused)
-        .map(|root| Step::Drop(root.id, true))
+    if let Some(root) = trust.roots.iter().find(unused) {
+        return Some(Step::Drop(root.id, true));
+    }
+    next_jwt_key(trust, acked, now)
+}
+
+/// Keys for JWT-SVIDs go the way of roots: known to all before they sign, kept until no token needs
+/// them.
+fn next_jwt_key(trust: &StoredTrust, acked: u64, now: u64) -> Option<Step> {
+    let of = |state| trust.jwt_keys.iter().find(move |k| k.state == state);
+    if let Some(prepared) = of(State::Prepared) {
+        // Where nothing signs yet, nobody is harmed by a token that a slow member can not read.
+        let known = acked >= trust.bundle_version || of(State::Active).is_none();
+        return known.then_some(Step::ActivateJwtKey(prepared.id));
+    }
+    if of(State::Active).is_none_or(|k| now >= k.created_at + JWT_KEY_LIFE / 2) {
+        return Some(Step::PrepareJwtKey);
+    }
+    let retired = trust.jwt_keys.iter().filter(|k| k.state == State::Retired);
+    let mut unused = retired.filter(|k| now > k.signed_until);
+    unused.next().map(|key| Step::Drop(key.id, true))
 }
 
 fn is_over(issuer: &StoredIssuer, now: u64) -> bool {
@@ -127,7 +150,10 @@ pub fn is_valid(cert: &CertificateDer<'_>, now: u64) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::authority::{KeyType, Maker};
+    use crate::{
+        authority::{KeyType, Maker},
+        db::StoredJwtKey,
+    };
     use std::time::Duration;
     use weft_model::TrustDomain;
 
@@ -171,7 +197,47 @@ mod tests {
                 signed_until: 0,
             }],
             revocations: Vec::new(),
+            jwt_keys: vec![StoredJwtKey {
+                id: 9,
+                state: State::Active,
+                jwk: Vec::new(),
+                sealed_key: Some(vec![1]),
+                created_at: NOW,
+                signed_until: 0,
+            }],
         }
+    }
+
+    #[test]
+    fn a_key_for_tokens_signs_when_all_know_it_and_goes_when_no_token_needs_it() {
+        let mut trust = trust();
+        trust.jwt_keys.clear();
+        assert_eq!(next(&trust, 0, NOW), Some(Step::PrepareJwtKey));
+        let key = |id, state, created_at| StoredJwtKey {
+            id,
+            state,
+            jwk: Vec::new(),
+            sealed_key: None,
+            created_at,
+            signed_until: 0,
+        };
+        trust.jwt_keys = vec![key(9, State::Prepared, NOW)];
+        assert_eq!(
+            next(&trust, 0, NOW),
+            Some(Step::ActivateJwtKey(9)),
+            "nothing signs yet"
+        );
+        trust.jwt_keys = vec![key(9, State::Active, NOW - JWT_KEY_LIFE / 2 + 10)];
+        assert_eq!(next(&trust, 7, NOW + 9), None);
+        assert_eq!(next(&trust, 7, NOW + 10), Some(Step::PrepareJwtKey));
+        trust.jwt_keys.push(key(10, State::Prepared, NOW));
+        assert_eq!(next(&trust, 6, NOW + 10), None, "somebody does not know it yet");
+        assert_eq!(next(&trust, 7, NOW + 10), Some(Step::ActivateJwtKey(10)));
+        trust.jwt_keys[0].state = State::Retired;
+        trust.jwt_keys[0].signed_until = NOW + 50;
+        trust.jwt_keys[1].state = State::Active;
+        assert_eq!(next(&trust, 7, NOW + 50), None, "a token lives");
+        assert_eq!(next(&trust, 7, NOW + 51), Some(Step::Drop(9, true)));
     }
 
     #[test]

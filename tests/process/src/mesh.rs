@@ -149,6 +149,7 @@ impl Mesh {
             trust_domain,
             version: 1,
             roots,
+            jwks: Vec::new(),
         };
         trust.set(bundle).unwrap();
         Operator { svid, trust }

@@ -58,6 +58,7 @@ impl Ca {
                 trust_domain: self.td.clone(),
                 version: 1,
                 roots: vec![self.root.clone()],
+                jwks: Vec::new(),
             })
             .unwrap();
         trust

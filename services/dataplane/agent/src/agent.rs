@@ -101,7 +101,8 @@ pub struct Shared {
     /// The kernel's records of who connected; none where it keeps none.
     pub origins: ArcSwapOption<Origins>,
     runtime: Arc<Runtime>,
-    trust: Trust,
+    /// The mesh's roots.
+    pub trust: Trust,
 }
 
 impl std::fmt::Debug for Shared {

@@ -1,6 +1,7 @@
-//! The tunnel certificates of this node's workloads: fetched, kept, renewed at half of their life.
+//! The certificates of this node's workloads: for tunnels and, where a workload asks for it, its own.
+//! Fetched, kept, renewed at half of their life.
 //!
-//! Owns the files under `svids/` in the data folder, so that tunnels work after a restart while the
+//! Owns the files of tunnel certificates under `svids/` in the data folder, so that tunnels work after a restart while the
 //! identity service is away. A file is used only for the SPIFFE ID it is for and while it is valid.
 
 use crate::{
@@ -19,9 +20,11 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
-use tonic::{Code, transport::Channel};
+use tonic::{Code, Status, transport::Channel};
 use weft_proto::weft::identity::v1::{self as pb, certificates_client::CertificatesClient};
 use weft_tls::{Svid, SvidCell, TlsError, Trust, new_key_and_csr};
+use weft_workload_api::X509;
+use zeroize::Zeroizing;
 
 /// One attempt takes at most this long.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -91,6 +94,58 @@ impl Certificates {
         self.trust.clock().unix_seconds()
     }
 
+    /// Waits until a certificate is to be renewed: at half of its life, or when that is ordered.
+    async fn until_due(
+        &self,
+        svid: &Svid,
+        renewal: &mut watch::Receiver<u64>,
+        revocations: &mut watch::Receiver<u64>,
+    ) {
+        loop {
+            // After a revocation was taken back, what it had before stays revoked.
+            let ordered = svid.identity().not_before < *renewal.borrow_and_update()
+                || self.trust.is_revoked(svid.identity());
+            let due = svid.renew_at().saturating_sub(self.now());
+            if due == 0 || ordered {
+                return;
+            }
+            // At most a minute of jitter: half of the life is left anyway.
+            let pause = Duration::from_secs(due).min(LOOK);
+            tokio::select! {
+                () = tokio::time::sleep(jitter(pause)) => {}
+                Ok(()) = revocations.changed() => {}
+                // All nodes are told at once; their workloads need not all come at once.
+                Ok(()) = renewal.changed() => tokio::time::sleep(jitter(ORDERED)).await,
+            }
+        }
+    }
+
+    /// A token of a workload's for an audience, and when it ends.
+    pub async fn jwt(&self, workload: &str, audience: Vec<String>) -> Result<(String, u64), Status> {
+        let request = pb::SignJwtRequest {
+            workload_id: workload.into(),
+            audience,
+        };
+        let mut client = self.client.clone();
+        match tokio::time::timeout(ATTEMPT, client.sign_jwt(request)).await {
+            Ok(Ok(answer)) => {
+                let answer = answer.into_inner();
+                let end = answer
+                    .not_after
+                    .map_or(0, |t| u64::try_from(t.seconds).unwrap_or(0));
+                Ok((answer.token, end))
+            }
+            Ok(Err(status)) => Err(Status::new(
+                status.code(),
+                format!("identity service: {}", explain(&status)),
+            )),
+            Err(_) => Err(Status::unavailable(format!(
+                "no answer of the identity service within {} s",
+                ATTEMPT.as_secs()
+            ))),
+        }
+    }
+
     fn file(&self, spiffe_id: &str) -> PathBuf {
         let name: String = Sha256::digest(spiffe_id)
             .iter()
@@ -120,24 +175,11 @@ impl Certificates {
         let mut revocations = self.trust.revocations();
         loop {
             if let Some(svid) = cell.get().filter(|s| s.id().as_str() == spiffe_id) {
-                // After a revocation was taken back, what it had before stays revoked.
-                let ordered = svid.identity().not_before < *renewal.borrow_and_update()
-                    || self.trust.is_revoked(svid.identity());
-                let due = svid.renew_at().saturating_sub(self.now());
-                if due > 0 && !ordered {
-                    // At most a minute of jitter: half of the life is left anyway.
-                    let pause = Duration::from_secs(due).min(LOOK);
-                    tokio::select! {
-                        () = tokio::time::sleep(jitter(pause)) => {}
-                        // All nodes are told at once; their workloads need not all come at once.
-                        Ok(()) = revocations.changed() => {}
-                        Ok(()) = renewal.changed() => tokio::time::sleep(jitter(ORDERED)).await,
-                    }
-                    continue;
-                }
+                self.until_due(&svid, &mut renewal, &mut revocations).await;
             }
-            match self.fetch(workload, spiffe_id).await {
-                Ok(svid) => {
+            match self.fetch(workload, spiffe_id, pb::SvidUse::Tunnel).await {
+                Ok((svid, key)) => {
+                    self.store(&svid, spiffe_id, &key).await;
                     self.upstream.connected();
                     tracing::debug!(workload, serial = svid.identity().serial, "tunnel certificate");
                     cell.set(svid);
@@ -157,12 +199,49 @@ impl Certificates {
         }
     }
 
-    async fn fetch(&self, workload: &str, spiffe_id: &str) -> Result<Svid, CertificateError> {
+    /// Keeps `told` filled with a workload's own certificate until dropped or until nobody listens.
+    /// It is not written to a file: the workload asks again after a restart.
+    pub async fn keep_own(&self, workload: &str, spiffe_id: &str, told: &watch::Sender<Option<Arc<X509>>>) {
+        let mut backoff = Backoff::upstream();
+        let (mut renewal, mut revocations) = (self.trust.renewal(), self.trust.revocations());
+        loop {
+            match self.fetch(workload, spiffe_id, pb::SvidUse::Workload).await {
+                Ok((svid, key)) => {
+                    self.upstream.connected();
+                    backoff.reset();
+                    tracing::debug!(
+                        workload,
+                        serial = svid.identity().serial,
+                        "certificate for the workload"
+                    );
+                    told.send_replace(Some(Arc::new(X509 {
+                        chain: svid.chain().to_vec(),
+                        key: Zeroizing::new(key.secret_der().to_vec()),
+                    })));
+                    self.until_due(&svid, &mut renewal, &mut revocations).await;
+                }
+                Err(CertificateError::Service {
+                    not_known_yet: true, ..
+                }) => tokio::time::sleep(backoff.pause().min(NOT_KNOWN_YET)).await,
+                Err(error) => {
+                    tracing::warn!(workload, %error, "the workload gets no certificate of its own yet");
+                    tokio::time::sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    async fn fetch(
+        &self,
+        workload: &str,
+        spiffe_id: &str,
+        purpose: pb::SvidUse,
+    ) -> Result<(Svid, PrivateKeyDer<'static>), CertificateError> {
         let made = new_key_and_csr()?;
         let request = pb::SignWorkloadRequest {
             workload_id: workload.into(),
             csr_der: made.csr_der,
-            r#use: pb::SvidUse::Tunnel.into(),
+            r#use: purpose.into(),
         };
         let mut client = self.client.clone();
         let service = |reason: String, code| CertificateError::Service {
@@ -191,19 +270,20 @@ impl Certificates {
         let chain = answer.svid.unwrap_or_default().chain_der;
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
         let svid = Svid::new(chain, &made.key)?;
-        self.check(&svid, spiffe_id)?;
-        self.store(&svid, spiffe_id, &made.key).await;
-        Ok(svid)
+        self.check(&svid, spiffe_id, purpose)?;
+        Ok((svid, made.key))
     }
 
-    fn check(&self, svid: &Svid, spiffe_id: &str) -> Result<(), CertificateError> {
+    /// A tunnel's names this node; a workload's own names none, so that it opens no tunnel.
+    fn check(&self, svid: &Svid, spiffe_id: &str, purpose: pb::SvidUse) -> Result<(), CertificateError> {
         let node = svid.identity().node.as_deref();
-        if svid.id().as_str() == spiffe_id && node == Some(&*self.node) {
+        let wanted = (purpose == pb::SvidUse::Tunnel).then_some(&*self.node);
+        if svid.id().as_str() == spiffe_id && node == wanted {
             return Ok(());
         }
         Err(CertificateError::Other {
             got: format!("{} on node {}", svid.id(), node.unwrap_or("none")),
-            wanted: format!("{spiffe_id} on node {}", self.node),
+            wanted: format!("{spiffe_id} on node {}", wanted.unwrap_or("none")),
         })
     }
 
@@ -232,7 +312,7 @@ impl Certificates {
             return Ok(None);
         };
         let svid = read_stored(&content)?;
-        self.check(&svid, spiffe_id)?;
+        self.check(&svid, spiffe_id, pb::SvidUse::Tunnel)?;
         Ok((svid.identity().not_after > self.now()).then_some(svid))
     }
 

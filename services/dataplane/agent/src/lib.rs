@@ -35,6 +35,7 @@ mod upstream;
 mod view;
 mod whereto;
 mod workload;
+mod workload_api;
 
 pub use agent::{Environment, Handle, start};
 pub use api::ROLES;

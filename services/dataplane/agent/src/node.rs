@@ -14,6 +14,7 @@ use crate::{
     listen::{self, Api},
     rootless::Rootless,
     table::Table,
+    workload_api,
 };
 use arc_swap::ArcSwap;
 use std::{
@@ -259,7 +260,14 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
             address: address.clone(),
             source,
         };
-        if kind == ListenerKind::LocalApi {
+        if kind == ListenerKind::WorkloadApi {
+            let socket = listener.into_unix().map_err(fail)?;
+            socket.set_nonblocking(true).map_err(fail)?;
+            let socket = UnixListener::from_std(socket).map_err(fail)?;
+            workload_api::serve(shared, socket, replaced.clone());
+            continue;
+        }
+        if kind.is_unix() {
             continue;
         }
         let socket = listener.into_tcp().map_err(fail)?;
@@ -276,7 +284,7 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
                 shared.view.locals.set_node_captures(origins.is_some());
                 continue;
             }
-            ListenerKind::LocalApi => continue,
+            ListenerKind::LocalApi | ListenerKind::WorkloadApi => continue,
         };
         let Some(origins) = origins.clone() else {
             tracing::warn!(

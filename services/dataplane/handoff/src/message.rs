@@ -30,9 +30,16 @@ pub enum ListenerKind {
     Tunnel,
     /// The agent's local gRPC API: a unix socket.
     LocalApi,
+    /// SPIFFE's Workload API: a unix socket.
+    WorkloadApi,
 }
 
 impl ListenerKind {
+    /// Whether it is a unix socket; the others are TCP.
+    pub fn is_unix(self) -> bool {
+        matches!(self, Self::LocalApi | Self::WorkloadApi)
+    }
+
     pub(crate) fn to_wire(self) -> proto::ListenerKind {
         match self {
             Self::RuntimeHttp => proto::ListenerKind::RuntimeHttp,
@@ -40,6 +47,7 @@ impl ListenerKind {
             Self::Capture => proto::ListenerKind::Capture,
             Self::Tunnel => proto::ListenerKind::Tunnel,
             Self::LocalApi => proto::ListenerKind::LocalApi,
+            Self::WorkloadApi => proto::ListenerKind::WorkloadApi,
         }
     }
 
@@ -51,6 +59,7 @@ impl ListenerKind {
             proto::ListenerKind::Capture => Self::Capture,
             proto::ListenerKind::Tunnel => Self::Tunnel,
             proto::ListenerKind::LocalApi => Self::LocalApi,
+            proto::ListenerKind::WorkloadApi => Self::WorkloadApi,
         })
     }
 }
@@ -151,7 +160,7 @@ impl GoneBackend {
 pub struct Listener {
     /// What it is for.
     pub kind: ListenerKind,
-    /// `127.0.0.1:3500`, `[::1]:3500`, or a path for [`ListenerKind::LocalApi`].
+    /// `127.0.0.1:3500`, `[::1]:3500`, or a path for a unix socket.
     pub address: String,
     /// The socket.
     pub socket: OwnedFd,
@@ -165,10 +174,10 @@ impl Listener {
 
     /// As a TCP listener, ready for `tokio::net::TcpListener::from_std`.
     pub fn into_tcp(self) -> io::Result<TcpListener> {
-        if self.kind == ListenerKind::LocalApi {
+        if self.kind.is_unix() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "the local API is a unix socket",
+                "this is a unix socket",
             ));
         }
         Ok(TcpListener::from(self.socket))
@@ -176,7 +185,7 @@ impl Listener {
 
     /// As a unix listener, ready for `tokio::net::UnixListener::from_std`.
     pub fn into_unix(self) -> io::Result<UnixListener> {
-        if self.kind != ListenerKind::LocalApi {
+        if !self.kind.is_unix() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "this is a TCP listener",

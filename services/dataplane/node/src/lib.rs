@@ -70,7 +70,7 @@ pub struct Node {
     commands: mpsc::Sender<Command>,
     capabilities: Vec<Capability>,
     namespace: Option<Arc<OwnedFd>>,
-    local_api: PathBuf,
+    sockets: Vec<PathBuf>,
 }
 
 /// Sets the node up: namespace, cgroups, programs, listeners. Must be called in a runtime.
@@ -105,11 +105,15 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         .map_err(|_| NodeError::Stopped)??;
     let mut setup = Setup {
         cgroups: Some(cgroups),
-        local_api: None,
+        sockets: Vec::new(),
     };
-    let local_api = config.run_dir.join("agent.sock");
-    let mut listeners = vec![local_listener(&config.run_dir, &local_api)?];
-    setup.local_api = Some(local_api.clone());
+    let mut listeners = Vec::new();
+    for (kind, name) in LOCAL_SOCKETS {
+        let path = config.run_dir.join(name);
+        listeners.push(local_listener(&config.run_dir, &path, kind)?);
+        setup.sockets.push(path);
+    }
+    let sockets = setup.sockets.clone();
     let (opened, addresses) = entrance
         .run(&namespace, || {
             let listeners = listen::open_all(true, "the node's network namespace")?;
@@ -158,7 +162,7 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         commands,
         capabilities,
         namespace: own_namespace,
-        local_api,
+        sockets,
     })
 }
 
@@ -205,7 +209,9 @@ impl Drop for Node {
             keep_state: false,
             done,
         });
-        let _ = fs::remove_file(&self.local_api);
+        self.sockets.iter().for_each(|path| {
+            let _ = fs::remove_file(path);
+        });
     }
 }
 
@@ -297,12 +303,12 @@ fn machine_namespaces() -> Vec<Namespace> {
 /// What must be undone when the set-up fails half-way.
 struct Setup {
     cgroups: Option<CgroupParts>,
-    local_api: Option<PathBuf>,
+    sockets: Vec<PathBuf>,
 }
 
 impl Setup {
     fn finish(&mut self) -> Option<CgroupParts> {
-        self.local_api = None;
+        self.sockets.clear();
         self.cgroups.take()
     }
 }
@@ -314,14 +320,21 @@ impl Drop for Setup {
         {
             tracing::warn!(%error, "the node's cgroup stays");
         }
-        if let Some(path) = &self.local_api {
+        for path in &self.sockets {
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// The agent's local API: a unix socket that only root can connect to.
-fn local_listener(run_dir: &Path, path: &Path) -> Result<SharedListener, NodeError> {
+/// The node's unix sockets, by their names in the run folder.
+const LOCAL_SOCKETS: [(ListenerKind, &str); 2] = [
+    (ListenerKind::LocalApi, "agent.sock"),
+    (ListenerKind::WorkloadApi, "workload.sock"),
+];
+
+/// A unix socket. Only root can connect to the agent's local API; whoever can reach the Workload
+/// API's file may connect, because there the kernel says who that is.
+fn local_listener(run_dir: &Path, path: &Path, kind: ListenerKind) -> Result<SharedListener, NodeError> {
     let failed = |action, path: &Path| {
         let path = path.to_owned();
         move |source: io::Error| NodeError::RunDir { action, path, source }
@@ -338,18 +351,25 @@ fn local_listener(run_dir: &Path, path: &Path) -> Result<SharedListener, NodeErr
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("replace", path)(e)),
         _ => {}
     }
+    let mode = if kind == ListenerKind::WorkloadApi {
+        0o666
+    } else {
+        0o600
+    };
     let listening = || -> io::Result<OwnedFd> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
         // Before bind, so that the file never has other rights.
-        nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+        nix::sys::stat::fchmod(&fd, nix::sys::stat::Mode::from_bits_truncate(mode))?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+        // What the umask took away.
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         listen(&fd, Backlog::new(1024).unwrap_or(Backlog::MAXCONN))?;
         Ok(fd)
     };
     let fd = listening().map_err(failed("listen at", path))?;
     Ok(SharedListener {
-        kind: ListenerKind::LocalApi,
+        kind,
         address: path.display().to_string(),
         socket: Arc::new(fd),
     })

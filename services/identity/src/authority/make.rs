@@ -188,6 +188,7 @@ mod tests {
                 trust_domain: TrustDomain::default(),
                 version: 1,
                 roots: vec![root.clone()],
+                jwks: Vec::new(),
             })
             .unwrap();
         let server = server_config(Arc::new(cell.clone()), &trust, ClientAuth::Required, &[]).unwrap();

@@ -29,18 +29,18 @@ pub struct Image {
     pub revocations: Vec<ImageRevocation>,
 }
 
-/// A root or an issuer.
+/// A root, an issuer or a key for JWT-SVIDs.
 #[derive(Serialize, Deserialize)]
 pub struct ImageAuthority {
     /// In the database that it comes from.
     pub id: i64,
-    /// "root" or "issuer".
+    /// "root", "issuer" or "jwt".
     pub kind: String,
     /// Where it was in its life.
     pub state: String,
     /// The root of an issuer.
     pub root_id: i64,
-    /// DER.
+    /// DER; of a key for JWT-SVIDs, its JWK.
     pub cert: Vec<u8>,
     /// DER; empty for none.
     pub cross: Vec<u8>,
@@ -133,6 +133,17 @@ impl Db {
             key: i.sealed_key.clone().unwrap_or_default(),
             signed_until: i.signed_until,
         });
+        let jwt_keys = trust.jwt_keys.iter().map(|k| ImageAuthority {
+            id: k.id,
+            kind: "jwt".into(),
+            state: k.state.as_str().into(),
+            root_id: 0,
+            cert: k.jwk.clone(),
+            cross: Vec::new(),
+            cross_root_id: 0,
+            key: k.sealed_key.clone().unwrap_or_default(),
+            signed_until: k.signed_until,
+        });
         let revocations = trust.revocations.iter().map(|r| ImageRevocation {
             target: r.target.text(),
             valid_from: r.valid_from,
@@ -145,7 +156,7 @@ impl Db {
             made_at: now,
             bundle_version: trust.bundle_version,
             renew_before: trust.renew_before,
-            authorities: roots.chain(issuers).collect(),
+            authorities: roots.chain(issuers).chain(jwt_keys).collect(),
             members: members.map_err(|e| self.error(&e))?,
             revocations: revocations.collect(),
         })

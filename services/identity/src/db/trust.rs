@@ -76,6 +76,23 @@ pub struct StoredIssuer {
     pub signed_until: u64,
 }
 
+/// A key that signs JWT-SVIDs, as stored.
+#[derive(Debug, Clone)]
+pub struct StoredJwtKey {
+    /// Set by the database.
+    pub id: i64,
+    /// Where it is in its life.
+    pub state: State,
+    /// The public half, as a JWK in JSON.
+    pub jwk: Vec<u8>,
+    /// PKCS#8 under the key-encryption key; none when it was retired.
+    pub sealed_key: Option<Vec<u8>>,
+    /// When it was made.
+    pub created_at: u64,
+    /// No token it signed lives longer.
+    pub signed_until: u64,
+}
+
 /// All there is of the authority.
 #[derive(Debug, Clone)]
 pub struct StoredTrust {
@@ -95,9 +112,16 @@ pub struct StoredTrust {
     pub issuers: Vec<StoredIssuer>,
     /// In no order.
     pub revocations: Vec<Revocation>,
+    /// Oldest first.
+    pub jwt_keys: Vec<StoredJwtKey>,
 }
 
 impl StoredTrust {
+    /// The key that signs JWT-SVIDs.
+    pub fn active_jwt_key(&self) -> Option<&StoredJwtKey> {
+        self.jwt_keys.iter().find(|k| k.state == State::Active)
+    }
+
     /// The root that signs.
     pub fn active_root(&self) -> Option<&StoredRoot> {
         self.roots.iter().find(|r| r.state == State::Active)
@@ -137,6 +161,17 @@ pub struct NewIssuer {
     pub sealed_key: Vec<u8>,
 }
 
+/// A key for JWT-SVIDs to be added.
+#[derive(Debug, Clone)]
+pub struct NewJwtKey {
+    /// Its first state.
+    pub state: State,
+    /// JSON.
+    pub jwk: Vec<u8>,
+    /// Sealed PKCS#8.
+    pub sealed_key: Vec<u8>,
+}
+
 /// One step of a change; all of a change happen or none.
 #[derive(Debug, Clone)]
 pub enum Op {
@@ -144,7 +179,9 @@ pub enum Op {
     AddRoot(NewRoot),
     /// A new issuer.
     AddIssuer(NewIssuer),
-    /// A root or issuer goes on in its life.
+    /// A new key for JWT-SVIDs.
+    AddJwtKey(NewJwtKey),
+    /// A root, issuer or key goes on in its life.
     SetState(i64, State),
     /// The private key is forgotten.
     EraseKey(i64),
@@ -219,6 +256,7 @@ impl Db {
                     let root_id = issuer.root_id.unwrap_or(newest_root);
                     insert_issuer(tx, issuer, root_id, now).await?;
                 }
+                Op::AddJwtKey(key) => insert_jwt_key(tx, key, now).await?,
                 Op::SetState(id, state) => {
                     sqlx::query("UPDATE authorities SET state = $1 WHERE id = $2")
                         .bind(state.as_str())
@@ -291,10 +329,11 @@ async fn read_trust(tx: &mut Tx) -> sqlx::Result<Option<StoredTrust>> {
     let rows = sqlx::query("SELECT * FROM authorities ORDER BY id")
         .fetch_all(&mut **tx)
         .await?;
-    let (mut roots, mut issuers) = (Vec::new(), Vec::new());
+    let (mut roots, mut issuers, mut jwt_keys) = (Vec::new(), Vec::new(), Vec::new());
     for row in &rows {
         match row.try_get("kind")? {
             "root" => roots.push(stored_root(row)?),
+            "jwt" => jwt_keys.push(stored_jwt_key(row)?),
             _ => issuers.push(stored_issuer(row)?),
         }
     }
@@ -307,6 +346,7 @@ async fn read_trust(tx: &mut Tx) -> sqlx::Result<Option<StoredTrust>> {
         roots,
         issuers,
         revocations: revocations::all(tx).await?,
+        jwt_keys,
     }))
 }
 
@@ -322,6 +362,19 @@ async fn insert_root(tx: &mut Tx, root: &NewRoot, now: u64) -> sqlx::Result<i64>
     .bind(int(root.wanted_until))
     .fetch_one(&mut **tx)
     .await
+}
+
+async fn insert_jwt_key(tx: &mut Tx, key: &NewJwtKey, now: u64) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO authorities (kind, cert_der, sealed_key, created_at, state) VALUES ('jwt', $1, $2, $3, $4)",
+    )
+    .bind(key.jwk.clone())
+    .bind(key.sealed_key.clone())
+    .bind(int(now))
+    .bind(key.state.as_str())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 async fn insert_issuer(tx: &mut Tx, issuer: &NewIssuer, root_id: i64, now: u64) -> sqlx::Result<()> {
@@ -366,6 +419,17 @@ fn stored_root(row: &AnyRow) -> sqlx::Result<StoredRoot> {
         state: state(row)?,
         cert: certificate(row)?,
         sealed_key: not_empty(row.try_get("sealed_key")?),
+        signed_until: unsigned(row.try_get("signed_until")?),
+    })
+}
+
+fn stored_jwt_key(row: &AnyRow) -> sqlx::Result<StoredJwtKey> {
+    Ok(StoredJwtKey {
+        id: row.try_get("id")?,
+        state: state(row)?,
+        jwk: row.try_get("cert_der")?,
+        sealed_key: not_empty(row.try_get("sealed_key")?),
+        created_at: unsigned(row.try_get("created_at")?),
         signed_until: unsigned(row.try_get("signed_until")?),
     })
 }

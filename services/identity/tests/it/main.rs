@@ -6,6 +6,7 @@ mod backup;
 mod binary;
 mod enrolling;
 mod hierarchy;
+mod jwt;
 mod methods;
 mod postgres;
 mod replicas;

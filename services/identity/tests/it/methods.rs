@@ -8,8 +8,8 @@ use weft_proto::weft::{
     identity::v1::{
         AckBundleRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest,
         ListAuditRequest, ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest,
-        RotateRequest, RotateTarget, SignAdminRequest, SignWorkloadRequest, SvidUse, WatchBundleRequest,
-        WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
+        RotateRequest, RotateTarget, SignAdminRequest, SignJwtRequest, SignWorkloadRequest, SvidUse,
+        WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
         certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
@@ -40,6 +40,16 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
             };
             CertificatesClient::new(channel)
                 .sign_workload(request)
+                .await
+                .map(|_| ())
+        }
+        "SignJwt" => {
+            let request = SignJwtRequest {
+                workload_id: "n1/shop/cart/1".into(),
+                audience: vec!["bank".into()],
+            };
+            CertificatesClient::new(channel)
+                .sign_jwt(request)
                 .await
                 .map(|_| ())
         }
@@ -192,6 +202,7 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ),
         ("/weft.identity.v1.Certificates/Renew", &["service", "node"]),
         ("/weft.identity.v1.Certificates/SignWorkload", &["node"]),
+        ("/weft.identity.v1.Certificates/SignJwt", &["node"]),
         (
             "/weft.identity.v1.Trust/WatchBundle",
             &["service", "node", "admin", "local"],

@@ -245,6 +245,7 @@ async fn members_follow_the_bundle_and_never_go_back() {
         trust_domain: trust_domain.into(),
         version,
         roots_der,
+        jwks_json: Vec::new(),
     };
     let both = vec![root(&rig), root(&other)];
     let sent = vec![

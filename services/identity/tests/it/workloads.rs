@@ -10,7 +10,7 @@ use weft_proto::weft::{
 };
 use weft_tls::{PeerIdentity, SvidCell, new_key_and_csr};
 
-fn workload(node: &str, namespace: &str, app_id: &str) -> Workload {
+pub fn workload(node: &str, namespace: &str, app_id: &str) -> Workload {
     Workload {
         id: format!("{node}/{namespace}/{app_id}/1"),
         node: node.into(),
@@ -21,7 +21,7 @@ fn workload(node: &str, namespace: &str, app_id: &str) -> Workload {
     }
 }
 
-fn registered(rig: &Rig, workloads: Vec<Workload>) {
+pub fn registered(rig: &Rig, workloads: Vec<Workload>) {
     let snapshot = WatchResponse {
         snapshot: true,
         upserts: workloads,

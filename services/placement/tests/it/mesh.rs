@@ -94,6 +94,7 @@ impl Mesh {
                 trust_domain: TrustDomain::default(),
                 version: 1,
                 roots,
+                jwks: Vec::new(),
             })
             .unwrap();
         trust

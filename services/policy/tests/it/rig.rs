@@ -44,6 +44,7 @@ impl Authority {
                 trust_domain: td(),
                 version: 1,
                 roots: vec![root.der().clone()],
+                jwks: Vec::new(),
             })
             .unwrap();
         Self {

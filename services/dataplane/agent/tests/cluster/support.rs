@@ -56,7 +56,7 @@ impl Mesh {
         for (name, text) in manifests {
             std::fs::write(resources.join(name), text).unwrap();
         }
-        let control = Control::start(folder.path(), [127, 0, 0, 1].into()).await;
+        let control = Control::start(folder.path(), [127, 0, 0, 1].into(), Default::default()).await;
         Self {
             addresses: control.addresses(),
             folder,

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 use weft_drain::Trigger;
-use weft_identity::{HostPattern, Kind};
+use weft_identity::{CaConfig, HostPattern, Kind};
 use weft_model::TrustDomain;
 use weft_telemetry::Metrics;
 
@@ -22,13 +22,14 @@ pub struct Control {
 
 impl Control {
     /// With state and manifests (`resources`) in `folder`, on ports of `address`.
-    pub async fn start(folder: &Path, address: IpAddr) -> Self {
+    pub async fn start(folder: &Path, address: IpAddr, ca: CaConfig) -> Self {
         let loopback = SocketAddr::new(address, 0);
         let (identity_trigger, drain) = weft_drain::channel();
         let config = weft_identity::Config {
             listen: loopback,
             state_dir: folder.join("identity"),
             run_dir: None,
+            ca,
             ..weft_identity::Config::default()
         };
         let mut identity = weft_identity::start(config, drain.clone()).await.unwrap();

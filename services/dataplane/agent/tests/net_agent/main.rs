@@ -7,3 +7,4 @@ mod carrying;
 #[path = "../common/control.rs"]
 mod control;
 mod rig;
+mod spiffe;

@@ -11,6 +11,7 @@ use std::{
     sync::mpsc,
     time::{Duration, Instant},
 };
+use weft_identity::CaConfig;
 use weft_proto::weft::dataplane::v1::{
     AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
     observe_response::Item, workload_spec::Place, workloads_client::WorkloadsClient,
@@ -30,13 +31,13 @@ pub struct ControlPlane {
 }
 
 impl ControlPlane {
-    fn start(place: Node, folder: PathBuf, nodes: &[&str]) -> Self {
+    fn start(place: Node, folder: PathBuf, nodes: &[&str], ca: CaConfig) -> Self {
         let nodes: Vec<String> = nodes.iter().map(ToString::to_string).collect();
         let (ready, started) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let address = place.v4().into();
         let serve = async move {
-            let control = Control::start(&folder, address).await;
+            let control = Control::start(&folder, address, ca).await;
             let mut tokens = Vec::new();
             for node in &nodes {
                 tokens.push(control.node_token(node).await);
@@ -105,6 +106,11 @@ fn binary(name: &str) -> PathBuf {
 impl Rig {
     /// With these manifests and nodes.
     pub fn new(manifests: &[(&str, &str)], names: &[&str]) -> Self {
+        Self::with_authority(manifests, names, CaConfig::default())
+    }
+
+    /// The same, with certificates as these settings say.
+    pub fn with_authority(manifests: &[(&str, &str)], names: &[&str], ca: CaConfig) -> Self {
         weft_tls::install_provider();
         let net = Testnet::new().unwrap();
         let folder = net.dir().join("control");
@@ -112,7 +118,7 @@ impl Rig {
         for (name, text) in manifests {
             std::fs::write(folder.join("resources").join(name), text).unwrap();
         }
-        let control = ControlPlane::start(net.node("control").unwrap(), folder, names);
+        let control = ControlPlane::start(net.node("control").unwrap(), folder, names, ca);
         let nodes = names.iter().zip(&control.tokens);
         let nodes = nodes.map(|(name, token)| Running::start(&net, name, &control.addresses, token));
         Self {
@@ -277,6 +283,11 @@ impl Running {
     /// Asks the node to replace its agent.
     pub fn replace_agent(&self) {
         signal(self.process.id().try_into().unwrap(), Signal::SIGHUP);
+    }
+
+    /// Where workloads find the SPIFFE Workload API.
+    pub fn workload_socket(&self) -> PathBuf {
+        self.run_dir.join("workload.sock")
     }
 
     /// Process id of the agent.

@@ -43,6 +43,7 @@ impl Ca {
             trust_domain: trust.trust_domain(),
             version,
             roots: vec![self.root()],
+            jwks: Vec::new(),
         };
         trust.set(bundle).unwrap();
     }
