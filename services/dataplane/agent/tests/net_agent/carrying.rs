@@ -7,10 +7,10 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 use weft_proto::weft::dataplane::v1::{Flow, Verdict, workload_spec::Place};
-use weft_testnet::{Pod, Spawn};
+use weft_testnet::{Namespace, Pod, Process, Spawn};
 
 const STORE: &str = r#"
 apiVersion: v1
@@ -29,13 +29,46 @@ spec:
   ingress:
   - fromEndpoints: [{matchLabels: {dapr.io/app-id: shop}}]
     toPorts: [{ports: [{port: "6379", protocol: TCP}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: till, namespace: default}
+spec:
+  clusterIPs: ["10.96.7.8", "fd96::8"]
+  selector: {app: till}
+  ports: [{name: redis, port: 6379, targetPort: 6380}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: till, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {dapr.io/app-id: till}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {dapr.io/app-id: worker}}]
+    toPorts: [{ports: [{port: "6380", protocol: TCP}]}]
 "#;
 const ADDRESSES: [&str; 2] = ["10.96.7.7", "fd96::7"];
 /// What is looked for on the wire.
 const SECRET: &str = "pineapple-in-the-clear";
 
-/// A store that greets who connects, answers PING as Redis does, and gives lines back.
-fn store(listener: TcpListener) {
+const STORE_PORT: &str = "WEFT_TEST_STORE_PORT";
+
+/// Starts a store where a workload is: on all addresses there.
+fn store(place: &Namespace, cgroup: &Path, port: u16) -> Process {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["carrying::is_a_store", "--exact", "--ignored"]);
+    command.env(STORE_PORT, port.to_string());
+    command.stdout(Stdio::null());
+    place.spawn(command, &Spawn::root().cgroup(cgroup)).unwrap()
+}
+
+/// It greets who connects, answers PING as Redis does, and gives lines back.
+#[test]
+#[ignore = "started by the tests here"]
+fn is_a_store() {
+    let port: u16 = std::env::var(STORE_PORT).unwrap().parse().unwrap();
+    // Takes IPv4 as well.
+    let listener = TcpListener::bind(("::", port)).unwrap();
     for stream in listener.incoming().map_while(Result::ok) {
         std::thread::spawn(move || talk(&stream));
     }
@@ -55,7 +88,7 @@ fn talk(mut stream: &TcpStream) -> Option<()> {
 
 /// Runs a script as an unprivileged user of a pod; what it said.
 fn script(pod: &Pod, cgroup: &Path, script: &str) -> String {
-    let mut command = std::process::Command::new("bash");
+    let mut command = Command::new("bash");
     command.args(["-c", script]).stdout(Stdio::piped());
     let spawn = Spawn::nobody().cgroup(cgroup);
     let mut process = pod.namespace().spawn(command, &spawn).unwrap();
@@ -105,11 +138,8 @@ async fn a_store_on_another_node_is_reached_by_tunnel_and_not_in_clear() {
     let (near, far) = (&rig.nodes[0], &rig.nodes[1]);
     let (shop, shop_cgroup) = add(near, "shop").await;
     let (thief, thief_cgroup) = add(near, "thief").await;
-    let (stored, _) = add(far, "store").await;
-    for address in ["0.0.0.0:6379", "[::]:6379"] {
-        let listener = stored.namespace().run(|| v6_only(address)).unwrap();
-        std::thread::spawn(move || store(listener));
-    }
+    let (stored, stored_cgroup) = add(far, "store").await;
+    let _store = store(stored.namespace(), &stored_cgroup, 6379);
     near.redirect(&["10.96.7.7:6379", "[fd96::7]:6379"]);
 
     let between = rig.net.underlay(&far.node).capture().unwrap();
@@ -156,6 +186,30 @@ async fn a_store_on_another_node_is_reached_by_tunnel_and_not_in_clear() {
         (Verdict::Dropped, "POLICY_DENIED")
     );
 
+    // What is open when policy changes is closed, and not as if it had ended.
+    let opened = |flows: &[Flow]| flows.iter().filter(|f| f.kind == "connection").count();
+    let before = opened(&near.flows("").await);
+    let held = std::thread::scope(|scope| {
+        let hold = "exec 3<>/dev/tcp/10.96.7.7/6379; read -r -u 3 greeting; timeout 30 cat <&3; echo $?";
+        let held = scope.spawn(|| script(&shop, &shop_cgroup, hold));
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let deadline = std::time::Instant::now() + SOON;
+                while opened(&near.flows("").await) == before {
+                    assert!(std::time::Instant::now() < deadline, "it was not opened");
+                }
+                rig.write("store.yaml", &STORE.replace("app-id: shop", "app-id: nobody"));
+            });
+        });
+        held.join().unwrap()
+    });
+    assert_eq!(held.trim(), "1", "cat was told of a reset");
+    rig.write("store.yaml", STORE);
+    ask_until("+READY\r +PONG", || {
+        script(&shop, &shop_cgroup, &ping("10.96.7.7"))
+    })
+    .await;
+
     // The agent is killed: who connects then waits for the next one, and is served.
     let killed = near.agent();
     signal(killed, Signal::SIGKILL);
@@ -166,25 +220,32 @@ async fn a_store_on_another_node_is_reached_by_tunnel_and_not_in_clear() {
     assert_ne!(near.agent(), killed);
 }
 
-fn v6_only(address: &str) -> TcpListener {
-    let address: std::net::SocketAddr = address.parse().unwrap();
-    // Two listeners on one port: the one for IPv6 must leave IPv4 to the other.
-    let socket = match address.is_ipv4() {
-        true => return TcpListener::bind(address).unwrap(),
-        false => nix::sys::socket::socket(
-            nix::sys::socket::AddressFamily::Inet6,
-            nix::sys::socket::SockType::Stream,
-            nix::sys::socket::SockFlag::empty(),
-            None,
-        )
-        .unwrap(),
-    };
-    use nix::sys::socket::{Backlog, SockaddrStorage, bind, listen, setsockopt, sockopt};
-    use std::os::fd::AsRawFd;
-    setsockopt(&socket, sockopt::Ipv6V6Only, &true).unwrap();
-    bind(socket.as_raw_fd(), &SockaddrStorage::from(address)).unwrap();
-    listen(&socket, Backlog::new(16).unwrap()).unwrap();
-    TcpListener::from(socket)
+/// Processes have no address of their own: they are known by cgroup here, by certificate there.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_of_two_nodes_reach_each_other_as_who_they_are() {
+    let rig = Rig::new(&[("store.yaml", STORE)], &["n1", "n2"]);
+    let (near, far) = (&rig.nodes[0], &rig.nodes[1]);
+    let (worker, _runs) = near.add_process("worker").await;
+    let (loafer, _runs_too) = near.add_process("loafer").await;
+    let till = far.add("till", 6380, Place::Process(Default::default())).await;
+    let _till = store(far.node.namespace(), Path::new(&till.cgroup), 6380);
+    near.redirect(&["10.96.7.8:6379", "[fd96::8]:6379"]);
+    for address in ["10.96.7.8", "fd96::8"] {
+        ask_until("+READY\r +PONG", || near.script(Some(&worker), &ping(address))).await;
+        let refused = near.script(Some(&loafer), &ping(address));
+        assert!(!refused.contains("READY"), "{refused}");
+    }
+    let into = far.flows("").await;
+    let opened = about(&into, "worker", "connection").unwrap();
+    assert_eq!((&*opened.caller_proof, &*opened.via), ("tunnel-svid", "tunnel"));
+    assert_eq!(opened.destination.as_ref().unwrap().port, 6380);
+    let dropped = about(&into, "loafer", "connection").unwrap();
+    assert_eq!(dropped.verdict(), Verdict::Dropped);
+    let out = near.flows("").await;
+    assert_eq!(
+        about(&out, "worker", "connection").unwrap().caller_proof,
+        "cgroup"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

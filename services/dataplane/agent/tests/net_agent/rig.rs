@@ -129,6 +129,14 @@ impl Rig {
     }
 }
 
+impl Rig {
+    /// Changes a manifest.
+    pub fn write(&self, name: &str, text: &str) {
+        let path = self.net.dir().join("control").join("resources").join(name);
+        std::fs::write(path, text).unwrap();
+    }
+}
+
 impl Running {
     fn start(net: &Testnet, name: &str, [identity, policy, placement]: &[String; 3], token: &str) -> Self {
         let node = net.node(name).unwrap();
