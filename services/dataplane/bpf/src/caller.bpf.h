@@ -77,20 +77,4 @@ static __always_inline void find_caller(struct bpf_sock_addr *ctx, struct weft_c
 	}
 }
 
-/*
- * The endpoint of the process that speaks through a socket: who connected it, and of a UDP socket who
- * sent last. It need not be who made it. 0: none that is known here, a pod's among them.
- */
-static __always_inline __u32 socket_endpoint(struct bpf_sock *sk)
-{
-	struct weft_datagram *datagram;
-	struct weft_active *active;
-
-	datagram = bpf_sk_storage_get(&datagrams, sk, 0, 0);
-	if (datagram)
-		return datagram->index;
-	active = bpf_sk_storage_get(&connects, sk, 0, 0);
-	return active && active->origin.cgroup ? active->origin.index : 0;
-}
-
 #endif

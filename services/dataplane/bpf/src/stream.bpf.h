@@ -25,17 +25,20 @@ struct weft_route {
 static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 dir, __u32 identity,
 				     const struct weft_place *target)
 {
-	struct weft_question question = {};
+	struct weft_question question = {
+		.key = {
+			.set = endpoint->set,
+			.identity = identity,
+			.port = target->port,
+			.proto = IPPROTO_TCP,
+			.dir = dir,
+		},
+	};
 	struct weft_answer answer = {};
 
 	/* What is not known or not allowed is refused where its packets pass. */
 	if (!find_set(endpoint->set, &question.set))
 		return 0;
-	question.key.set = endpoint->set;
-	question.key.identity = identity;
-	question.key.port = target->port;
-	question.key.proto = IPPROTO_TCP;
-	question.key.dir = dir;
 	ask_policy(&question, &answer);
 	return answer.verdict == WEFT_ALLOW && answer.flags & WEFT_POLICY_REDIRECT;
 }
@@ -44,33 +47,29 @@ static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 
 static __always_inline int wants_agent(const struct weft_endpoint *endpoint, const struct weft_peer *peer,
 				       const struct weft_place *target)
 {
-	struct weft_endpoint *other;
-	__u32 number;
+	struct weft_endpoint other = {};
 
 	if (redirects(endpoint, WEFT_OUT, peer->identity, target))
 		return 1;
-	if (!(peer->flags & WEFT_ADDRESS_LOCAL))
+	if (!(peer->flags & WEFT_ADDRESS_LOCAL) || !find_endpoint(peer->endpoint, &other))
 		return 0;
-	number = peer->endpoint;
-	other = bpf_map_lookup_elem(&endpoints, &number);
-	return other && redirects(other, WEFT_IN, endpoint->identity, target);
+	return redirects(&other, WEFT_IN, endpoint->identity, target);
 }
 
 /* 0, or an error number, negative, with which connect fails. */
 static __always_inline int route_stream(const struct weft_caller *caller, const struct weft_service_key *key,
 					struct weft_route *route)
 {
-	struct weft_endpoint *endpoint = 0;
-	__u32 number = caller->index;
+	struct weft_endpoint endpoint = {};
 	struct weft_service service = {};
 	struct weft_backend backend ALIGNED = {};
 	struct weft_peer peer = {};
 	enum weft_found found;
-	int captures = 0;
+	int known = 0, captures = 0;
 
 	if (caller->kind != WEFT_STRANGER) {
-		endpoint = bpf_map_lookup_elem(&endpoints, &number);
-		captures = endpoint && endpoint->flags & WEFT_ENDPOINT_CAPTURE;
+		known = find_endpoint(caller->index, &endpoint);
+		captures = known && endpoint.flags & WEFT_ENDPOINT_CAPTURE;
 	}
 	copy_addr(route->target.addr, key->addr);
 	route->target.port = key->port;
@@ -110,7 +109,7 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 			return -EPERM;
 		}
 	}
-	if (endpoint && wants_agent(endpoint, &peer, &route->target)) {
+	if (known && wants_agent(&endpoint, &peer, &route->target)) {
 		if (!captures) {
 			count(WEFT_REDIRECT_CLOSED);
 			return -EPERM;

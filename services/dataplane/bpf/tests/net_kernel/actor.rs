@@ -248,6 +248,17 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
             "ok".into(),
             Some(make(SocketAddr::from(([0, 0, 0, 0], 0)), false)?),
         )),
+        "udp_socket" => Ok(("ok".into(), Some(std::net::UdpSocket::bind("0.0.0.0:0")?.into()))),
+        // Over a UDP socket made by someone else: "connect", "send" or "sendto".
+        "use" => {
+            let socket = std::net::UdpSocket::from(fds.remove(0));
+            match words[1] {
+                "connect" => socket.connect(address(2))?,
+                "send" => drop(socket.send(b"x")?),
+                _ => drop(socket.send_to(b"x", address(2))?),
+            }
+            Ok(("ok".into(), None))
+        }
         "close" => {
             held[words[1].parse::<usize>().unwrap()] = None;
             Ok(("ok".into(), None))

@@ -29,7 +29,7 @@ fn scene(strict: bool) -> Scene {
 }
 
 impl Scene {
-    fn shapes(&self, set: u32, shapes_in: u32, shapes_out: u32) {
+    pub fn shapes(&self, set: u32, shapes_in: u32, shapes_out: u32) {
         let set_of = Set {
             shapes_in,
             shapes_out,

@@ -1,13 +1,14 @@
 //! Whose packets a process's connections send: the table that tells, for an address that all of the
 //! node's processes share.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use weft_bpf::Transport;
+use weft_bpf::{Endpoint, Transport};
 
+use crate::actor::Actor;
 use crate::rig::listening;
 use crate::scene::{Scene, Written, service};
 
@@ -108,4 +109,53 @@ fn whoever_connects_a_socket_that_another_made_is_who_speaks() {
     let nobody = scene.rig.process(&nobody);
     let (_, from) = nobody.connect_with(maker.socket().as_fd(), service(1, false));
     assert_eq!(scene.process_of(from, backend), None);
+}
+
+/// Every rule allows; what matters is that packets pass the programs that write down their sender.
+const SET: u32 = 3;
+
+#[test]
+fn a_datagram_is_spoken_by_who_sends_it_or_connected_the_socket() {
+    let mut scene = Scene::new(1);
+    scene.set(1, false, &[0]);
+    scene.shapes(SET, 0, 0);
+    scene.listens(&scene.callers[0], true, SET);
+    let (other, _) = scene.rig.workload("other", 9);
+    let endpoint = Endpoint {
+        identity: 1009,
+        set: SET,
+        process: true,
+        ..Endpoint::default()
+    };
+    scene.rig.kernel.endpoints().unwrap().set(9, endpoint).unwrap();
+    let (nobody, _) = scene.rig.cgroup("nobody");
+    let (other, nobody) = (scene.rig.process(&other), scene.rig.process(&nobody));
+    let maker = &scene.callers[0].actor;
+    scene.rig.kernel.attach_processes().unwrap();
+
+    let backend = scene.backend(0, false);
+    // The node's end of its pods' links is what its processes send from.
+    let [a, b, c, _] = scene.backends[0].v4().octets();
+    let socket = maker.ask("udp_socket", &[]).unwrap().1.unwrap();
+    let port = UdpSocket::from(socket.try_clone().unwrap())
+        .local_addr()
+        .unwrap()
+        .port();
+    let from = SocketAddr::from(([a, b, c, 1], port));
+    let speaks = |who: &Actor, how: &str, expected: Option<u32>| {
+        who.ask(&format!("use {how}"), &[socket.as_fd()]).unwrap();
+        let found = scene.rig.kernel.process(Transport::Udp, from, backend).unwrap();
+        assert_eq!(found, expected, "{how}");
+    };
+    for to in [backend, service(1, false)] {
+        speaks(maker, &format!("sendto {to}"), Some(7));
+        speaks(&other, &format!("sendto {to}"), Some(9));
+        // Who is nobody speaks as the one who made the socket and gave it away.
+        speaks(&nobody, &format!("sendto {to}"), Some(7));
+    }
+    other
+        .ask(&format!("use connect {}", service(1, false)), &[socket.as_fd()])
+        .unwrap();
+    speaks(maker, "send", Some(9));
+    speaks(maker, &format!("sendto {backend}"), Some(7));
 }

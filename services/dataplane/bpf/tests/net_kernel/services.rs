@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use weft_bpf::{Frontend, Transport};
+use weft_bpf::{Frontend, Kernel, Transport};
 
 use crate::scene::{Caller, PORT, Scene, Written, service};
 use crate::talk;
@@ -324,4 +324,31 @@ fn what_is_no_service_is_left_alone() {
         assert_eq!(answer.0, "unix");
     }
     assert_eq!((scene.count("balanced"), scene.count("no_backends")), (0, 0));
+}
+
+#[test]
+fn a_reload_keeps_services_and_who_has_which_backend() {
+    let mut scene = Scene::new(3);
+    scene.set(PLAIN, false, &[0, 1, 2]);
+    let to = service(PLAIN, false);
+    let actor = &scene.callers[1].actor;
+    let sockets: Vec<usize> = (0..10).map(|_| actor.datagrams(to)).collect();
+    let who = |socket: &usize| actor.exchange_with(*socket, to, "x").unwrap();
+    let before: Vec<_> = sockets.iter().map(who).collect();
+    let connection = actor.dial(to).unwrap();
+    let said = actor.say(connection, "x").unwrap();
+
+    let next = Kernel::load(&scene.rig.options).unwrap();
+    assert!(next.adopted());
+    assert_eq!(sockets.iter().map(who).collect::<Vec<_>>(), before);
+    assert_eq!(actor.say(connection, "x").unwrap(), said);
+    assert_eq!(actor.peer(connection).unwrap(), to);
+    let connection = actor.dial(to).unwrap();
+    assert_eq!(actor.peer(connection).unwrap(), to);
+    let mut services = next.services().unwrap();
+    let frontend = Frontend {
+        address: to,
+        transport: Transport::Tcp,
+    };
+    assert_eq!(services.remove(frontend).unwrap().len(), 3);
 }
