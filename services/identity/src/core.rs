@@ -12,6 +12,7 @@ use crate::{
     error::{Refused, StartError},
     hierarchy::{self, Live},
     kek::Kek,
+    members::Members,
     own,
     recorder::Recorder,
     registry::Registry,
@@ -75,6 +76,7 @@ pub struct Core {
     /// This process among those that share the database.
     pub(crate) name: String,
     pub(crate) recorder: Recorder,
+    pub(crate) members: Members,
     pub(crate) gate: Gate,
     pub(crate) counts: Counts,
 }
@@ -143,6 +145,7 @@ impl Core {
             supplied: supplied.is_some(),
             own_certificate: config.own_certificate(),
             name: format!("{:016x}", rand::random::<u64>()),
+            members: Members::default(),
             gate: Gate::default(),
             counts,
         };

@@ -43,7 +43,7 @@ impl Core {
             Principal::Node(name) => (Kind::Node, name),
             _ => return Err(Refused::denied(format!("{id} is not renewed by its holder"))),
         };
-        if self.db.member(kind.as_str(), &name).await?.is_none() {
+        if self.member(kind, &name).await?.is_none() {
             return Err(Refused::denied(format!(
                 "{id} is no member: it has to join with a token"
             )));
@@ -127,7 +127,7 @@ impl Core {
         }
         let (id, name) = self.workload_id(&workload)?;
         asked.spiffe_id = id.to_string();
-        let may_host = self.db.member(Kind::Node.as_str(), &node).await?;
+        let may_host = self.member(Kind::Node, &node).await?;
         let may_host = may_host.ok_or_else(|| Refused::denied(format!("node {node:?} is no member")))?;
         if !may_host.iter().any(|p| p.matches(&workload.namespace, &name)) {
             return Err(Refused::denied(format!(

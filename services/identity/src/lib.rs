@@ -22,6 +22,7 @@ mod grants;
 mod hierarchy;
 mod jwt;
 mod kek;
+mod members;
 mod nodes;
 mod own;
 mod pattern;

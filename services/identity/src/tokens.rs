@@ -20,7 +20,7 @@ const DEFAULT_TTL: u32 = 600;
 const MAX_NODE_NAME: usize = 127;
 
 /// What a join token makes of its holder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `/weft/service/<name>`
     Service,
@@ -197,6 +197,7 @@ impl Core {
             )
             .await?;
         self.db.commit(tx).await?;
+        self.members.forget(kind, &record.name);
         if kind == Kind::Node {
             // Nobody follows yet when the policy service itself joins.
             let _ = self.joins.send(record.name.clone());

@@ -5,8 +5,9 @@ use sqlx::{AssertSqlSafe, Row, any::AnyRow};
 use std::fmt::Write as _;
 use weft_store::StoreError;
 
-/// Rows of one INSERT: ten values each, far below the 32766 that SQLite takes.
-const ROWS: usize = 128;
+/// Rows of one INSERT, nine values each: far below the 32766 that SQLite takes. Few sizes, so that
+/// each stays prepared.
+const ROWS: [usize; 4] = [128, 32, 8, 1];
 
 /// What is recorded of an issuance or a refusal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -78,7 +79,10 @@ impl Db {
 
     /// Records any number.
     pub async fn audit_all(&self, tx: &mut Tx, entries: &[&Audit]) -> Result<(), StoreError> {
-        for chunk in entries.chunks(ROWS) {
+        let mut rest = entries;
+        while let Some(rows) = ROWS.into_iter().find(|rows| *rows <= rest.len()) {
+            let (chunk, after) = rest.split_at(rows);
+            rest = after;
             let sql = insert(chunk.len());
             let mut query = sqlx::query(AssertSqlSafe(sql));
             for entry in chunk {
