@@ -78,10 +78,11 @@ impl<T: Tables> Datapath<T> {
     pub(super) fn write_addresses(&mut self, touched: &BTreeSet<IpNet>) {
         let was_full = !self.homeless.is_empty();
         let mut gone = Vec::new();
-        // Single addresses first: what is said of a range must not be said of them.
-        let is_host = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
-        let (hosts, ranges): (Vec<&IpNet>, Vec<&IpNet>) = touched.iter().partition(is_host);
-        for net in hosts.into_iter().chain(ranges) {
+        // The narrow ones come first and go last: what is said of a range must not be said of what
+        // is excepted from it.
+        let mut nets: Vec<&IpNet> = touched.iter().collect();
+        nets.sort_by_key(|net| std::cmp::Reverse(net.prefix_len()));
+        for net in nets {
             self.homeless.remove(net);
             let wanted = self.wanted_address(*net);
             if self.writer.addresses.get(net).copied() == wanted {
@@ -102,7 +103,7 @@ impl<T: Tables> Datapath<T> {
                 self.writer.solved(&Subject::Address(*net));
             }
         }
-        for net in gone {
+        for net in gone.into_iter().rev() {
             self.writer.remove(&Write::Address(net, None));
         }
         if was_full && self.homeless.is_empty() {
