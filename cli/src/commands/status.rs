@@ -120,6 +120,16 @@ fn page(s: &GetResponse) -> String {
         .collect();
     out += &table(&["CAPABILITY", "STATE", "WHY"], &capabilities);
     out += "\n\n";
+    if let Some(d) = &s.datapath {
+        out += &format!(
+            "Kernel: {} endpoints, {} addresses, {} policy sets with {} entries; {} events lost\n",
+            d.endpoints, d.addresses, d.policy_sets, d.policy_entries, d.events_lost
+        );
+        for problem in &d.problems {
+            out += &format!("  CLOSED: {problem}\n");
+        }
+        out += "\n";
+    }
     let workloads: Vec<_> = s
         .workloads
         .iter()
@@ -161,6 +171,10 @@ fn value(s: &GetResponse) -> Value {
         "capabilities": s.capabilities.iter().map(|c| json!({
             "name": c.name, "active": c.active, "reason": c.reason,
         })).collect::<Vec<_>>(),
+        "datapath": s.datapath.as_ref().map(|d| json!({
+            "endpoints": d.endpoints, "addresses": d.addresses, "policySets": d.policy_sets,
+            "policyEntries": d.policy_entries, "eventsLost": d.events_lost, "problems": d.problems,
+        })),
         "upstreams": s.upstreams.iter().map(|u| json!({
             "name": u.name, "address": u.address, "connected": u.connected, "error": u.error,
         })).collect::<Vec<_>>(),

@@ -8,6 +8,7 @@ use crate::{
     certificates::Certificates,
     config::AgentConfig,
     error::AgentError,
+    kernel::{self, KernelTables},
     locals::Locals,
     mesh::Mesh,
     metrics::{Counters, Gauges},
@@ -98,6 +99,8 @@ pub struct Shared {
     pub drain: Watcher,
     /// What is redirected by the kernel, and what comes for it by tunnel.
     pub capture: Arc<Capture>,
+    /// The writer of the kernel's policy tables; none where there are none.
+    pub kernel: Option<KernelTables>,
     /// The kernel's records of who connected; none where it keeps none.
     pub origins: ArcSwapOption<Origins>,
     runtime: Arc<Runtime>,
@@ -278,6 +281,18 @@ pub async fn start(
         tunnels: Arc::new(Tunnels::new(tunnels.clone())),
         flows: flows.clone(),
     };
+    let kernel = match side.kernel()? {
+        None => None,
+        Some(tables) => {
+            let surroundings = kernel::Surroundings {
+                node: node.clone(),
+                addresses: side.addresses(&config),
+                view: view.clone(),
+            };
+            Some(KernelTables::start(tables, surroundings, drain.clone())?)
+        }
+    };
+    let packets = side.packets()?;
     let shared = Arc::new(Shared {
         node: node.clone(),
         trust_domain,
@@ -290,6 +305,7 @@ pub async fn start(
         counters: Counters::register(metrics),
         drain: drain.clone(),
         capture: capture.clone(),
+        kernel: kernel.clone(),
         origins: ArcSwapOption::new(side.origins()?),
         runtime: Runtime::new(surroundings, RuntimeLimits::default()),
         trust: member.trust.clone(),
@@ -302,7 +318,12 @@ pub async fn start(
         locals: shared.view.locals.clone(),
         tunnels: Box::new(move || tunnels.connections()),
         capture: capture.clone(),
+        kernel: kernel.clone(),
     }));
+    if let (Some((events, counters)), Some(tables)) = (packets, &kernel) {
+        let reading = crate::packets::read(shared.clone(), events, counters, tables.clone());
+        spawn(&mut tasks, reading);
+    }
 
     let subscription = Subscription {
         mesh: mesh.clone(),
@@ -310,6 +331,7 @@ pub async fn start(
         upstream: policy,
         addresses: side.addresses(&config),
         pod_cidrs: config.pod_cidrs.clone(),
+        kernel,
         sessions: shared.sessions.clone(),
     };
     spawn(&mut tasks, subscription.run(drain.clone()));

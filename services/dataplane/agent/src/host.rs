@@ -58,6 +58,8 @@ pub struct Placement {
     pub cgroup: Option<PathBuf>,
     /// 0 when there is none.
     pub cgroup_id: u64,
+    /// Its number in the kernel's maps; 0 for none.
+    pub endpoint: u32,
     /// A pod's own; the node's for processes.
     pub addresses: Vec<IpAddr>,
     /// What an earlier agent was told by the policy service.
@@ -193,6 +195,7 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
         capture,
         cgroup: placed.cgroup,
         cgroup_id: placed.cgroup_id,
+        endpoint: placed.endpoint,
         derived: placed.derived,
         token: None,
         environment: HashMap::new(),

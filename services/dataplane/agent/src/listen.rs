@@ -204,6 +204,7 @@ pub fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
         caller_proof: None,
         trace_id: [0; 16],
         traffic: None,
+        packet: None,
     });
 }
 

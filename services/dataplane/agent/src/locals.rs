@@ -7,6 +7,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::RwLock;
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -34,6 +35,8 @@ pub struct Local {
     pub proof: Proof,
     /// 0 when it has no cgroup of its own.
     pub cgroup_id: u64,
+    /// Where it is, as the kernel's tables need to know it.
+    pub seat: Seat,
     /// What its calls must show, where nothing else proves them.
     pub token: Option<Token>,
     /// Its tunnel certificate; empty until there is one.
@@ -46,6 +49,17 @@ pub struct Local {
     pub gone: CancellationToken,
     captures: AtomicBool,
     member: ArcSwapOption<Member>,
+}
+
+/// Where a workload is, as the kernel's tables need to know it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seat {
+    /// Its endpoint number; 0 for none.
+    pub number: u32,
+    /// A pod's own addresses; the node's for processes.
+    pub addresses: Vec<IpAddr>,
+    /// Where it listens.
+    pub app_port: u16,
 }
 
 /// What is known of a workload once the mesh has a name for it.
@@ -63,12 +77,20 @@ pub struct Member {
 
 impl Local {
     /// Not yet a member.
-    pub fn new(id: &str, kind: WorkloadKind, proof: Proof, cgroup_id: u64, token: Option<&str>) -> Arc<Self> {
+    pub fn new(
+        id: &str,
+        kind: WorkloadKind,
+        proof: Proof,
+        cgroup_id: u64,
+        seat: Seat,
+        token: Option<&str>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id: id.into(),
             kind,
             proof,
             cgroup_id,
+            seat,
             token: token.map(Token::new),
             svid: SvidCell::new(),
             health: Arc::default(),
@@ -82,6 +104,13 @@ impl Local {
     /// What is known; `None` until the mesh has a name for it.
     pub fn member(&self) -> Option<Arc<Member>> {
         self.member.load_full()
+    }
+
+    /// Whether it holds a certificate that is valid at `now` (seconds since the Unix epoch).
+    pub fn is_proven(&self, now: u64) -> bool {
+        self.svid
+            .get()
+            .is_some_and(|svid| svid.identity().not_after > now)
     }
 
     /// From now on its own capture listener is served.
@@ -126,6 +155,7 @@ struct Index {
     node_captures: bool,
     by_id: HashMap<Arc<str>, Arc<Local>>,
     by_cgroup: HashMap<u64, Arc<Local>>,
+    by_number: HashMap<u32, Arc<Local>>,
 }
 
 impl Locals {
@@ -134,6 +164,9 @@ impl Locals {
         let mut index = self.0.write();
         if local.cgroup_id != 0 {
             index.by_cgroup.insert(local.cgroup_id, local.clone());
+        }
+        if local.seat.number != 0 {
+            index.by_number.insert(local.seat.number, local.clone());
         }
         index.by_id.insert(local.id.clone(), local);
     }
@@ -149,6 +182,10 @@ impl Locals {
             .is_some_and(|l| Arc::ptr_eq(l, &old))
         {
             index.by_cgroup.remove(&old.cgroup_id);
+        }
+        let number = old.seat.number;
+        if index.by_number.get(&number).is_some_and(|l| Arc::ptr_eq(l, &old)) {
+            index.by_number.remove(&number);
         }
     }
 
@@ -175,6 +212,11 @@ impl Locals {
         self.0.read().by_cgroup.get(&cgroup_id).cloned()
     }
 
+    /// By its endpoint number.
+    pub fn of_number(&self, number: u32) -> Option<Arc<Local>> {
+        self.0.read().by_number.get(&number).cloned()
+    }
+
     /// All.
     pub fn all(&self) -> Vec<Arc<Local>> {
         self.0.read().by_id.values().cloned().collect()
@@ -189,7 +231,7 @@ mod tests {
     #[test]
     fn a_reused_cgroup_number_belongs_to_the_new_workload() {
         let locals = Locals::default();
-        let new = |id| Local::new(id, WorkloadKind::Process, Proof::Cgroup, 7, None);
+        let new = |id| Local::new(id, WorkloadKind::Process, Proof::Cgroup, 7, Seat::default(), None);
         locals.insert(new("old"));
         locals.insert(new("new"));
         locals.remove("old");
@@ -197,7 +239,14 @@ mod tests {
         locals.remove("new");
         assert!(locals.of_cgroup(7).is_none() && locals.all().is_empty());
         // Without a cgroup there is nothing to be found by.
-        locals.insert(Local::new("pod", WorkloadKind::Pod, Proof::PodListener, 0, None));
+        locals.insert(Local::new(
+            "pod",
+            WorkloadKind::Pod,
+            Proof::PodListener,
+            0,
+            Seat::default(),
+            None,
+        ));
         assert!(locals.of_cgroup(0).is_none());
     }
 }

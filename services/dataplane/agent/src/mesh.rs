@@ -8,6 +8,7 @@
 use crate::{
     endpoints::Endpoints,
     interest::Interest,
+    journal::Journal,
     places::{Meaning, Places},
 };
 use parking_lot::RwLock;
@@ -23,7 +24,7 @@ const MAX_PER_KIND: usize = 1_000_000;
 /// A policy with the texts of its rules as flows show them, made once.
 #[derive(Debug)]
 pub struct Compiled {
-    set: PolicySet,
+    set: Arc<PolicySet>,
     texts: HashMap<Arc<RuleRef>, Arc<str>>,
     /// What refuses by default, coming in and going out.
     selected_by: [Option<Arc<str>>; 2],
@@ -40,7 +41,7 @@ impl Compiled {
             (!objects.is_empty()).then(|| format!("no rule of {}", objects.join(", ")).into())
         });
         Self {
-            set,
+            set: Arc::new(set),
             texts,
             selected_by,
         }
@@ -49,6 +50,11 @@ impl Compiled {
     /// The policy.
     pub fn set(&self) -> &PolicySet {
         &self.set
+    }
+
+    /// The same, shared.
+    pub fn shared(&self) -> Arc<PolicySet> {
+        self.set.clone()
     }
 
     /// For flows of what no rule allows: the objects that let nothing else in that direction pass.
@@ -77,6 +83,8 @@ pub struct Mesh {
     tables: Arc<RwLock<Tables>>,
     changed: watch::Sender<Position>,
     touched: watch::Sender<u64>,
+    /// What changed, for the kernel's tables.
+    pub journal: Journal,
     /// What is to be asked for.
     pub interest: Interest,
     /// Policy is under audit on this node.
@@ -113,6 +121,7 @@ impl Mesh {
             tables: Arc::new(RwLock::new(tables)),
             changed: watch::Sender::new(Position::default()),
             touched: watch::Sender::new(0),
+            journal: Journal::default(),
             interest: Interest::default(),
             audit: false,
         }
@@ -128,6 +137,11 @@ impl Mesh {
     pub fn is_audited(&self, id: &str) -> bool {
         let tables = self.tables.read();
         let workload = tables.endpoints.message(id).and_then(|e| e.workload.as_ref());
+        self.audits(workload)
+    }
+
+    /// The same, without looking: as the policy service sent the workload.
+    pub fn audits(&self, workload: Option<&pb::Workload>) -> bool {
         let annotation = workload.and_then(|w| w.annotations.get(AUDIT_ANNOTATION));
         match annotation.map(String::as_str) {
             Some("true") => true,
@@ -156,19 +170,25 @@ impl Mesh {
         };
         {
             let mut tables = self.tables.write();
+            let mut journal = self.journal.write();
             if update.snapshot {
                 tables.clear();
+                journal.all();
             }
             for key in update.removes {
+                journal.resource(&key.kind, &key.name);
                 tables.remove(&key);
             }
             for change in upserts {
+                let (kind, name) = change.key();
+                journal.resource(kind, name);
                 if let Err(problem) = tables.put(change) {
                     problems.push(problem);
                 }
             }
             tables.position = position.clone();
         }
+        self.journal.notify();
         self.changed.send_replace(position);
         self.touch();
         problems
@@ -216,6 +236,11 @@ impl Mesh {
     /// Runs `read` on the endpoints, under the lock: it must be short and must not come back here.
     pub fn read<T>(&self, read: impl FnOnce(&Endpoints) -> T) -> T {
         read(&self.tables.read().endpoints)
+    }
+
+    /// Runs `read` on all that the policy service sent, under the lock.
+    pub fn sent<T>(&self, read: impl FnOnce(&dyn Sent) -> T) -> T {
+        read(&*self.tables.read())
     }
 
     /// Changes which of this node's workloads are there.
@@ -305,6 +330,55 @@ impl Change {
             Some(_) => Ok(Self::Other(key, resource)),
             // A newer server may send kinds that this agent does not know and does not need.
             None => Err(wrong("a kind this agent does not know; update it")),
+        }
+    }
+}
+
+/// What the policy service sent, as it was sent.
+pub trait Sent {
+    /// A workload, of this node or of another.
+    fn endpoint(&self, id: &str) -> Option<&Arc<pb::Endpoint>>;
+    /// A policy.
+    fn set(&self, id: &str) -> Option<&Arc<Compiled>>;
+    /// A resource of another kind.
+    fn other(&self, kind: &str, name: &str) -> Option<&Arc<pb::Resource>>;
+    /// Kinds and names of everything but identities.
+    fn names(&self) -> Vec<(&str, &str)>;
+}
+
+impl Sent for Tables {
+    fn endpoint(&self, id: &str) -> Option<&Arc<pb::Endpoint>> {
+        self.endpoints.message(id)
+    }
+
+    fn set(&self, id: &str) -> Option<&Arc<Compiled>> {
+        self.sets.get(id)
+    }
+
+    fn other(&self, kind: &str, name: &str) -> Option<&Arc<pb::Resource>> {
+        self.others.get(&(kind.to_owned(), name.to_owned()))
+    }
+
+    fn names(&self) -> Vec<(&str, &str)> {
+        let endpoints = self.endpoints.messages().filter_map(|e| e.workload.as_ref());
+        let endpoints = endpoints.map(|w| ("endpoint", w.id.as_str()));
+        let sets = self.sets.keys().map(|id| ("policy-set", id.as_str()));
+        let others = self
+            .others
+            .keys()
+            .map(|(kind, name)| (kind.as_str(), name.as_str()));
+        endpoints.chain(sets).chain(others).collect()
+    }
+}
+
+impl Change {
+    /// Kind and name.
+    fn key(&self) -> (&str, &str) {
+        match self {
+            Self::Endpoint(e) => ("endpoint", e.workload.as_ref().map_or("", |w| w.id.as_str())),
+            Self::Identity(_) => ("identity", ""),
+            Self::Set(set) => ("policy-set", set.id()),
+            Self::Other(key, _) => (&key.kind, &key.name),
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct Gauges {
     pub tunnels: Box<dyn Fn() -> usize + Send + Sync>,
     /// Captured connections.
     pub capture: std::sync::Arc<weft_capture::Capture>,
+    /// The kernel's policy tables.
+    pub kernel: Option<crate::kernel::KernelTables>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -84,6 +86,7 @@ impl Collector for Gauges {
             ("forwarded", counts.forwarded),
             ("dropped", counts.dropped),
             ("error", counts.error),
+            ("audit", counts.audit),
         ];
         let mut family = encoder.encode_descriptor(
             "weft_dataplane_flows",
@@ -107,6 +110,16 @@ impl Collector for Gauges {
             };
             let connected = ConstGauge::new(i64::from(upstream.is_connected()));
             connected.encode(family.encode_family(&labels)?)?;
+        }
+        let lost = ConstCounter::new(self.flows.lost());
+        lost.encode(encoder.encode_descriptor(
+            "weft_dataplane_events_lost",
+            "Packets' events that were lost before they could be read",
+            None,
+            lost.metric_type(),
+        )?)?;
+        if let Some(kernel) = &self.kernel {
+            tables(&mut encoder, &kernel.shown())?;
         }
         let count = |n: usize| ConstGauge::new(i64::try_from(n).unwrap_or(i64::MAX));
         let locals = self.locals.all();
@@ -156,4 +169,38 @@ impl Collector for Gauges {
             tunnels.metric_type(),
         )?)
     }
+}
+
+/// What the kernel's policy tables hold.
+fn tables(encoder: &mut DescriptorEncoder<'_>, shown: &crate::kernel::Shown) -> Result<(), std::fmt::Error> {
+    let counts = &shown.counts;
+    let mut family = encoder.encode_descriptor(
+        "weft_dataplane_kernel_entries",
+        "Entries of the kernel's policy tables",
+        None,
+        prometheus_client::metrics::MetricType::Gauge,
+    )?;
+    for (table, entries) in [
+        ("endpoints", counts.endpoints),
+        ("addresses", counts.addresses),
+        ("sets", counts.sets),
+        ("policy", counts.entries),
+    ] {
+        let entries = ConstGauge::new(i64::try_from(entries).unwrap_or(i64::MAX));
+        entries.encode(family.encode_family(&[("table", table)])?)?;
+    }
+    let writes = ConstCounter::new(counts.writes);
+    writes.encode(encoder.encode_descriptor(
+        "weft_dataplane_kernel_writes",
+        "Writes to the kernel's policy tables",
+        None,
+        writes.metric_type(),
+    )?)?;
+    let problems = ConstGauge::new(i64::try_from(shown.problems.len()).unwrap_or(i64::MAX));
+    problems.encode(encoder.encode_descriptor(
+        "weft_dataplane_kernel_problems",
+        "What the kernel's tables should hold and do not: it is closed",
+        None,
+        problems.metric_type(),
+    )?)
 }

@@ -24,13 +24,17 @@ use std::{
 };
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use weft_bpf::Origins;
+use weft_bpf::{Counters, Origins};
+use weft_datapath::Kernel;
 use weft_drain::Watcher;
 use weft_handoff::{AgentLink, Connected, Event, Events, Hello, ListenerKind};
 use weft_proto::weft::dataplane::v1::Capability;
 
 /// Name of the map of who connected, as `weft-node` hands it over.
 const ORIGINS: &str = "origins";
+/// Of what the programs tell of packets, and of what they count.
+const EVENTS: &str = "events";
+const COUNTERS: &str = "counters";
 
 /// What the start needs of it.
 pub struct NodeSide {
@@ -95,6 +99,26 @@ impl NodeSide {
                 path,
             },
         })
+    }
+
+    /// The kernel's policy tables; none without `weft-node`, or where it could not make any.
+    pub fn kernel(&mut self) -> Result<Option<Kernel>, AgentError> {
+        let Link::Node { hello, .. } = &mut self.link else {
+            return Ok(None);
+        };
+        kernel(hello)
+    }
+
+    /// What the kernel's programs tell of packets, and what they count.
+    pub fn packets(&mut self) -> Result<Option<(weft_bpf::Events, Option<Counters>)>, AgentError> {
+        let Link::Node { hello, .. } = &mut self.link else {
+            return Ok(None);
+        };
+        let Some(map) = hello.maps.remove(EVENTS) else {
+            return Ok(None);
+        };
+        let counters = hello.maps.remove(COUNTERS).map(Counters::from_fd).transpose()?;
+        Ok(Some((weft_bpf::Events::from_fd(map)?, counters)))
     }
 
     /// Whether there is no weft-node.
@@ -210,11 +234,15 @@ pub async fn run(
                 };
                 replaced.cancel();
                 let mut hello = connected.hello;
+                let tables = kernel(&mut hello)?;
                 shared.origins.store(origins(&mut hello)?);
                 replaced = serve_node(&shared, hello)?;
                 let placements = connected.workloads.into_iter().map(|w| from_node(w, &addresses));
                 current.store(Arc::new(connected.link));
                 table.replayed(placements.collect()).await;
+                if let (Some(writer), Some(tables)) = (&shared.kernel, tables) {
+                    writer.replace(tables).await;
+                }
                 events = connected.events;
                 tell_ready(&current.load_full()).await;
             }
@@ -247,6 +275,14 @@ fn origins(hello: &mut Hello) -> Result<Option<Arc<Origins>>, AgentError> {
     let map = hello.maps.remove(ORIGINS);
     let origins = map.map(|map| Origins::from_fd(map).map(Arc::new));
     Ok(origins.transpose()?)
+}
+
+/// The kernel's policy tables. A node that has some of them only is of another release.
+fn kernel(hello: &mut Hello) -> Result<Option<Kernel>, AgentError> {
+    if !hello.maps.contains_key("sets") {
+        return Ok(None);
+    }
+    Ok(Some(Kernel::from_fds(&mut hello.maps)?))
 }
 
 /// Starts accepting on the node's own listeners; cancelling the token ends it.
@@ -282,6 +318,8 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
             ListenerKind::Capture => {
                 tokio::spawn(capture::attributed(shared.clone(), socket, replaced.clone()));
                 shared.view.locals.set_node_captures(origins.is_some());
+                shared.view.mesh.journal.write().all();
+                shared.view.mesh.journal.notify();
                 continue;
             }
             ListenerKind::LocalApi | ListenerKind::WorkloadApi => continue,

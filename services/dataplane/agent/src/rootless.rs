@@ -192,6 +192,7 @@ impl Rootless {
             capture: Vec::new(),
             cgroup: None,
             cgroup_id: 0,
+            endpoint: 0,
             addresses: vec![self.0.address],
             derived: None,
             token: Some(token),

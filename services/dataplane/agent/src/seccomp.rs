@@ -1,4 +1,4 @@
-//! The system calls of an agent: what tokio, rustls and hyper need, and reading BPF maps.
+//! The system calls of an agent: what tokio, rustls and hyper need, and BPF maps' elements.
 //! Everything else is answered with EPERM, so that a library which tries an alternative goes on.
 //!
 //! Owns the list. Each line is there because something in the process uses it; arguments are
@@ -142,8 +142,10 @@ const OLDER: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[libc::c_long] = &[];
 
-/// `bpf(2)`: the commands that are left: reading an element, and asking what a map is.
-const BPF_READING: [u64; 2] = [1, 15];
+/// `bpf(2)`: the commands that are left: reading, writing and removing an element, walking a map's
+/// keys, and asking what a map is. They need a descriptor, and weft-node hands over each map with no
+/// more access than the agent needs.
+const BPF_ELEMENTS: [u64; 5] = [1, 2, 3, 4, 15];
 /// `prctl` option by which the allocator names its memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 /// The kind in a socket's type, without SOCK_CLOEXEC and SOCK_NONBLOCK.
@@ -216,8 +218,8 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
         rules.insert(call, vec![one(when(2, Op::MaskedEq(executable), 0)?)?]);
     }
 
-    let reading: Result<Vec<_>, _> = BPF_READING.iter().map(|&c| one(when(0, Op::Eq, c)?)).collect();
-    rules.insert(libc::SYS_bpf, reading?);
+    let elements: Result<Vec<_>, _> = BPF_ELEMENTS.iter().map(|&c| one(when(0, Op::Eq, c)?)).collect();
+    rules.insert(libc::SYS_bpf, elements?);
 
     let ioctls = [
         libc::FIONBIO,

@@ -5,6 +5,7 @@
 
 use crate::{
     backoff::Backoff,
+    kernel::KernelTables,
     mesh::Mesh,
     persist::{self, PersistError},
     upstream::Upstream,
@@ -91,6 +92,8 @@ pub struct Subscription {
     pub addresses: Vec<IpAddr>,
     /// Where its pods have theirs, as configured.
     pub pod_cidrs: Vec<String>,
+    /// The kernel's policy tables, where there are any.
+    pub kernel: Option<KernelTables>,
     /// Counts sessions: each asks the workloads to register again, since the service may have
     /// missed what went on meanwhile.
     pub sessions: watch::Sender<u64>,
@@ -159,6 +162,11 @@ impl Subscription {
             };
             let version = update.version;
             let mut reasons = self.mesh.apply(update);
+            if let Some(kernel) = &self.kernel {
+                // Acknowledged means enforced: other nodes let workloads start on the strength of it.
+                kernel.flush().await;
+                reasons.extend(kernel.news());
+            }
             let answer = if reasons.is_empty() {
                 Said::Ack(pb::Ack { version })
             } else {

@@ -160,7 +160,7 @@ impl Driver {
         };
         tokio::select! {
             () = served => {}
-            _ = async { tokio::join!(certified, renewed, self.probe()) } => {}
+            _ = async { tokio::join!(certified, renewed, self.probe(), self.tell_of_certificates()) } => {}
         }
     }
 
@@ -263,6 +263,12 @@ impl Driver {
         let waiting = "its policy from the policy service";
         self.progress.send_replace(Progress::Waiting(waiting.into()));
         self.shared.view.mesh.governed(&self.local.id).await;
+        if let Some(kernel) = &self.shared.kernel {
+            self.progress
+                .send_replace(Progress::Waiting("the kernel's policy tables".into()));
+            self.shared.view.mesh.journal.here(&self.local.id);
+            kernel.flush().await;
+        }
         Ok(())
     }
 
@@ -308,6 +314,7 @@ impl Driver {
             let listener = listen::to_tokio(listener)?;
             tokio::spawn(capture::own(self.shared.clone(), self.local.clone(), listener));
             self.local.set_captures();
+            self.shared.view.mesh.journal.here(&self.local.id);
         }
         for listener in &self.tunnel {
             let listener = listen::to_tokio(listener)?;
@@ -320,6 +327,15 @@ impl Driver {
             });
         }
         Ok(())
+    }
+
+    /// The kernel lets connections that must be proven pass only where there are certificates.
+    async fn tell_of_certificates(&self) {
+        let mut svid = self.local.svid.subscribe();
+        while svid.changed().await.is_ok() {
+            self.shared.view.mesh.journal.here(&self.local.id);
+        }
+        std::future::pending::<()>().await;
     }
 
     /// Until the app listens on its port.

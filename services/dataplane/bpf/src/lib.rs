@@ -23,6 +23,7 @@
 mod addresses;
 mod close;
 mod conntrack;
+mod counters;
 mod datapath;
 mod diag;
 mod endpoints;
@@ -52,6 +53,7 @@ mod trial;
 pub use addresses::{Address, Addresses};
 pub use close::{Closer, Gone};
 pub use conntrack::{Connection, Conntrack};
+pub use counters::Counters;
 pub use datapath::Datapath;
 pub use diag::NamespaceSockets;
 pub use endpoints::{Endpoint, Endpoints};

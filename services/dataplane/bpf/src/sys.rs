@@ -263,6 +263,23 @@ struct Element {
     flags: u64,
 }
 
+/// An array's value per CPU, of 8 bytes each.
+pub(crate) fn per_cpu(map: BorrowedFd<'_>, key: u32, values: &mut [u64]) -> io::Result<()> {
+    let info: MapInfo = info(map)?;
+    // BPF_MAP_TYPE_PERCPU_ARRAY. The kernel writes a value per possible CPU.
+    if (info.kind, info.key_size, info.value_size) != (6, 4, 8) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let mut element = Element {
+        map: fd(map),
+        reserved: 0,
+        key: (&raw const key) as u64,
+        value: values.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    bpf(MAP_LOOKUP_ELEM, &mut element).map(drop)
+}
+
 /// A map whose key and value sizes were compared with `K` and `V` when it was opened, so that no
 /// call can write past either.
 #[derive(Debug)]

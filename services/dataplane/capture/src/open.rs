@@ -282,5 +282,6 @@ fn flow(case: &Case, judged: &Judged, direction: Direction) -> Flow {
         caller_proof: Some(case.proof()),
         trace_id: [0; 16],
         traffic: None,
+        packet: None,
     }
 }

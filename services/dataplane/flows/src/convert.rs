@@ -5,13 +5,23 @@ use weft_proto::weft::dataplane::v1 as pb;
 
 pub(crate) fn flow(node: &str, run: u64, recorded: &Recorded) -> pb::Flow {
     let flow = &recorded.flow;
+    let (mut source, mut destination) = (
+        peer(&flow.source, 0),
+        peer(&flow.destination, flow.destination_port),
+    );
+    if let Some(packet) = &flow.packet {
+        source.port = packet.source_port.into();
+        // Of several addresses the one that was used.
+        source.address = packet.source.to_string();
+        destination.address = packet.destination.to_string();
+    }
     pb::Flow {
         time: Some(flow.time.into()),
         uuid: uuid(run, recorded.sequence),
         node: node.into(),
         verdict: wire_verdict(flow.verdict) as i32,
-        source: Some(peer(&flow.source, 0)),
-        destination: Some(peer(&flow.destination, flow.destination_port)),
+        source: Some(source),
+        destination: Some(destination),
         direction: flow.direction.as_str().into(),
         kind: flow.kind.as_str().into(),
         drop_reason: flow.drop_reason.map(|r| r.as_str().into()).unwrap_or_default(),
@@ -29,6 +39,20 @@ pub(crate) fn flow(node: &str, run: u64, recorded: &Recorded) -> pb::Flow {
         },
         bytes_sent: flow.traffic.map_or(0, |t| t.sent),
         bytes_received: flow.traffic.map_or(0, |t| t.received),
+        protocol: flow.packet.map(|p| protocol(p.protocol)).unwrap_or_default(),
+        tcp_flags: flow.packet.map_or(0, |p| p.tcp_flags.into()),
+        is_reply: flow.packet.is_some_and(|p| p.reply),
+    }
+}
+
+fn protocol(number: u8) -> String {
+    match number {
+        1 => "ICMPv4".into(),
+        6 => "TCP".into(),
+        17 => "UDP".into(),
+        58 => "ICMPv6".into(),
+        132 => "SCTP".into(),
+        other => other.to_string(),
     }
 }
 
@@ -68,6 +92,14 @@ mod tests {
             rule: Some("CiliumNetworkPolicy default/cart ingress[0]".into()),
             trace_id: [0xab; 16],
             status: 403,
+            packet: Some(crate::Packet {
+                protocol: 6,
+                source_port: 40_000,
+                tcp_flags: 2,
+                reply: false,
+                source: [10, 0, 0, 7].into(),
+                destination: [10, 0, 0, 8].into(),
+            }),
             traffic: Some(Traffic { sent: 5, received: 6 }),
             ..flow_of("shop", "cart")
         });
@@ -78,6 +110,9 @@ mod tests {
         assert_eq!(wire.drop_reason, "POLICY_DENIED");
         assert_eq!(wire.rule, "CiliumNetworkPolicy default/cart ingress[0]");
         assert_eq!(wire.trace_id, "ab".repeat(16));
+        let source = wire.source.as_ref().unwrap();
+        assert_eq!((source.address.as_str(), source.port), ("10.0.0.7", 40_000));
+        assert_eq!((wire.protocol.as_str(), wire.tcp_flags), ("TCP", 2));
         assert_eq!((wire.bytes_sent, wire.bytes_received), (5, 6));
         assert_eq!(wire.destination.as_ref().unwrap().port, 50002);
         assert_eq!(

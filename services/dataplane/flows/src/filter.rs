@@ -41,9 +41,9 @@ fn named(party: &Party, wanted: &str) -> bool {
 pub(crate) fn wire_verdict(verdict: Verdict) -> pb::Verdict {
     match verdict {
         Verdict::Forwarded => pb::Verdict::Forwarded,
-        Verdict::Audit => pb::Verdict::Audit,
         Verdict::Dropped => pb::Verdict::Dropped,
         Verdict::Error => pb::Verdict::Error,
+        Verdict::Audit => pb::Verdict::Audit,
     }
 }
 
@@ -85,6 +85,7 @@ pub(crate) mod tests {
             caller_proof: Some(Proof::PodListener),
             trace_id: [0; 16],
             traffic: None,
+            packet: None,
         }
     }
 

@@ -71,6 +71,8 @@ pub enum Kind {
     Connection,
     /// The end of a connection.
     Closed,
+    /// A packet: the first of a connection, or one that was refused.
+    Packet,
 }
 
 impl Kind {
@@ -80,6 +82,7 @@ impl Kind {
             Self::Invoke => "invoke",
             Self::Connection => "connection",
             Self::Closed => "closed",
+            Self::Packet => "packet",
         }
     }
 }
@@ -103,6 +106,8 @@ pub enum DropReason {
     UnknownCaller,
     /// The other side's certificate does not fit what it asks for.
     PeerMismatch,
+    /// The kernel's, by Hubble's number.
+    Kernel(u8),
 }
 
 impl DropReason {
@@ -117,6 +122,7 @@ impl DropReason {
             Self::Overloaded => "OVERLOADED",
             Self::UnknownCaller => "UNKNOWN_CALLER",
             Self::PeerMismatch => "PEER_MISMATCH",
+            Self::Kernel(number) => crate::drops::name(number),
         }
     }
 }
@@ -202,6 +208,25 @@ pub struct Flow {
     pub trace_id: [u8; 16],
     /// What was carried, of a connection that has ended.
     pub traffic: Option<Traffic>,
+    /// Of what the kernel judged: the packet.
+    pub packet: Option<Packet>,
+}
+
+/// A packet that the kernel judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    /// IANA number.
+    pub protocol: u8,
+    /// The sender's port; ICMP's type.
+    pub source_port: u16,
+    /// As in TCP's header.
+    pub tcp_flags: u8,
+    /// It answers a connection that the other end opened.
+    pub reply: bool,
+    /// Its source address.
+    pub source: IpAddr,
+    /// Its destination address.
+    pub destination: IpAddr,
 }
 
 /// Bytes of a connection.

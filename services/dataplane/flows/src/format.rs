@@ -15,6 +15,12 @@ pub fn compact(flow: &pb::Flow) -> String {
     line.push_str(" -> ");
     side(&mut line, flow.destination.as_ref());
     let _ = write!(line, " {} {}", plain(&flow.direction), plain(&flow.kind));
+    if !flow.protocol.is_empty() {
+        let _ = write!(line, " {}", plain(&flow.protocol));
+    }
+    if flow.is_reply {
+        line.push_str(" reply");
+    }
     if !flow.method.is_empty() {
         let _ = write!(line, " {} {}", plain(&flow.method), plain(&flow.path));
     }
@@ -71,6 +77,11 @@ pub fn json(flow: &pb::Flow) -> String {
     put("via", flow.via.as_str().into());
     put("caller_proof", flow.caller_proof.as_str().into());
     put("trace_id", flow.trace_id.as_str().into());
+    put("protocol", flow.protocol.as_str().into());
+    put("tcp_flags", flow.tcp_flags.into());
+    if flow.is_reply {
+        put("is_reply", true.into());
+    }
     put("bytes_sent", flow.bytes_sent.into());
     put("bytes_received", flow.bytes_received.into());
     Value::Object(object).to_string()
@@ -100,9 +111,9 @@ fn peer_json(peer: &pb::FlowPeer) -> Value {
 fn verdict(flow: &pb::Flow) -> &'static str {
     match flow.verdict() {
         pb::Verdict::Forwarded => "FORWARDED",
-        pb::Verdict::Audit => "AUDIT",
         pb::Verdict::Dropped => "DROPPED",
         pb::Verdict::Error => "ERROR",
+        pb::Verdict::Audit => "AUDIT",
         pb::Verdict::Unspecified => "UNKNOWN",
     }
 }

@@ -6,6 +6,7 @@
 //! ids, times and texts are only made when someone reads a flow, never when it is recorded.
 
 mod convert;
+mod drops;
 mod filter;
 mod flow;
 mod format;
@@ -13,8 +14,8 @@ mod log;
 
 pub use filter::Filter;
 pub use flow::{
-    Direction, DropReason, Flow, Kind, MAX_PATH_BYTES, MethodText, Party, Proof, Traffic, Verdict, Via,
-    bounded_path,
+    Direction, DropReason, Flow, Kind, MAX_PATH_BYTES, MethodText, Packet, Party, Proof, Traffic, Verdict,
+    Via, bounded_path,
 };
 pub use format::{compact, json};
 pub use log::{Counts, FlowLog, Follower, Item, Recorded};

@@ -46,6 +46,8 @@ pub struct Counts {
     pub dropped: u64,
     /// Failed on the way.
     pub error: u64,
+    /// Let through though policy refuses it.
+    pub audit: u64,
 }
 
 struct Shared {
@@ -57,7 +59,9 @@ struct Shared {
     next: AtomicU64,
     followers: AtomicUsize,
     arrived: Notify,
-    verdicts: [AtomicU64; 3],
+    verdicts: [AtomicU64; 4],
+    /// Events that were lost before they could be recorded.
+    lost: AtomicU64,
 }
 
 /// The log of one agent. Clones share.
@@ -90,6 +94,7 @@ impl FlowLog {
             followers: AtomicUsize::new(0),
             arrived: Notify::new(),
             verdicts: Default::default(),
+            lost: AtomicU64::new(0),
         }))
     }
 
@@ -112,6 +117,19 @@ impl FlowLog {
         }
     }
 
+    /// Events were lost before they could be recorded: whoever follows is told.
+    pub fn record_lost(&self, count: u64) {
+        self.0.lost.fetch_add(count, Ordering::AcqRel);
+        if self.0.followers.load(Ordering::Acquire) > 0 {
+            self.0.arrived.notify_waiters();
+        }
+    }
+
+    /// How many events were lost before they could be recorded.
+    pub fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Acquire)
+    }
+
     /// The node whose flows these are.
     pub fn node(&self) -> &str {
         &self.0.node
@@ -124,11 +142,12 @@ impl FlowLog {
 
     /// How many flows there were, by verdict.
     pub fn counts(&self) -> Counts {
-        let [forwarded, dropped, error] = &self.0.verdicts;
+        let [forwarded, dropped, error, audit] = &self.0.verdicts;
         Counts {
             forwarded: forwarded.load(Ordering::Relaxed),
             dropped: dropped.load(Ordering::Relaxed),
             error: error.load(Ordering::Relaxed),
+            audit: audit.load(Ordering::Relaxed),
         }
     }
 
@@ -180,6 +199,7 @@ impl FlowLog {
         Follower {
             log: self.clone(),
             position: self.recorded(),
+            lost: self.lost(),
             filter,
         }
     }
@@ -226,6 +246,8 @@ impl Shared {
 pub struct Follower {
     log: FlowLog,
     position: u64,
+    /// As many were lost when it was last told.
+    lost: u64,
     filter: Filter,
 }
 
@@ -248,6 +270,10 @@ impl Follower {
     /// As [`Follower::next`], without waiting.
     pub fn try_next(&mut self) -> Option<Item> {
         let log = self.log.0.clone();
+        let lost = log.lost.load(Ordering::Acquire);
+        if lost > self.lost {
+            return Some(Item::Lost(lost - std::mem::replace(&mut self.lost, lost)));
+        }
         loop {
             let end = log.next.load(Ordering::Acquire);
             let oldest = end.saturating_sub(log.slots.len() as u64);
@@ -323,6 +349,19 @@ mod tests {
             assert!(matches!(follower.next().await, Item::Flow(r) if r.flow.status == want));
         }
         assert!(follower.try_next().is_none());
+    }
+
+    #[test]
+    fn what_was_lost_before_is_told_once_and_only_to_who_follows_then() {
+        let log = FlowLog::new("n1");
+        log.record_lost(2);
+        let mut follower = log.follow(Filter::default());
+        log.record_lost(3);
+        log.record(numbered(1));
+        assert!(matches!(follower.try_next(), Some(Item::Lost(3))));
+        assert!(matches!(follower.try_next(), Some(Item::Flow(r)) if r.flow.status == 1));
+        assert!(follower.try_next().is_none());
+        assert_eq!(log.lost(), 5);
     }
 
     #[tokio::test]

@@ -226,6 +226,7 @@ impl Runtime {
             caller_proof: Some(call.proof),
             trace_id: call.trace_id,
             traffic: None,
+            packet: None,
         });
     }
 
@@ -255,6 +256,7 @@ impl Runtime {
             caller_proof: Some(call.proof),
             trace_id: call.trace_id,
             traffic: None,
+            packet: None,
         });
     }
 }

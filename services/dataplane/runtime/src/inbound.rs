@@ -200,6 +200,7 @@ impl Runtime {
             caller_proof: Some(Proof::TunnelSvid),
             trace_id: [0; 16],
             traffic: None,
+            packet: None,
         });
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status as Failure};
 use weft_proto::weft::{
-    dataplane::v1::{Capability, GetRequest, GetResponse, status_server::Status},
+    dataplane::v1::{Capability, Datapath, GetRequest, GetResponse, status_server::Status},
     policy::v1::{RejectedRequest, RejectedResponse, resources_client::ResourcesClient},
 };
 use weft_tls::SvidCell;
@@ -64,6 +64,17 @@ impl Status for Service {
             spiffe_id: svid.map_or_else(String::new, |s| s.id().to_string()),
             certificate_not_after: not_after,
             rejected: self.facts.rejected().await,
+            datapath: self.shared.kernel.as_ref().map(|kernel| {
+                let shown = kernel.shown();
+                Datapath {
+                    endpoints: shown.counts.endpoints as u64,
+                    addresses: shown.counts.addresses as u64,
+                    policy_sets: shown.counts.sets as u64,
+                    policy_entries: shown.counts.entries as u64,
+                    problems: shown.problems,
+                    events_lost: self.shared.flows.lost(),
+                }
+            }),
         }))
     }
 }

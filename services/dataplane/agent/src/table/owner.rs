@@ -5,7 +5,7 @@ use crate::{
     agent::Shared,
     backoff::Backoff,
     host::{PlaceError, Placement},
-    locals::Local,
+    locals::{Local, Seat},
     workload::{Driver, Progress, registration},
 };
 use std::{
@@ -60,6 +60,10 @@ impl Owner {
             if named {
                 known.push(added.progress);
             }
+        }
+        // Who is here is known from now on: what the kernel holds of anybody else can go.
+        if self.shared.kernel.is_some() {
+            self.shared.view.mesh.journal.open();
         }
         let settled = self.shared.settled.clone();
         self.background.spawn(async move {
@@ -188,9 +192,15 @@ impl Owner {
             placement.kind,
             placement.proof,
             placement.cgroup_id,
+            Seat {
+                number: placement.endpoint,
+                addresses: placement.addresses.clone(),
+                app_port: u16::try_from(placement.spec.app_port).unwrap_or(0),
+            },
             placement.token.as_deref(),
         );
         self.shared.view.locals.insert(local.clone());
+        self.shared.view.mesh.journal.here(&placement.id);
         let (progress, progressed) = watch::channel(Progress::Waiting("the policy service".into()));
         let driver = Driver {
             shared: self.shared.clone(),
@@ -224,6 +234,7 @@ impl Owner {
         entry.local.gone.cancel();
         let shared = self.shared.clone();
         shared.view.locals.remove(id);
+        shared.view.mesh.journal.here(id);
         shared.view.mesh.change_local(|e| e.local_down(id));
         if let Some(member) = entry.local.member() {
             // Another workload of this node may have the same identity and answer for it.
