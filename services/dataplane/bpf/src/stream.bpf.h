@@ -97,6 +97,9 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 	}
 	if (caller->kind == WEFT_STRANGER || is_loopback(route->target.addr))
 		return 0;
+	/* Agents' tunnels are no workload's to open: its packets are refused, and none goes by the agent. */
+	if (route->target.port == tunnel_port)
+		return 0;
 
 	find_address(route->target.addr, &peer);
 	if (peer.flags & WEFT_ADDRESS_TUNNEL) {

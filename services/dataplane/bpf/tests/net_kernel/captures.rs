@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use weft_bpf::{Address, Direction, Entry, Options, Origin, PolicyKey, Set};
+use weft_bpf::{Address, Backend, Direction, Entry, Frontend, Options, Origin, PolicyKey, Set, Transport};
 
 use crate::rig::Rig;
 use crate::scene::{Caller, Scene, Written, service};
@@ -130,6 +130,32 @@ fn what_is_reached_by_tunnel_goes_to_the_agent_with_its_target() {
         scene.direct(caller, written.put(scene.backend(1, v6)), "b2");
     }
     assert_eq!(scene.count("captured"), 12);
+}
+
+#[test]
+fn what_is_meant_for_agents_is_not_carried_by_one() {
+    let mut scene = scene(true);
+    scene.address(0, remote());
+    let tunnel = SocketAddr::new(scene.backend(0, false).ip(), 15008);
+    let frontend = Frontend {
+        address: service(9, false),
+        transport: Transport::Tcp,
+    };
+    let backends = [Backend {
+        address: tunnel,
+        endpoint: 0,
+    }];
+    let change = scene.services.set(frontend, false, &backends).unwrap();
+    assert_eq!(change.left_out, 0);
+    for caller in &scene.callers {
+        for to in [tunnel, frontend.address] {
+            // Here no program refuses packets, and nobody listens.
+            let refused = caller.actor.dial(to).unwrap_err();
+            assert!(refused.contains("refused"), "{refused}");
+        }
+        scene.captured(caller, Written::V4, scene.backend(0, false));
+    }
+    assert_eq!(scene.count("captured"), 2);
 }
 
 #[test]
