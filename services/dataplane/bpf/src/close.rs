@@ -11,9 +11,11 @@ use nix::sys::socket::AddressFamily;
 
 use crate::diag::{CONNECTED, Found, NamespaceSockets, Query, WITH_PEER};
 use crate::error::Error;
-use crate::layout::{ORIGIN_CAPTURED, ORIGIN_SERVICE, RawActive, RawConnected};
+use crate::layout::{
+    ORIGIN_CAPTURED, ORIGIN_SERVICE, RawActive, RawConnected, RawMember, RawService, RawServiceKey,
+};
 use crate::origin::place;
-use crate::services::Transport;
+use crate::services::{Frontend, Transport, raw_frontend, raw_member};
 use crate::sys::{self, Map};
 
 /// A backend that some services have no more.
@@ -34,12 +36,16 @@ pub struct Closer {
     pub(crate) connects: OwnedFd,
     /// Of UDP sockets, by their cookie.
     pub(crate) connected: Map<u64, RawConnected>,
+    /// A backend may have come back by now.
+    pub(crate) services: Map<RawServiceKey, RawService>,
+    pub(crate) members: Map<RawMember, u32>,
 }
 
 impl Closer {
     /// Closes the namespace's sockets to these backends, TCP connections and connected UDP sockets,
     /// and returns how many there were. Their owners see an aborted connection. What no process
-    /// holds any more is left to end by itself: its last bytes may still arrive.
+    /// holds any more is left to end by itself: its last bytes may still arrive. What is a backend of
+    /// the socket's service again, or still, keeps its sockets.
     ///
     /// A connect(2) that was under way when a backend was removed may not be seen yet: call it again
     /// a little later.
@@ -97,12 +103,35 @@ impl Closer {
                 let is_meant = gone
                     .iter()
                     .any(|gone| gone.services.is_empty() || gone.services.contains(&service));
-                if is_meant && sockets.close(&socket).map_err(failed("close"))? {
+                if is_meant
+                    && !self.has(service, transport, socket.peer)?
+                    && sockets.close(&socket).map_err(failed("close"))?
+                {
                     closed += 1;
                 }
             }
         }
         Ok(closed)
+    }
+
+    /// Whether this is one of the service's backends now.
+    fn has(&self, service: SocketAddr, transport: Transport, backend: SocketAddr) -> Result<bool, Error> {
+        let failed = |map| {
+            move |source| Error::Map {
+                map,
+                action: "read",
+                source,
+            }
+        };
+        let key = raw_frontend(Frontend {
+            address: service,
+            transport,
+        });
+        let Some(found) = self.services.lookup(&key).map_err(failed("services"))? else {
+            return Ok(false);
+        };
+        let member = self.members.lookup(&raw_member(found.id, backend));
+        Ok(member.map_err(failed("members"))?.is_some())
     }
 
     /// The service that sent this socket to its peer, if one did.

@@ -217,11 +217,11 @@ impl Services {
         match step {
             Step::AddMember(address) => self
                 .members
-                .update(&member(id, address), &0, 0)
+                .update(&raw_member(id, address), &0, 0)
                 .map_err(failed("members", "add to")),
             Step::DropMember(address) => self
                 .members
-                .delete(&member(id, address))
+                .delete(&raw_member(id, address))
                 .map(drop)
                 .map_err(failed("members", "remove from")),
             Step::PutSlot(slot, backend) => self
@@ -339,7 +339,8 @@ pub(crate) fn octets(address: SocketAddr) -> [u8; 16] {
     }
 }
 
-fn raw_frontend(frontend: Frontend) -> RawServiceKey {
+/// A service's key.
+pub(crate) fn raw_frontend(frontend: Frontend) -> RawServiceKey {
     RawServiceKey {
         addr: octets(frontend.address),
         port: frontend.address.port(),
@@ -364,7 +365,8 @@ fn raw_backend(backend: Backend) -> RawBackend {
     }
 }
 
-fn member(service: u32, address: SocketAddr) -> RawMember {
+/// The key of a service's backend, in whatever slot.
+pub(crate) fn raw_member(service: u32, address: SocketAddr) -> RawMember {
     RawMember {
         addr: octets(address),
         service,

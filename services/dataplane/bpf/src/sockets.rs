@@ -123,6 +123,8 @@ impl Kernel {
         Ok(Closer {
             connects: self.map_fd("connects")?,
             connected: typed(self.map_fd("connected")?, "connected")?,
+            services: typed(self.map_fd("services")?, "services")?,
+            members: typed(self.map_fd("members")?, "members")?,
         })
     }
 

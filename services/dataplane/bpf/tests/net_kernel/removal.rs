@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use weft_bpf::{Backend, Closer, Frontend, Gone, NamespaceSockets, Transport};
+use weft_bpf::{Backend, Closer, Frontend, Gone, NamespaceSockets, Services, Transport};
 
 use crate::scene::{Caller, Scene, Written, service};
 
@@ -25,6 +25,26 @@ fn close(scene: &Scene, caller: &Caller, gone: &Gone) -> usize {
     close_with(&scene.rig.kernel.closer().unwrap(), scene, caller, gone)
 }
 
+/// Gives a service other backends, both families and protocols.
+fn put(writer: &mut Services, scene: &Scene, number: u8, backends: &[usize]) {
+    for v6 in [false, true] {
+        for transport in [Transport::Tcp, Transport::Udp] {
+            let frontend = Frontend {
+                address: service(number, v6),
+                transport,
+            };
+            let backends: Vec<Backend> = backends
+                .iter()
+                .map(|at| Backend {
+                    address: scene.backend(*at, v6),
+                    endpoint: 0,
+                })
+                .collect();
+            assert_eq!(writer.set(frontend, false, &backends).unwrap().left_out, 0);
+        }
+    }
+}
+
 fn close_with(closer: &Closer, scene: &Scene, caller: &Caller, gone: &Gone) -> usize {
     let namespace = match &caller.pod {
         Some(pod) => pod.namespace(),
@@ -37,12 +57,12 @@ fn close_with(closer: &Closer, scene: &Scene, caller: &Caller, gone: &Gone) -> u
 
 #[test]
 fn tcp_connections_of_a_removed_backend_are_closed_and_others_stay() {
-    let mut scene = Scene::new(2);
-    scene.set(SERVICE, false, &[0]);
-    scene.set(OTHER, false, &[0]);
-    for at in 0..scene.callers.len() {
+    let scene = Scene::new(2);
+    let mut writer = scene.rig.kernel.services().unwrap();
+    for caller in &scene.callers {
         for written in Written::ALL {
-            let caller = &scene.callers[at];
+            put(&mut writer, &scene, SERVICE, &[0]);
+            put(&mut writer, &scene, OTHER, &[0]);
             let v6 = written.is_v6();
             let what = format!("{} {written:?}", caller.name);
             let dial = |to| caller.actor.dial(written.put(to)).unwrap();
@@ -56,6 +76,9 @@ fn tcp_connections_of_a_removed_backend_are_closed_and_others_stay() {
                 caller.actor.say(number, "hello").unwrap();
             }
 
+            let all = gone(Transport::Tcp, scene.backend(0, v6), &[]);
+            assert_eq!(close(&scene, caller, &all), 0, "{what}: it is a backend still");
+            put(&mut writer, &scene, SERVICE, &[1]);
             // Nothing is meant: another backend, another service, another protocol.
             let backend = scene.backend(0, v6);
             assert_eq!(
@@ -81,7 +104,9 @@ fn tcp_connections_of_a_removed_backend_are_closed_and_others_stay() {
                 assert_eq!(caller.actor.state(number), "open", "{what}");
                 caller.actor.say(number, "still").unwrap();
             }
-            // Whatever the service.
+            // Whatever the service, once it is no backend of that one either.
+            assert_eq!(close(&scene, caller, &all), 0, "{what}");
+            put(&mut writer, &scene, OTHER, &[]);
             assert_eq!(
                 close(&scene, caller, &gone(Transport::Tcp, backend, &[])),
                 1,
@@ -95,11 +120,11 @@ fn tcp_connections_of_a_removed_backend_are_closed_and_others_stay() {
 
 #[test]
 fn connected_udp_sockets_of_a_removed_backend_are_closed_and_others_stay() {
-    let mut scene = Scene::new(2);
-    scene.set(SERVICE, false, &[0]);
-    for at in 0..scene.callers.len() {
+    let scene = Scene::new(2);
+    let mut writer = scene.rig.kernel.services().unwrap();
+    for caller in &scene.callers {
         for written in Written::ALL {
-            let caller = &scene.callers[at];
+            put(&mut writer, &scene, SERVICE, &[0]);
             let v6 = written.is_v6();
             let what = format!("{} {written:?}", caller.name);
             let connected = |to: SocketAddr| {
@@ -116,6 +141,9 @@ fn connected_udp_sockets_of_a_removed_backend_are_closed_and_others_stay() {
             caller.actor.exchange_with(free, to, "x").unwrap();
 
             let backend = scene.backend(0, v6);
+            let meant = gone(Transport::Udp, backend, &[SERVICE]);
+            assert_eq!(close(&scene, caller, &meant), 0, "{what}: it is a backend still");
+            put(&mut writer, &scene, SERVICE, &[1]);
             assert_eq!(
                 close(&scene, caller, &gone(Transport::Tcp, backend, &[])),
                 0,
@@ -167,6 +195,10 @@ fn many_backends_are_closed_at_once() {
     let pod = caller.pod.as_ref().unwrap();
     let mut sockets = pod.namespace().run(NamespaceSockets::open).unwrap().unwrap();
     let closer = scene.rig.kernel.closer().unwrap();
+    assert_eq!(closer.close(&mut sockets, &all).unwrap(), 0);
+    let mut writer = scene.rig.kernel.services().unwrap();
+    put(&mut writer, &scene, SERVICE, &[1]);
+    put(&mut writer, &scene, OTHER, &[0]);
     assert_eq!(closer.close(&mut sockets, &all).unwrap(), 8);
     for number in tcp.into_iter().chain(udp) {
         assert_eq!(caller.actor.state(number), "ECONNABORTED");
