@@ -4,6 +4,18 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::path::PathBuf;
 use weft_telemetry::TelemetryConfig;
 
+/// What becomes of traffic between workloads of different nodes. TCP goes by the agents' mTLS tunnels
+/// in either case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Encryption {
+    /// What tunnels do not carry (UDP, ICMP) goes as it is
+    #[default]
+    Tunnel,
+    /// What tunnels do not carry is dropped
+    Strict,
+}
+
 /// What `weft-node` is told.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,6 +39,8 @@ pub struct Config {
     pub agent_data_dir: PathBuf,
     /// Arguments that the agent is started with.
     pub agent_args: Vec<String>,
+    /// What becomes of traffic between nodes that tunnels do not carry.
+    pub encryption: Encryption,
     /// Somebody else starts the agent; it connects at `<run-dir>/node.sock`.
     pub no_agent: bool,
     /// Leave programs attached and their pins in place when ending.
@@ -63,6 +77,7 @@ impl Default for Config {
             agent_user: None,
             agent_data_dir: weft_config::state_dir("agent"),
             agent_args: Vec::new(),
+            encryption: Encryption::Tunnel,
             no_agent: false,
             keep_state: false,
             telemetry: TelemetryConfig::default(),
@@ -109,6 +124,11 @@ pub struct Flags {
     #[arg(long = "agent-arg", value_name = "ARG", allow_hyphen_values = true)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     agent_args: Vec<String>,
+    /// What becomes of traffic between workloads of different nodes; TCP goes by mTLS tunnels
+    /// in either case [default: tunnel]
+    #[arg(long, env = "WEFT_ENCRYPTION", value_enum, value_name = "MODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption: Option<Encryption>,
     /// Somebody else starts the agent, which connects at <run-dir>/node.sock
     #[arg(long, env = "WEFT_NO_AGENT", num_args = 0..=1, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,6 +5,7 @@
 
 use crate::{
     NodeError,
+    config::Encryption,
     meters::Meters,
     pod::Wired,
     sockets::Sockets,
@@ -40,7 +41,13 @@ struct Loaded {
 
 impl Programs {
     /// Loads or adopts. `cgroup_root` is `Err` with the reason when there are no cgroups.
-    pub(crate) fn start(node: &str, cgroup_root: Result<&Path, &str>, bpffs: &Path, run_dir: &Path) -> Self {
+    pub(crate) fn start(
+        node: &str,
+        cgroup_root: Result<&Path, &str>,
+        bpffs: &Path,
+        run_dir: &Path,
+        encryption: Encryption,
+    ) -> Self {
         let pins = weft_bpf::pin_dir(bpffs, node);
         let loaded = cgroup_root.map_err(ToOwned::to_owned).and_then(|root| {
             let load = || {
@@ -49,7 +56,7 @@ impl Programs {
                 {
                     tracing::warn!(%error, path = %bpffs.display(), "the bpf file system will stay mounted");
                 }
-                load(root, &pins)
+                load(root, &pins, encryption)
             };
             load().map_err(|error: weft_bpf::Error| error.to_string())
         });
@@ -68,8 +75,27 @@ impl Programs {
         ));
         capabilities.push(capability(
             "kernel-policy",
-            Err("connections that bypass the agent are not judged: this release enforces policy in the agent only"
-                .into()),
+            loaded
+                .as_ref()
+                .map(|_| {
+                    "every packet is judged: of pods at their interfaces, of processes at the node's cgroup"
+                        .into()
+                })
+                .map_err(|reason| format!("connections that bypass the agent are not judged: {reason}")),
+        ));
+        capabilities.push(capability(
+            "encryption",
+            loaded
+                .as_ref()
+                .map(|_| match encryption {
+                    Encryption::Tunnel => "TCP between nodes goes by mTLS tunnels, UDP and ICMP as they are \
+                        (--encryption strict drops them)"
+                        .into(),
+                    Encryption::Strict => {
+                        "TCP between nodes goes by mTLS tunnels, anything else between them is dropped".into()
+                    }
+                })
+                .map_err(|reason| format!("only calls by the agents' APIs are encrypted: {reason}")),
         ));
         capabilities.extend(weft_bpf::probe(bpffs).into_iter().map(|found| Capability {
             name: found.name.to_owned(),
@@ -106,7 +132,17 @@ impl Programs {
         self.loaded.as_ref().map(|loaded| Arc::clone(&loaded.sockets))
     }
 
-    /// Registers a process workload, or changes its identity.
+    /// Registers a process workload, or a pod's cgroup; who had this number before keeps its identity.
+    pub(crate) fn register(&self, cgroup: u64, endpoint: u32) -> Result<(), NodeError> {
+        let adopted = self
+            .loaded
+            .as_ref()
+            .and_then(|l| l.adopted.by_cgroup.get(&cgroup));
+        let identity = adopted.filter(|a| a.index == endpoint).map_or(0, |a| a.identity);
+        self.set(cgroup, endpoint, identity)
+    }
+
+    /// Changes its identity.
     pub(crate) fn set(&self, cgroup: u64, index: u32, identity: u32) -> Result<(), NodeError> {
         match &self.loaded {
             Some(loaded) => Ok(loaded.kernel.add_workload(cgroup, Workload { index, identity })?),
@@ -116,7 +152,8 @@ impl Programs {
 
     /// The number that an earlier node gave to the process or pod of a cgroup.
     pub(crate) fn endpoint_of_cgroup(&self, cgroup: u64) -> Option<u32> {
-        self.loaded.as_ref()?.adopted.by_cgroup.get(&cgroup).copied()
+        let adopted = self.loaded.as_ref()?.adopted.by_cgroup.get(&cgroup)?;
+        Some(adopted.index)
     }
 
     /// The number that an earlier node gave to the pod of a namespace.
@@ -193,8 +230,11 @@ impl Programs {
     }
 }
 
-fn load(cgroup_root: &Path, pins: &Path) -> Result<Loaded, weft_bpf::Error> {
-    let kernel = Kernel::load(&Options::new(cgroup_root, pins))?;
+fn load(cgroup_root: &Path, pins: &Path, encryption: Encryption) -> Result<Loaded, weft_bpf::Error> {
+    let mut options = Options::new(cgroup_root, pins);
+    options.strict = encryption == Encryption::Strict;
+    let kernel = Kernel::load(&options)?;
+    kernel.attach_processes()?;
     let sockets = Arc::new(Sockets::open(&kernel)?);
     let shared = kernel.shared_maps()?.into_iter();
     let shared = shared.map(|(name, map)| (name, Arc::new(map))).collect();

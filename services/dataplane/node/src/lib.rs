@@ -35,7 +35,7 @@ mod user;
 mod watch;
 mod wiring;
 
-pub use config::{Config, Flags};
+pub use config::{Config, Encryption, Flags};
 pub use error::NodeError;
 pub use user::AgentUser;
 
@@ -134,6 +134,7 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         cgroup_root,
         &config.bpffs,
         &config.run_dir,
+        config.encryption,
     ));
     let reconciled = Arc::clone(&programs);
     let there = cgroups.as_ref().map(Cgroups::ids).unwrap_or_default();

@@ -76,7 +76,7 @@ impl Core {
         let made = self
             .parts
             .programs
-            .set(cgroup_id, endpoint, 0)
+            .register(cgroup_id, endpoint)
             .and_then(|()| self.watches.cgroup(id, &path));
         let watching = match made {
             Ok(watching) => watching,

@@ -21,6 +21,9 @@ use weft_proto::weft::dataplane::v1::WorkloadSpec;
 /// How often, and after which pause, a port that is in use is tried again.
 const PORT_TRIES: u32 = 5;
 const PORT_PAUSE: Duration = Duration::from_millis(40);
+/// How often, and after which pause, a pod whose interfaces change under the eye is looked at again.
+const LOOKS: u32 = 5;
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What the kernel's maps hold of a pod beside its endpoint number.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -183,7 +186,7 @@ impl Core {
             return Ok((None, 0));
         }
         let (path, id) = cgroups.make(Of::Pod, &spec.namespace, &spec.name)?;
-        if let Err(error) = self.parts.programs.set(id, endpoint, 0) {
+        if let Err(error) = self.parts.programs.register(id, endpoint) {
             cgroups.release(&path);
             return Err(error);
         }
@@ -254,6 +257,23 @@ impl Core {
     /// Looks at a pod again whose interfaces or addresses may have changed. `Err`: it cannot be
     /// enforced any more and must go.
     pub(crate) async fn look_again(&mut self, id: &str) -> Result<(), String> {
+        let mut tries = 0;
+        loop {
+            match self.look_once(id).await {
+                // An interface may have gone between the look and the attachment.
+                Err(Unfollowed::Kernel(error)) if tries < LOOKS => {
+                    tracing::debug!(%error, workload = id, "a changed pod is looked at again");
+                    tries += 1;
+                    tokio::time::sleep(LOOK_PAUSE).await;
+                }
+                Err(Unfollowed::Kernel(error)) => return Err(error.to_string()),
+                Err(Unfollowed::Around(reason)) => return Err(reason),
+                Ok(()) => return Ok(()),
+            }
+        }
+    }
+
+    async fn look_once(&mut self, id: &str) -> Result<(), Unfollowed> {
         let Some(workload) = self.workloads.get(id) else {
             return Ok(());
         };
@@ -261,7 +281,7 @@ impl Core {
             Arc::clone(&workload.namespace),
             self.parts.namespace.try_clone_fd(),
         );
-        let node = node.map_err(|e| e.to_string())?;
+        let node = node.map_err(Unfollowed::Kernel)?;
         let look = move || sight::look(node.as_fd()).map_err(unseen);
         let sight = match self.parts.entrance.run(&namespace, look).await {
             Ok(sight) => sight,
@@ -272,9 +292,10 @@ impl Core {
             }
         };
         if let Some(around) = sight.around {
-            return Err(format!("{around}: its traffic cannot be judged any more"));
+            let reason = format!("{around}: its traffic cannot be judged any more");
+            return Err(Unfollowed::Around(reason));
         }
-        let stated = stated(&workload.placed.spec).map_err(|e| e.to_string())?;
+        let stated = stated(&workload.placed.spec).map_err(Unfollowed::Kernel)?;
         let (endpoint, before) = (workload.placed.endpoint, workload.wired.clone());
         let after = self.wired(id, &stated, &sight);
         if before.as_ref() == Some(&after) {
@@ -282,7 +303,7 @@ impl Core {
         }
         self.rewire(endpoint, before.as_ref(), &after)
             .await
-            .map_err(|e| e.to_string())?;
+            .map_err(Unfollowed::Kernel)?;
         tracing::info!(workload = id, interfaces = ?after.interfaces, sources = ?after.sources, "a pod's network changed");
         let found: Vec<IpAddr> = after
             .sources
@@ -301,6 +322,12 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Why a change could not be followed.
+enum Unfollowed {
+    Around(String),
+    Kernel(NodeError),
 }
 
 /// The addresses that the launcher says the pod has.

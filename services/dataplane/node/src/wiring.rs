@@ -5,7 +5,7 @@
 
 use crate::{netlink, pod::Wired};
 use std::collections::{HashMap, HashSet};
-use weft_bpf::{Error, Interfaces, Kernel, Sources};
+use weft_bpf::{Attached, Error, Interfaces, Kernel, Sources, Workload};
 
 /// Writes the tables.
 #[derive(Debug)]
@@ -42,8 +42,10 @@ impl Wiring {
         // Also those that were there: an interface that somebody took the programs off gets them again.
         for interface in &new.interfaces {
             self.interfaces.set(*interface, endpoint)?;
+            tell_neighbours(*interface, &kernel.attach_interface(*interface)?);
         }
         for interface in old.interfaces.iter().filter(|i| !new.interfaces.contains(i)) {
+            kernel.detach_interface(*interface)?;
             self.interfaces.remove(*interface)?;
         }
         if old.cookie != 0 && old.cookie != new.cookie {
@@ -66,10 +68,18 @@ impl Wiring {
             }
         };
         let mut there = HashSet::new();
+        let known: HashSet<u32> = self.interfaces.list()?.into_iter().map(|(i, _)| i).collect();
+        // What was killed between the two writes.
+        for interface in kernel.attached_interfaces()? {
+            if !known.contains(&interface) {
+                kernel.detach_interface(interface)?;
+            }
+        }
         for (interface, endpoint) in self.interfaces.list()? {
             if links.contains(&interface) {
                 there.insert(endpoint);
             } else {
+                kernel.detach_interface(interface)?;
                 self.interfaces.remove(interface)?;
             }
         }
@@ -87,10 +97,22 @@ impl Wiring {
     }
 }
 
+/// Programs of others decide as well: that is said, once for each start and interface.
+fn tell_neighbours(interface: u32, attached: &Attached) {
+    for other in &attached.neighbours {
+        let direction = other.direction;
+        if other.before {
+            tracing::warn!(interface, ?direction, program = %other.name, "another program runs before Weft's and may take packets past it");
+        } else {
+            tracing::info!(interface, ?direction, program = %other.name, "another program runs after Weft's");
+        }
+    }
+}
+
 /// The endpoint numbers that an earlier node gave: who is still there keeps its own.
 #[derive(Debug, Default)]
 pub(crate) struct Adopted {
-    pub(crate) by_cgroup: HashMap<u64, u32>,
+    pub(crate) by_cgroup: HashMap<u64, Workload>,
     pub(crate) by_namespace: HashMap<u64, u32>,
     /// The highest that any map holds.
     pub(crate) last: u32,
@@ -98,18 +120,14 @@ pub(crate) struct Adopted {
 
 impl Adopted {
     pub(crate) fn read(kernel: &Kernel) -> Result<Self, Error> {
-        let by_cgroup: HashMap<_, _> = kernel
-            .workloads()?
-            .into_iter()
-            .map(|(cgroup, workload)| (cgroup, workload.index))
-            .collect();
+        let by_cgroup: HashMap<_, _> = kernel.workloads()?.into_iter().collect();
         let by_namespace: HashMap<_, _> = kernel.namespaces()?.into_iter().collect();
         let with_policy = kernel.endpoints()?.list()?;
         // A number that policy still knows must not come back as another workload's.
         let last = by_cgroup
             .values()
-            .chain(by_namespace.values())
-            .copied()
+            .map(|workload: &Workload| workload.index)
+            .chain(by_namespace.values().copied())
             .chain(with_policy.iter().map(|(number, _)| *number))
             .max();
         Ok(Self {

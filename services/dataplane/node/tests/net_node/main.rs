@@ -2,6 +2,7 @@
 //! on works, nothing stays behind. Needs root.
 #![allow(clippy::unwrap_used)]
 
+mod lifecycle;
 mod pods;
 mod processes;
 mod refusals;

@@ -1,6 +1,6 @@
 //! Processes: cgroups, and the kernel's word on who connects.
 
-use crate::rig::{Rig, eventually, pod_spec, process_spec, processes_in};
+use crate::rig::{Rig, eventually, open, pod_spec, process_spec, processes_in};
 use std::{net::TcpListener, path::Path, process::Command, time::Duration};
 use weft_bpf::Origins;
 use weft_handoff::{Event, ListenerKind};
@@ -57,11 +57,9 @@ async fn the_kernel_tells_which_process_connected_to_the_nodes_listener() {
         "{:?}",
         agent.hello.capabilities
     );
-    assert!(!capability("kernel-policy").active);
+    assert!(capability("kernel-policy").active && capability("encryption").active);
     // What the agent writes it may write, callers it may not make up.
-    let endpoints = weft_bpf::Endpoints::from_fd(agent.hello.maps.remove("endpoints").unwrap()).unwrap();
-    endpoints.set(9, weft_bpf::Endpoint::default()).unwrap();
-    assert!(endpoints.remove(9).unwrap());
+    assert_eq!(writable(agent.hello.maps.get("endpoints").unwrap()), Some(true));
     assert_eq!(writable(agent.hello.maps.get("services").unwrap()), Some(true));
     assert_eq!(writable(agent.hello.maps.get("origins").unwrap()), Some(false));
     let origins = Origins::from_fd(agent.hello.maps.remove("origins").unwrap()).unwrap();
@@ -80,6 +78,8 @@ async fn the_kernel_tells_which_process_connected_to_the_nodes_listener() {
         .derived(&placed.id, 77, "spiffe://cluster.local/ns/default/worker")
         .await
         .unwrap();
+    // The node's own components are open to all its workloads, once these are known.
+    open(&mut agent, &[&placed]);
     let connect = "exec 3<>/dev/tcp/127.0.0.1/3500; read -u 3 x";
     let _app = run_in(&rig, placed.cgroup.as_deref().unwrap(), connect);
     let (accepted, _) = listener.accept().unwrap();

@@ -3,13 +3,14 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Command, ExitStatus, Stdio},
     sync::mpsc,
     time::{Duration, Instant},
 };
+use weft_bpf::{Address, Datapath, Endpoint, Set};
 use weft_handoff::{AgentLink, Connected, ListenerKind, PlacedWorkload};
 use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec::Place};
 use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
@@ -188,6 +189,62 @@ pub fn process_spec(name: &str) -> WorkloadSpec {
         app_id: name.into(),
         place: Some(Place::Process(Default::default())),
         ..Default::default()
+    }
+}
+
+/// What an agent writes first: everybody outside is the world, and set 1 has no rules.
+pub fn write_world(datapath: &Datapath) {
+    const WORLD: u32 = 2;
+    let world = Address {
+        identity: WORLD,
+        ..Address::default()
+    };
+    for net in ["::/0", "0.0.0.0/0"] {
+        datapath.addresses.set(net.parse().unwrap(), world).unwrap();
+    }
+    let open = Set {
+        generation: 1,
+        ..Set::default()
+    };
+    datapath.sets.set(1, open).unwrap();
+}
+
+/// What an agent writes of a workload that it has got: first what it is, then where.
+pub fn write_endpoint(datapath: &Datapath, number: u32, endpoint: Endpoint, addresses: &[IpAddr]) {
+    datapath.endpoints.set(number, endpoint).unwrap();
+    for address in addresses {
+        let entry = Address {
+            identity: endpoint.identity,
+            local: true,
+            endpoint: number,
+            ..Address::default()
+        };
+        datapath.addresses.set((*address).into(), entry).unwrap();
+    }
+}
+
+/// Workloads without any rules, and who the node is.
+pub fn open(agent: &mut Connected, workloads: &[&PlacedWorkload]) {
+    const HOST: u32 = 1;
+    let datapath = Datapath::from_fds(&mut agent.hello.maps).unwrap();
+    write_world(&datapath);
+    for address in &agent.hello.addresses {
+        let entry = Address {
+            identity: HOST,
+            host: true,
+            local: true,
+            ..Address::default()
+        };
+        datapath.addresses.set((*address).into(), entry).unwrap();
+    }
+    for placed in workloads {
+        let endpoint = Endpoint {
+            identity: 5000 + placed.endpoint,
+            set: 1,
+            process: placed.addresses.is_empty(),
+            ..Endpoint::default()
+        };
+        write_endpoint(&datapath, placed.endpoint, endpoint, &placed.addresses);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sockets to services: closed when their backend goes, left alone when the agent has them.
 
-use crate::rig::{Rig, SOON, pod_spec, process_spec};
+use crate::rig::{Rig, SOON, open, pod_spec, process_spec};
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
@@ -74,6 +74,7 @@ async fn sockets_to_a_backend_that_is_gone_are_closed_in_every_namespace() {
 
     let pod = agent.link.place(pod_spec(&shop, "shop")).await.unwrap();
     let worker = agent.link.place(process_spec("worker")).await.unwrap();
+    open(&mut agent, &[&pod, &worker]);
     let (in_pod, in_worker) = (pod.cgroup.unwrap(), worker.cgroup.unwrap());
     let mut meant = [
         app(shop.namespace(), &in_pod, service),
@@ -125,6 +126,7 @@ async fn a_socket_made_for_the_agent_goes_where_the_agent_says() {
     assert_eq!(services.set(frontend, false, &backends).unwrap().left_out, 0);
     let pod = agent.link.place(pod_spec(&shop, "shop")).await.unwrap();
 
+    open(&mut agent, &[&pod]);
     let (_app, mut output) = app(shop.namespace(), pod.cgroup.as_deref().unwrap(), address);
     assert_eq!(line(&mut output), "cart");
 
