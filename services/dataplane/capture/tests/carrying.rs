@@ -274,6 +274,35 @@ async fn a_reader_that_does_not_read_stops_its_writer_end_to_end() {
     assert_eq!(all(&mut near).await.unwrap().len(), back);
 }
 
+/// Four that are stuck have the whole window of their connection.
+#[tokio::test]
+async fn who_comes_after_many_that_are_stuck_is_not() {
+    for near_reads in [false, true] {
+        let paths = paths().await;
+        let (address, listener) = app(V4).await;
+        paths.place(1, address).await;
+        let mut stuck = Vec::new();
+        for _ in 0..6 {
+            let near = paths.here.connect(&paths.shop, address).await;
+            let far = accept(&listener).await;
+            let (mut writes, keeps) = if near_reads { (far, near) } else { (near, far) };
+            let filling = tokio::spawn(async move {
+                fill(&mut writes).await;
+                writes
+            });
+            stuck.push((filling, keeps));
+        }
+        let mut kept = Vec::new();
+        for (filling, keeps) in stuck {
+            kept.push((filling.await.unwrap(), keeps));
+        }
+        let mut near = paths.here.connect(&paths.shop, address).await;
+        let mut far = accept(&listener).await;
+        ping(&mut near, &mut far).await;
+        assert_eq!(paths.here.dials(), 2, "{near_reads}");
+    }
+}
+
 #[tokio::test]
 async fn when_streams_run_out_there_is_a_second_connection() {
     let world = World::new();

@@ -192,7 +192,13 @@ impl Client {
                 Ok((status, send, recv)) if status == StatusCode::OK => {
                     link.note_heard();
                     let held = Some(Box::new(counted) as _);
-                    return Ok(TunnelStream::new(send, recv, link.retired.clone(), held));
+                    return Ok(TunnelStream::new(
+                        send,
+                        recv,
+                        link.retired.clone(),
+                        link.stuck.clone(),
+                        held,
+                    ));
                 }
                 Ok((status, ..)) => return Err(OpenError::Refused(address, status)),
                 Err(e) => {
@@ -240,10 +246,15 @@ impl Client {
             let mut entries = self.0.entries.lock();
             let entry = entries.entry(key.clone()).or_default();
             entry.links.retain(|link| link.is_open());
-            if let Some(link) = entry.links.iter().find(|link| link.has_room(&self.0.limits)) {
+            let (limits, links) = (&self.0.limits, &entry.links);
+            let most = limits.max_connections_per_destination;
+            let mut roomy = links.iter().filter(|link| link.has_room(limits));
+            let mut other = links
+                .iter()
+                .filter(|link| links.len() >= most && link.has_streams(limits));
+            if let Some(link) = roomy.next().or_else(|| other.next()) {
                 return Ok((link.clone(), false));
             }
-            let most = self.0.limits.max_connections_per_destination;
             match &entry.connecting {
                 Some(under_way) => under_way.clone(),
                 None if entry.links.len() >= most => {

@@ -21,6 +21,7 @@ mod local;
 mod server;
 mod share;
 mod stream;
+mod stuck;
 
 pub use client::{Client, Destination, Dialer, OpenError, Source};
 pub use limits::Limits;

@@ -4,6 +4,7 @@
 use crate::{
     Limits,
     life::{Acks, Heard, Watchdog},
+    stuck::Stuck,
 };
 use bytes::Bytes;
 use h2::client;
@@ -28,6 +29,7 @@ const MAX_WAITING: usize = 64;
 pub(crate) struct Link {
     pub sender: client::SendRequest<Bytes>,
     pub retired: Arc<AtomicBool>,
+    pub stuck: Stuck,
     streams: AtomicUsize,
     closed: AtomicBool,
     /// It did not answer in time; nothing new is put on it until it is heard again.
@@ -47,8 +49,14 @@ impl Drop for StreamCount {
 }
 
 impl Link {
-    /// Whether another stream may be put on it.
+    /// Whether another stream may be put on it, and would not wait for those that are.
     pub fn has_room(&self, limits: &Limits) -> bool {
+        let windows = (limits.connection_window / limits.stream_window.max(1)).max(1);
+        self.has_streams(limits) && self.stuck.count() < windows as usize
+    }
+
+    /// Whether another stream may be put on it.
+    pub fn has_streams(&self, limits: &Limits) -> bool {
         self.is_open()
             && !self.suspect.load(Ordering::Acquire)
             && self.streams.load(Ordering::Acquire) < limits.streams_per_connection
@@ -157,6 +165,7 @@ where
     let link = Arc::new(Link {
         sender,
         retired: Arc::default(),
+        stuck: Stuck::default(),
         streams: AtomicUsize::new(0),
         closed: AtomicBool::new(false),
         suspect: AtomicBool::new(false),

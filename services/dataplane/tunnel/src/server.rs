@@ -5,6 +5,7 @@ use crate::{
     ALPN, Limits, Local, TunnelStream,
     life::{Acks, Heard, Listening, Watchdog},
     share::{Share, Shares},
+    stuck::Stuck,
 };
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
@@ -69,7 +70,13 @@ impl Incoming {
             .respond
             .send_response(Response::new(()), false)
             .map_err(crate::stream::io_error)?;
-        Ok(TunnelStream::new(send, self.recv, self.retired, None))
+        Ok(TunnelStream::new(
+            send,
+            self.recv,
+            self.retired,
+            Stuck::default(),
+            None,
+        ))
     }
 
     /// Refuses it.

@@ -1,5 +1,6 @@
 //! One CONNECT stream as a byte stream: back-pressure both ways, each direction ends by itself.
 
+use crate::stuck::{Stuck, Waiting};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use std::{
@@ -24,6 +25,9 @@ pub struct TunnelStream {
     unread: Bytes,
     finished: bool,
     retired: Arc<AtomicBool>,
+    stuck: Stuck,
+    /// While what came is not passed on.
+    unreleased: Option<Waiting>,
     /// Released with the stream (counts it on its connection).
     _held: Option<Box<dyn Any + Send + Sync>>,
 }
@@ -41,6 +45,7 @@ impl TunnelStream {
         send: SendStream<Bytes>,
         recv: RecvStream,
         retired: Arc<AtomicBool>,
+        stuck: Stuck,
         held: Option<Box<dyn Any + Send + Sync>>,
     ) -> Self {
         Self {
@@ -49,6 +54,8 @@ impl TunnelStream {
             unread: Bytes::new(),
             finished: false,
             retired,
+            stuck,
+            unreleased: None,
             _held: held,
         }
     }
@@ -64,10 +71,13 @@ impl TunnelStream {
         let read = ReadHalf {
             recv: &mut self.recv,
             unread: &mut self.unread,
+            stuck: &self.stuck,
+            unreleased: &mut self.unreleased,
         };
         let write = WriteHalf {
             send: &mut self.send,
             finished: &mut self.finished,
+            stuck: &self.stuck,
         };
         (read, write)
     }
@@ -132,6 +142,8 @@ fn finish(send: &mut SendStream<Bytes>, finished: &mut bool) -> io::Result<()> {
 pub struct ReadHalf<'a> {
     recv: &'a mut RecvStream,
     unread: &'a mut Bytes,
+    stuck: &'a Stuck,
+    unreleased: &'a mut Option<Waiting>,
 }
 
 impl ReadHalf<'_> {
@@ -142,15 +154,20 @@ impl ReadHalf<'_> {
             return Ok(Some(std::mem::take(self.unread)));
         }
         loop {
-            let data = poll_fn(|cx| poll_data(self.recv, cx)).await?;
-            if data.as_ref().is_none_or(|data| !data.is_empty()) {
-                return Ok(data);
+            match poll_fn(|cx| poll_data(self.recv, cx)).await? {
+                Some(data) if data.is_empty() => {}
+                Some(data) => {
+                    *self.unreleased = Some(self.stuck.wait());
+                    return Ok(Some(data));
+                }
+                None => return Ok(None),
             }
         }
     }
 
     /// So many bytes were passed on.
     pub fn release(&mut self, bytes: usize) -> io::Result<()> {
+        *self.unreleased = None;
         self.recv.flow_control().release_capacity(bytes).map_err(io_error)
     }
 }
@@ -160,13 +177,22 @@ impl ReadHalf<'_> {
 pub struct WriteHalf<'a> {
     send: &'a mut SendStream<Bytes>,
     finished: &'a mut bool,
+    stuck: &'a Stuck,
 }
 
 impl WriteHalf<'_> {
     /// Waits until something may be written and says how much, at most `wanted`. The room is taken
     /// from other streams' until [`WriteHalf::put`] or [`WriteHalf::give_back`]. Cancellation-safe.
     pub async fn room(&mut self, wanted: usize) -> io::Result<usize> {
-        poll_fn(|cx| poll_room(self.send, *self.finished, cx, wanted)).await
+        let mut waiting = None;
+        poll_fn(|cx| {
+            let room = poll_room(self.send, *self.finished, cx, wanted);
+            if room.is_pending() {
+                waiting.get_or_insert_with(|| self.stuck.wait());
+            }
+            room
+        })
+        .await
     }
 
     /// Writes at most the room there is.
