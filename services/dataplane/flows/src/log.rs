@@ -142,7 +142,7 @@ impl FlowLog {
 
     /// How many flows there were, by verdict.
     pub fn counts(&self) -> Counts {
-        let [forwarded, dropped, error, audit] = &self.0.verdicts;
+        let [forwarded, audit, dropped, error] = &self.0.verdicts;
         Counts {
             forwarded: forwarded.load(Ordering::Relaxed),
             dropped: dropped.load(Ordering::Relaxed),
@@ -313,7 +313,7 @@ impl Drop for Follower {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::filter::tests::flow_of;
+    use crate::{Verdict, filter::tests::flow_of};
 
     fn statuses(past: &[Recorded]) -> Vec<u16> {
         past.iter().map(|r| r.flow.status).collect()
@@ -333,6 +333,28 @@ mod tests {
         assert_eq!(statuses(&log.past(0, None, &Filter::default())), [6, 7, 8, 9]);
         assert_eq!(statuses(&log.past(2, None, &Filter::default())), [8, 9]);
         assert_eq!(log.counts().forwarded, 10);
+    }
+
+    #[test]
+    fn each_verdict_is_counted_as_what_it_is() {
+        let log = FlowLog::with_capacity("n1", 4);
+        let verdicts = [
+            Verdict::Forwarded,
+            Verdict::Audit,
+            Verdict::Dropped,
+            Verdict::Error,
+        ];
+        for (n, verdict) in verdicts.into_iter().enumerate() {
+            for _ in 0..=n {
+                log.record(Flow {
+                    verdict,
+                    ..flow_of("a", "b")
+                });
+            }
+        }
+        let counts = log.counts();
+        let counts = (counts.forwarded, counts.audit, counts.dropped, counts.error);
+        assert_eq!(counts, (1, 2, 3, 4));
     }
 
     #[tokio::test]

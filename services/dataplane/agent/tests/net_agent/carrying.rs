@@ -140,11 +140,12 @@ async fn a_store_on_another_node_is_reached_by_tunnel_and_not_in_clear() {
     let (thief, thief_cgroup) = add(near, "thief").await;
     let (stored, stored_cgroup) = add(far, "store").await;
     let _store = store(stored.namespace(), &stored_cgroup, 6379);
-    near.redirect(&["10.96.7.7:6379", "[fd96::7]:6379"]);
 
     let between = rig.net.underlay(&far.node).capture().unwrap();
     let inside = stored.namespace().loopback().capture().unwrap();
-    for address in ADDRESSES {
+    // By the service, and by the pod's own addresses.
+    let own = stored.addresses().map(|a| a.to_string());
+    for address in ADDRESSES.into_iter().chain(own.iter().map(String::as_str)) {
         ask_until("+READY\r +PONG", || script(&shop, &shop_cgroup, &ping(address))).await;
         let digests = script(&shop, &shop_cgroup, &bulk(address));
         let mut digests = digests.lines();
@@ -229,7 +230,6 @@ async fn processes_of_two_nodes_reach_each_other_as_who_they_are() {
     let (loafer, _runs_too) = near.add_process("loafer").await;
     let till = far.add("till", 6380, Place::Process(Default::default())).await;
     let _till = store(far.node.namespace(), Path::new(&till.cgroup), 6380);
-    near.redirect(&["10.96.7.8:6379", "[fd96::8]:6379"]);
     for address in ["10.96.7.8", "fd96::8"] {
         ask_until("+READY\r +PONG", || near.script(Some(&worker), &ping(address))).await;
         let refused = near.script(Some(&loafer), &ping(address));

@@ -81,7 +81,6 @@ pub struct Running {
     pub node: Node,
     run_dir: PathBuf,
     data_dir: PathBuf,
-    bpffs: PathBuf,
     process: Process,
 }
 
@@ -143,13 +142,12 @@ impl Running {
         let run_dir = net.dir().join(format!("run-{name}"));
         let data_dir = net.dir().join(format!("agent-{name}"));
         let text = |path: &Path| path.to_str().unwrap().to_owned();
-        let bpffs = net.bpffs().unwrap();
         let mut command = Command::new(binary("weft-node"));
         for (flag, value) in [
             ("--node-name", name.to_owned()),
             ("--netns", text(node.namespace().path())),
             ("--cgroup-root", text(node.cgroup())),
-            ("--bpffs", text(&bpffs)),
+            ("--bpffs", text(&net.bpffs().unwrap())),
             ("--run-dir", text(&run_dir)),
             ("--agent-bin", text(&binary("weft-agent"))),
             ("--agent-data-dir", text(&data_dir)),
@@ -181,7 +179,6 @@ impl Running {
             node,
             run_dir,
             data_dir,
-            bpffs,
             process,
         }
     }
@@ -256,32 +253,6 @@ impl Running {
         flows
     }
 
-    /// Writes into the kernel that these are services whose connections this node's agent takes.
-    pub fn redirect(&self, services: &[&str]) {
-        let pins = weft_bpf::pin_dir(&self.bpffs, self.node.name());
-        let folders = std::fs::read_dir(pins).unwrap().map(|e| e.unwrap().path());
-        let is_maps = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("maps-v");
-        let maps = folders.into_iter().find(is_maps).unwrap();
-        let open = |map: &str| object(&maps.join(map));
-        let endpoints = weft_bpf::Endpoints::from_fd(open("endpoints")).unwrap();
-        for number in 1..16 {
-            let endpoint = weft_bpf::Endpoint {
-                capture: true,
-                ..Default::default()
-            };
-            endpoints.set(number, endpoint).unwrap();
-        }
-        let mut tables =
-            weft_bpf::Services::from_fds(open("services"), open("backends"), open("members")).unwrap();
-        for service in services {
-            let frontend = weft_bpf::Frontend {
-                address: service.parse().unwrap(),
-                transport: weft_bpf::Transport::Tcp,
-            };
-            let _ = tables.set(frontend, true, &[]).unwrap();
-        }
-    }
-
     /// Whether the last good state on the disk has a workload in it.
     pub fn has_kept(&self, workload: &str) -> bool {
         let state = std::fs::read(self.data_dir.join("mesh.state")).unwrap_or_default();
@@ -322,22 +293,6 @@ impl Running {
             .unwrap();
         answer
     }
-}
-
-/// A pinned map.
-fn object(path: &Path) -> std::os::fd::OwnedFd {
-    use std::os::{
-        fd::{FromRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    };
-    const OBJ_GET: libc::c_long = 7;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
-    let attributes: [u64; 2] = [path.as_ptr() as u64, 0];
-    // SAFETY: the attributes and the path they point to outlive the call, which reads 16 bytes.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, attributes.as_ptr(), 16) };
-    assert!(fd >= 0, "{path:?}: {}", std::io::Error::last_os_error());
-    // SAFETY: the kernel has just given it to us.
-    unsafe { OwnedFd::from_raw_fd(fd as i32) }
 }
 
 /// Signals a process of this test's.
