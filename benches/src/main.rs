@@ -6,6 +6,7 @@
 
 mod baseline;
 mod identity;
+mod lookup;
 mod mesh;
 mod rows;
 mod sample;

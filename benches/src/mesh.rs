@@ -1,12 +1,14 @@
 //! The mesh: what direct traffic of pods costs with Weft in the kernel, beside the same pods on a node
-//! without Weft; what a policy's size costs; what an endpoint costs in memory.
+//! without Weft; what a policy's size and an endpoint cost there; what a tunnel costs.
 //!
 //! Client and server are two pods of one node, on a core each. With Weft every packet passes the
-//! programs at both veths: source address, policy of both sides, connection tracking. New connections
-//! go to a service's address. Without Weft they go to the server's own, on a node of the same make.
+//! programs at both veths: source address, policy of both sides (default deny, a hundred rules each),
+//! connection tracking, events that somebody reads. New connections go to a service's address. Without
+//! Weft they go to the server's own, on a node of the same make. The tables are written as an agent
+//! writes them, by this process.
 
 use crate::{
-    Options,
+    Options, lookup,
     rows::{Row, median, spread},
     tables,
     traffic::{Counted, Kind},
@@ -14,51 +16,34 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use std::{
     collections::BTreeMap,
+    fs,
     io::Read,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
-use weft_demo::{
-    command::{output, wait_for},
-    stage::{Stage, StageOptions},
+use weft_bpf::{
+    Address, Backend, Direction, Endpoint, Entry, Frontend, Kernel, PolicyKey, Set, Transport, netns_cookie,
+    pin_dir,
 };
-use weft_testnet::{Namespace, Process, Spawn};
+use weft_demo::command::{output, wait_for};
+use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
 
 const PORT: u16 = 7001;
-const SERVICE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::new(10, 96, 7, 7)), 80);
+const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 7, 7)), 80);
 /// CPU of both ends of a tunnel, microseconds per request.
 const TUNNEL: f64 = 35.0;
-const START: Duration = Duration::from_secs(30);
-
-/// What selects both pods: default deny in both directions, with what the benchmark does allowed.
-const DESIRED: &str = "apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: server, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {app: server}}
-  ingress:
-    - fromEndpoints: [{matchLabels: {app: client}}]
-      toPorts: [{ports: [{port: \"7001\", protocol: TCP}]}]
----
-apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: client, namespace: default}
-spec:
-  endpointSelector: {matchLabels: {app: client}}
-  egress:
-    - toEndpoints: [{matchLabels: {app: server}}]
-      toPorts: [{ports: [{port: \"7001\", protocol: TCP}]}]
----
-apiVersion: v1
-kind: Service
-metadata: {name: server, namespace: default}
-spec:
-  clusterIP: 10.96.7.7
-  selector: {app: server}
-  ports: [{port: 80, targetPort: 7001, protocol: TCP}]
-";
+const START: Duration = Duration::from_secs(10);
+const TCP: u8 = 6;
+/// Rules beside the one that speaks.
+const RULES: u32 = 100;
+const WORLD: u32 = 2;
 
 /// A figure that is asked for: name, traffic, to the service's address, unit, least ratio.
 type Figure = (&'static str, Kind, bool, &'static str, Option<f64>);
@@ -92,25 +77,21 @@ struct Side {
 
 /// Measures and returns the rows.
 pub async fn run(options: &Options) -> Result<Vec<Row>> {
-    let mut stage = Stage::new(&StageOptions {
-        bin_dir: options.bin_dir.clone(),
-        python: None,
-    })?;
-    let program = stage.dir().join("bin/weft-bench");
-    stage.apply("mesh.yaml", DESIRED)?;
-    for name in ["identity", "policy", "placement"] {
-        stage.start_service(name).await?;
-    }
-    stage.start_node("n1", &["default/*"]).await?;
-    let sides = [plain(&stage, &program)?, meshed(&mut stage, &program).await?];
+    let program = std::env::current_exe()?;
+    let net = Testnet::new()?;
+    let (node, weft) = (net.node("plain")?, net.node("weft")?);
+    let plain = Side::new(&program, &node.pod("pc")?, &node.pod("ps")?, &Spawn::root(), None)?;
+    let meshed = Meshed::new(&net, &weft)?;
+    let spawn = Spawn::root().cgroup(weft.cgroup().join("pods"));
+    let ours = Side::new(&program, &meshed.client, &meshed.server, &spawn, Some(SERVICE))?;
+    let sides = [plain, ours];
     let mut taken: BTreeMap<&str, [Vec<f64>; 2]> = BTreeMap::new();
     for (name, kind, service, ..) in FIGURES {
         for side in &sides {
             wait_for(name, START, || async {
                 side.measure(&program, kind, service, 100).await
             })
-            .await
-            .with_context(|| stage.log_tail("n1"))?;
+            .await?;
         }
     }
     for round in 1..=options.rounds {
@@ -119,22 +100,23 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
             // Whoever is second finds a warmer machine: that changes from round to round.
             let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
             for at in order {
-                let counted = sides[at]
-                    .measure(&program, kind, service, u64::from(options.seconds) * 1000)
-                    .await?;
+                let time = u64::from(options.seconds) * 1000;
+                let counted = sides[at].measure(&program, kind, service, time).await?;
                 let scale = if kind == Kind::Stream { 1e6 } else { 1.0 };
                 let rate = counted.count as f64 / counted.seconds / scale;
                 taken.entry(name).or_default()[at].push(rate);
             }
         }
     }
-    stage.stop().await;
+    drop(sides);
+    meshed.judged()?;
     let mut rows: Vec<Row> = FIGURES
         .iter()
         .filter_map(|figure| row(figure, taken.get(figure.0)?))
         .collect();
-    rows.extend(tunnel(options).await?);
+    rows.extend(lookup::rows(options.rounds)?);
     rows.push(tables::memory()?);
+    rows.extend(tunnel(options).await?);
     Ok(rows)
 }
 
@@ -189,33 +171,142 @@ async fn tunnel(options: &Options) -> Result<Vec<Row>> {
     }])
 }
 
-/// Two pods of a node that has no Weft.
-fn plain(stage: &Stage, program: &PathBuf) -> Result<Side> {
-    let node = stage.testnet().node("plain")?;
-    let (client, server) = (node.pod("plainc")?, node.pod("plains")?);
-    let spawn = Spawn::nobody();
-    let address = SocketAddr::from((server.v4(), PORT));
-    Ok(Side {
-        from: client.namespace().clone(),
-        server: address,
-        service: address,
-        _serving: serve(program, server.namespace(), &spawn, address)?,
-        spawn,
-    })
+/// Two pods under Weft, as an agent would write their tables.
+struct Meshed {
+    client: Pod,
+    server: Pod,
+    kernel: Kernel,
+    reading: Arc<AtomicBool>,
+    reader: Option<JoinHandle<u64>>,
 }
 
-/// The same under Weft.
-async fn meshed(stage: &mut Stage, program: &PathBuf) -> Result<Side> {
-    let server = stage.place_pod("n1", "server").await?;
-    let client = stage.place_pod("n1", "client").await?;
-    let address = SocketAddr::from((stage.pod("server")?.net.v4(), PORT));
-    Ok(Side {
-        from: client,
-        server: address,
-        service: SERVICE,
-        _serving: serve(program, &server, &stage.in_pod("server"), address)?,
-        spawn: stage.in_pod("client"),
-    })
+/// A pod's endpoint number and its identity, which is also its set's number plus a thousand.
+const CLIENT: u32 = 1;
+const SERVER: u32 = 2;
+
+fn identity(endpoint: u32) -> u32 {
+    1000 + endpoint
+}
+
+impl Meshed {
+    fn new(net: &Testnet, node: &Node) -> Result<Self> {
+        fs::create_dir_all(node.cgroup())?;
+        let options = weft_bpf::Options::new(node.cgroup(), pin_dir(&net.bpffs()?, node.name()));
+        let kernel = Kernel::load(&options)?;
+        let (client, server) = (node.pod("wc")?, node.pod("ws")?);
+        let tables = kernel.datapath()?;
+        for net in ["::/0", "::ffff:0:0/96"] {
+            let world = Address {
+                identity: WORLD,
+                ..Address::default()
+            };
+            tables.addresses.set(net.parse()?, world)?;
+        }
+        for (number, pod, peer, direction) in [
+            (CLIENT, &client, SERVER, Direction::Out),
+            (SERVER, &server, CLIENT, Direction::In),
+        ] {
+            place(&kernel, node, pod, number)?;
+            let key = |identity| PolicyKey {
+                set: number,
+                identity,
+                direction,
+                protocol: TCP,
+                port: PORT,
+            };
+            let others = (0..RULES).map(|n| 2000 + n);
+            for (rule, identity) in others.chain([identity(peer)]).enumerate() {
+                let entry = Entry {
+                    deny: false,
+                    redirect: false,
+                    auth: false,
+                    rule: u32::try_from(rule)? + 1,
+                };
+                tables.policy.set(key(identity), entry)?;
+            }
+            let set = Set {
+                // Peer, protocol and port; protocol and port of any peer.
+                shapes_in: 0b1001,
+                shapes_out: 0b1001,
+                // What is not allowed is refused, in the direction that the policy is about.
+                flags: if direction == Direction::In { 1 } else { 2 },
+                generation: number,
+            };
+            tables.sets.set(number, set)?;
+            let endpoint = Endpoint {
+                identity: identity(number),
+                set: number,
+                ..Endpoint::default()
+            };
+            tables.endpoints.set(number, endpoint)?;
+        }
+        let backend = Backend {
+            address: SocketAddr::from((server.v4(), PORT)),
+            endpoint: SERVER,
+        };
+        let frontend = Frontend {
+            address: SERVICE,
+            transport: Transport::Tcp,
+        };
+        let left_out = kernel.services()?.set(frontend, false, &[backend])?.left_out;
+        anyhow::ensure!(left_out == 0, "no room for the service");
+        let mut events = kernel.events()?;
+        let reading = Arc::new(AtomicBool::new(true));
+        let go_on = reading.clone();
+        let reader = std::thread::spawn(move || {
+            let mut read = 0;
+            while go_on.load(Ordering::Relaxed) {
+                while events.read().is_some() {
+                    read += 1;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            read
+        });
+        Ok(Self {
+            client,
+            server,
+            kernel,
+            reading,
+            reader: Some(reader),
+        })
+    }
+
+    /// That the programs did look at it: without events nothing was judged.
+    fn judged(mut self) -> Result<()> {
+        self.reading.store(false, Ordering::Relaxed);
+        let reader = self.reader.take().context("no reader")?;
+        let read = reader
+            .join()
+            .map_err(|_| anyhow::anyhow!("the reader ended early"))?;
+        let counters = self.kernel.counters()?;
+        eprintln!("{read} events read; counters: {counters:?}");
+        anyhow::ensure!(read > 0, "the programs told of no connection: nothing was judged");
+        Ok(())
+    }
+}
+
+/// Source addresses, address cache, namespace, then the interface.
+fn place(kernel: &Kernel, node: &Node, pod: &Pod, number: u32) -> Result<()> {
+    let of = Address {
+        identity: identity(number),
+        local: true,
+        endpoint: number,
+        ..Address::default()
+    };
+    let tables = kernel.datapath()?;
+    for address in pod.addresses() {
+        kernel.sources()?.add(number, address)?;
+        tables.addresses.set(address.into(), of)?;
+    }
+    kernel.add_namespace(pod.namespace().run(netns_cookie)??, number)?;
+    let link = pod.node_link().name().to_owned();
+    node.namespace().run(|| {
+        let ifindex = nix::net::if_::if_nametoindex(link.as_str())?;
+        kernel.interfaces()?.set(ifindex, number)?;
+        kernel.attach_interface(ifindex)?;
+        Ok(())
+    })?
 }
 
 /// Clients have core 0, servers core 1.
@@ -235,6 +326,23 @@ fn serve(program: &PathBuf, namespace: &Namespace, spawn: &Spawn, address: Socke
 }
 
 impl Side {
+    fn new(
+        program: &PathBuf,
+        client: &Pod,
+        server: &Pod,
+        spawn: &Spawn,
+        service: Option<SocketAddr>,
+    ) -> Result<Self> {
+        let address = SocketAddr::from((server.v4(), PORT));
+        Ok(Self {
+            from: client.namespace().clone(),
+            spawn: spawn.clone(),
+            server: address,
+            service: service.unwrap_or(address),
+            _serving: serve(program, server.namespace(), spawn, address)?,
+        })
+    }
+
     async fn measure(
         &self,
         program: &PathBuf,

@@ -5,6 +5,7 @@
 
 #include "conntrack.bpf.h"
 #include "events.bpf.h"
+#include "known.bpf.h"
 #include "packet.bpf.h"
 #include "policy.bpf.h"
 
@@ -83,6 +84,8 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	__u8 dir = p->dir;
 	int known = 0, reason, is_reply = 0;
 
+	if (is_known(p, peer))
+		return WEFT_PASS;
 	if (!find_endpoint(p->endpoint, &endpoint)) {
 		count(WEFT_ENDPOINT_UNKNOWN);
 		return WEFT_REFUSE;

@@ -74,6 +74,7 @@ pub struct Rig {
     _node: Node,
     _net: Testnet,
     generation: std::cell::Cell<u32>,
+    flags: std::cell::Cell<u32>,
 }
 
 impl Rig {
@@ -98,6 +99,7 @@ impl Rig {
             _node: node,
             _net: net,
             generation: std::cell::Cell::new(GENERATION),
+            flags: std::cell::Cell::new(0),
         };
         rig.fill();
         rig
@@ -177,6 +179,7 @@ impl Rig {
     /// The set's flags, with a new generation.
     pub fn set(&self, flags: u32) {
         self.generation.set(self.generation.get() + 1);
+        self.flags.set(flags);
         self.datapath
             .sets
             .set(
@@ -191,8 +194,15 @@ impl Rig {
             .unwrap();
     }
 
+    /// A rule more, or another; the set has another generation then.
     pub fn rule(&self, key: PolicyKey, entry: Entry) {
         self.datapath.policy.set(key, entry).unwrap();
+        self.set(self.flags.get());
+    }
+
+    pub fn no_rule(&self, key: PolicyKey) {
+        self.datapath.policy.remove(key).unwrap();
+        self.set(self.flags.get());
     }
 
     /// Whether a packet passes at the pod's interface.
