@@ -193,9 +193,11 @@ fn push(found: &mut Vec<Others>, place: String, programs: Vec<String>) {
 
 /// The kernel keeps 15 characters of a program's name.
 fn is_ours(name: &str) -> bool {
-    crate::links::PROGRAMS
-        .iter()
-        .any(|(own, ..)| own.chars().take(15).eq(name.chars()))
+    let at_cgroups = crate::links::PROGRAMS.iter().map(|(own, _)| *own);
+    let at_interfaces = crate::tcx::PROGRAMS.iter().map(|(own, _)| *own);
+    at_cgroups
+        .chain(at_interfaces)
+        .any(|own| own.chars().take(15).eq(name.chars()))
 }
 
 #[cfg(test)]
@@ -204,7 +206,7 @@ mod tests {
 
     #[test]
     fn own_programs_are_known_by_the_names_that_the_kernel_keeps() {
-        assert!(is_ours("connect4") && is_ours("sock_ops"));
+        assert!(is_ours("connect4") && is_ours("process_ingress") && is_ours("from_endpoint"));
         assert!(!is_ours("cil_from_contai") && !is_ours(""));
     }
 }

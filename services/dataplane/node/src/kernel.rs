@@ -5,7 +5,7 @@
 
 use crate::{
     NodeError,
-    config::Encryption,
+    config::{Config, Encryption},
     meters::Meters,
     pod::Wired,
     sockets::Sockets,
@@ -41,13 +41,16 @@ struct Loaded {
 
 impl Programs {
     /// Loads or adopts. `cgroup_root` is `Err` with the reason when there are no cgroups.
-    pub(crate) fn start(
-        node: &str,
-        cgroup_root: Result<&Path, &str>,
-        bpffs: &Path,
-        run_dir: &Path,
-        encryption: Encryption,
-    ) -> Self {
+    /// Runs in the node's namespace.
+    pub(crate) fn start(config: &Config, cgroup_root: Result<&Path, &str>) -> Self {
+        let Config {
+            node_name: node,
+            bpffs,
+            run_dir,
+            encryption,
+            ..
+        } = config;
+        let encryption = *encryption;
         let pins = weft_bpf::pin_dir(bpffs, node);
         let loaded = cgroup_root.map_err(ToOwned::to_owned).and_then(|root| {
             let load = || {
@@ -60,6 +63,7 @@ impl Programs {
             };
             load().map_err(|error: weft_bpf::Error| error.to_string())
         });
+        let others = cgroup_root.map_or_else(str::to_owned, beside);
         let mut capabilities = vec![capability(
             "pod-listeners",
             Ok("callers in pods are known by the listener inside their namespace".into()),
@@ -97,6 +101,7 @@ impl Programs {
                 })
                 .map_err(|reason| format!("only calls by the agents' APIs are encrypted: {reason}")),
         ));
+        capabilities.push(capability("other-programs", Ok(others)));
         capabilities.extend(weft_bpf::probe(bpffs).into_iter().map(|found| Capability {
             name: found.name.to_owned(),
             active: found.active,
@@ -247,6 +252,34 @@ fn load(cgroup_root: &Path, pins: &Path, encryption: Encryption) -> Result<Loade
         shared,
         adopted,
     })
+}
+
+/// Whose programs decide beside Weft's: at the interfaces of the calling thread's namespace, the node's,
+/// and at its cgroup and those above.
+fn beside(cgroup_root: &Path) -> String {
+    let interfaces = nix::net::if_::if_nameindex().map(|all| {
+        let named = all.into_iter();
+        named
+            .map(|i| (i.index(), i.name().to_string_lossy().into_owned()))
+            .collect::<Vec<_>>()
+    });
+    let found = interfaces.map_err(std::io::Error::from).and_then(|interfaces| {
+        let mounted = weft_bpf::find_cgroup2().map_err(std::io::Error::other)?;
+        weft_bpf::others(&interfaces, cgroup_root, &mounted)
+    });
+    match found {
+        Ok(found) if found.is_empty() => "none at the hooks that Weft uses".into(),
+        Ok(found) => {
+            let told: Vec<String> = found
+                .iter()
+                .map(|at| format!("{}: {}", at.place, at.programs.join(", ")))
+                .collect();
+            let told = told.join("; ");
+            tracing::warn!(programs = %told, "programs of others decide at the same hooks");
+            format!("others decide as well, and are left alone: {told}")
+        }
+        Err(error) => format!("whose programs are beside Weft's cannot be told: {error}"),
+    }
 }
 
 fn capability(name: &str, found: Result<String, String>) -> Capability {

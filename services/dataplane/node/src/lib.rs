@@ -128,20 +128,16 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
     let Some((root, cgroups)) = setup.finish() else {
         return Err(NodeError::Stopped);
     };
-    let cgroup_root = root.as_deref().map_err(String::as_str);
-    let programs = Arc::new(Programs::start(
-        &config.node_name,
-        cgroup_root,
-        &config.bpffs,
-        &config.run_dir,
-        config.encryption,
-    ));
-    let reconciled = Arc::clone(&programs);
-    let there = cgroups.as_ref().map(Cgroups::ids).unwrap_or_default();
-    entrance
+    // In the node's namespace, where its interfaces are, and those of pods that an earlier node left.
+    let (settings, there) = (
+        config.clone(),
+        cgroups.as_ref().map(Cgroups::ids).unwrap_or_default(),
+    );
+    let programs = entrance
         .run(&namespace, move || {
-            reconciled.keep_only(&there);
-            Ok(())
+            let programs = Programs::start(&settings, root.as_deref().map_err(String::as_str));
+            programs.keep_only(&there);
+            Ok(Arc::new(programs))
         })
         .await?;
     let capabilities = programs.capabilities().to_vec();

@@ -190,7 +190,7 @@ async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() 
     // Two of the next: what ends in order leaves nothing, unless it is told to.
     rig.stop();
     rig.start(&["--no-agent", "--keep-state"], &[]);
-    // Somebody else's program at the same hook, before any of Weft's.
+    // Somebody else's program at the same hook.
     let foreign = ForeignProgram::at_interface(pods.shop.node_link()).unwrap();
     let mut agent = rig.connect().await;
     let datapath = Datapath::from_fds(&mut agent.hello.maps).unwrap();
@@ -223,6 +223,16 @@ async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() 
         refused.goes_on(2).await;
         rig.start(&["--no-agent", "--keep-state"], &[]);
         agent = rig.connect().await;
+        let others = agent
+            .hello
+            .capabilities
+            .iter()
+            .find(|c| c.name == "other-programs");
+        let others = &others.unwrap().reason;
+        assert!(
+            others.contains("tcx ingress: foreign") && !others.contains("endpoint"),
+            "{others}"
+        );
         // Its launchers have not said anything yet.
         direct.goes_on(200).await;
         refused.goes_on(2).await;
@@ -234,10 +244,52 @@ async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() 
     }
     let counts = [direct.stop(), new.stop(), refused.stop()];
     println!("exchanges on one connection, connects, refused connects: {counts:?}");
+    // Whoever clears up takes it away without its node, and then nobody is refused.
+    let mut process = rig.process.take().unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let pins = weft_bpf::pin_dir(&rig.net.bpffs().unwrap(), "n1");
+    weft_bpf::uninstall(&pins).unwrap();
+    assert!(!pins.exists());
+    connects(pods.stranger.namespace(), to, true).goes_on(1).await;
     assert!(
         foreign.is_attached().unwrap(),
         "somebody else's program was taken away"
     );
+}
+
+/// What tunnels do not carry goes to another node's workload as it is, or not at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn strict_encryption_drops_what_goes_around_tunnels() {
+    let mut rig = Rig::new(&["--no-agent", "--keep-state"], &[]);
+    let friend = rig.node.pod("friend").unwrap();
+    let other = rig.net.node("n2").unwrap();
+    let remote = other.pod("remote").unwrap();
+    echo(remote.namespace());
+    let to = SocketAddr::new(remote.v4().into(), PORT);
+    rig.connect().await;
+    for (mode, passes) in [("tunnel", true), ("strict", false), ("tunnel", true)] {
+        rig.stop();
+        let _ = std::fs::remove_file(rig.run_dir.join("node.sock"));
+        rig.start(&["--no-agent", "--keep-state", "--encryption", mode], &[]);
+        let mut agent = rig.connect().await;
+        let mut placed = agent.link.place(pod_spec(&friend, "")).await.unwrap();
+        placed.listeners.clear();
+        let datapath = crate::rig::open(&mut agent, &[&placed]);
+        let elsewhere = weft_bpf::Address {
+            identity: STRANGER,
+            tunnel: true,
+            ..weft_bpf::Address::default()
+        };
+        datapath.addresses.set(to.ip().into(), elsewhere).unwrap();
+        // Not from its cgroup, where connect would have been taken to the tunnel.
+        let connected = friend
+            .namespace()
+            .run(|| TcpStream::connect_timeout(&to, REFUSED_AFTER));
+        assert_eq!(connected.unwrap().is_ok(), passes, "{mode}");
+        let state = agent.hello.capabilities.iter().find(|c| c.name == "encryption");
+        assert_eq!(state.unwrap().reason.contains("is dropped"), !passes, "{mode}");
+    }
 }
 
 /// A veth that is made anew gets the programs, and a source address counts only if it was given.

@@ -224,7 +224,7 @@ pub fn write_endpoint(datapath: &Datapath, number: u32, endpoint: Endpoint, addr
 }
 
 /// Workloads without any rules, and who the node is.
-pub fn open(agent: &mut Connected, workloads: &[&PlacedWorkload]) {
+pub fn open(agent: &mut Connected, workloads: &[&PlacedWorkload]) -> Datapath {
     const HOST: u32 = 1;
     let datapath = Datapath::from_fds(&mut agent.hello.maps).unwrap();
     write_world(&datapath);
@@ -246,6 +246,7 @@ pub fn open(agent: &mut Connected, workloads: &[&PlacedWorkload]) {
         };
         write_endpoint(&datapath, placed.endpoint, endpoint, &placed.addresses);
     }
+    datapath
 }
 
 /// A workload's listener of a kind and family, as a blocking TCP listener.
