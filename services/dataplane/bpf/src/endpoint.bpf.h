@@ -69,11 +69,20 @@ __noinline int from_arp(struct __sk_buff *skb, struct weft_packet *p, __u32 at)
 	return may_send_from(p->endpoint, p->saddr) ? 0 : WEFT_DROP_INVALID_SOURCE_IP;
 }
 
-/* Neighbour discovery is ICMPv6 that never crosses a router. */
+/* Who listens to which group on the link. */
+static __always_inline int is_membership(__u16 type)
+{
+	return (type >= 130 && type <= 132) || type == 143;
+}
+
+/* Neighbour discovery and group membership are ICMPv6 that never crosses a router. */
 static __always_inline int is_discovery(const struct weft_packet *p)
 {
-	return !p->v4 && p->proto == IPPROTO_ICMPV6 && p->part == WEFT_WHOLE && p->sport >= 133 &&
-	       p->sport <= 137 && p->hop_limit == 255;
+	if (p->v4 || p->proto != IPPROTO_ICMPV6 || p->part != WEFT_WHOLE)
+		return 0;
+	if (is_membership(p->sport))
+		return p->hop_limit == 1;
+	return p->sport >= 133 && p->sport <= 137 && p->hop_limit == 255;
 }
 
 __noinline int from_discovery(struct __sk_buff *skb, struct weft_packet *p)
@@ -88,7 +97,7 @@ __noinline int from_discovery(struct __sk_buff *skb, struct weft_packet *p)
 		return WEFT_DROP_FORBIDDEN_ICMPV6;
 	if (!unspecified && !may_send_from(p->endpoint, p->saddr))
 		return WEFT_DROP_INVALID_SOURCE_IP;
-	if (p->sport == 133)
+	if (p->sport == 133 || is_membership(p->sport))
 		return 0;
 	if (bpf_skb_load_bytes(skb, p->l4 + 8, target, 16))
 		return WEFT_DROP_INVALID_PACKET;

@@ -63,6 +63,18 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A program could not be put at an interface, replaced or run there.
+    #[error(
+        "cannot {action} the program {program} at an interface: {source}; it needs CAP_NET_ADMIN and Linux 6.6 or newer"
+    )]
+    Interface {
+        /// The program.
+        program: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// A pin could not be written or removed.
     #[error("cannot {action} {path}: {source}")]
     Pin {

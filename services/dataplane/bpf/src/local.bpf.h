@@ -110,16 +110,22 @@ __noinline int endpoint_at(struct __sk_buff *skb, const struct weft_packet *p, i
 	return index;
 }
 
-/* Whose socket sent a packet that is on its way in: what was written down when it was sent. */
-static __always_inline __u32 endpoint_that_sent(const struct weft_packet *p)
+/*
+ * Whose socket has the other end, if that is the end that opened: what was written down when its
+ * packets left.
+ */
+__noinline int endpoint_that_sent(const struct weft_packet *p)
 {
+	if (!p)
+		return 0;
 	struct weft_process key ALIGNED = {};
+	int out = p->dir == WEFT_OUT;
 	__u32 *found;
 
-	copy_addr(key.saddr, p->saddr);
-	copy_addr(key.daddr, p->daddr);
-	key.sport = p->sport;
-	key.dport = p->dport;
+	copy_addr(key.saddr, out ? p->daddr : p->saddr);
+	copy_addr(key.daddr, out ? p->saddr : p->daddr);
+	key.sport = out ? p->dport : p->sport;
+	key.dport = out ? p->sport : p->dport;
 	key.proto = p->proto;
 	found = bpf_map_lookup_elem(&processes, &key);
 	return found ? *found : 0;

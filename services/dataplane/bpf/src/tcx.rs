@@ -240,7 +240,7 @@ fn remove_pin(pin: &Path) -> Result<(), Error> {
 }
 
 fn failed(program: &'static str, action: &'static str) -> impl Fn(io::Error) -> Error {
-    move |source| Error::Link {
+    move |source| Error::Interface {
         program,
         action,
         source,
@@ -271,7 +271,7 @@ impl Kernel {
         let mut found = BTreeSet::new();
         for (ifindex, pin) in self.classifiers.pins()? {
             let Some(link) = open(&pin)? else { continue };
-            let target = tcx::link_target(link.as_fd()).map_err(failed("classifier", "inspect"))?;
+            let target = tcx::link_target(link.as_fd()).map_err(failed("to_endpoint", "inspect"))?;
             if target.0 == ifindex {
                 found.insert(ifindex);
             }
@@ -298,7 +298,7 @@ impl Kernel {
             Hooked::Process(Direction::Out) => self.judged.programs[1].as_fd(),
         };
         let (action, nanoseconds) = tcx::test_run(program, packet, (ifindex, ingress), repeat)
-            .map_err(failed("classifier", "run"))?;
+            .map_err(failed("to_endpoint", "run"))?;
         Ok(TestRun { action, nanoseconds })
     }
 }

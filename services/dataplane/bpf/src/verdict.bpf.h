@@ -6,6 +6,7 @@
 #include "conntrack.bpf.h"
 #include "events.bpf.h"
 #include "known.bpf.h"
+#include "local.bpf.h"
 #include "packet.bpf.h"
 #include "policy.bpf.h"
 
@@ -101,9 +102,16 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 			dir = !dir;
 	}
 	decision.is_reply = is_reply;
-	/* Who it is at a shared address was not known when it was opened, see endpoint.bpf.h. */
-	if (is_reply && connection.identity == WEFT_HOST && peer->flags & WEFT_ADDRESS_HOST)
-		peer->identity = WEFT_HOST;
+	/*
+	 * A pod's interface shows who of the node calls, but not who answers or is answered: there the
+	 * connection tells.
+	 */
+	if (is_reply && peer->flags & WEFT_ADDRESS_HOST && !(endpoint.flags & WEFT_ENDPOINT_PROCESS) &&
+	    (connection.identity == WEFT_HOST || peer->identity == WEFT_HOST)) {
+		peer->identity = connection.identity;
+		if (p->dir == WEFT_OUT)
+			peer->endpoint = endpoint_that_sent(p);
+	}
 	if (is_reply && connection.flags & WEFT_CONNECTION_TUNNEL) {
 		touch_connection(p, &key, 1);
 		return WEFT_PASS;
@@ -158,6 +166,11 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	if (!is_reply) {
 		connection_key(p, dir, &key);
 		known = find_connection(&key, &connection);
+		/* The same ports again, for another connection. */
+		if (known && p->proto == IPPROTO_TCP && is_opening(p) && connection.proto_state != WEFT_STATE_NEW) {
+			known = 0;
+			__builtin_memset(&connection, 0, sizeof(connection));
+		}
 	}
 	if (reason && !(endpoint.flags & WEFT_ENDPOINT_AUDIT)) {
 		if (known || is_reply) {

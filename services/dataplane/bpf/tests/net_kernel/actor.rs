@@ -178,6 +178,23 @@ fn act() {
     }
 }
 
+/// Until a connection that was begun is there: what is dropped on the way never is.
+fn wait_connected(socket: &OwnedFd) -> io::Result<()> {
+    let mut entry = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one live entry.
+    if unsafe { libc::poll(&mut entry, 1, 400) } != 1 {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    match nix::sys::socket::getsockopt(socket, sockopt::SocketError)? {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
 type Answer = (String, Option<OwnedFd>);
 
 fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -> io::Result<Answer> {
@@ -261,6 +278,11 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
         }
         "close" => {
             held[words[1].parse::<usize>().unwrap()] = None;
+            Ok(("ok".into(), None))
+        }
+        "wait" => {
+            let socket = held[words[1].parse::<usize>().unwrap()].as_ref().unwrap();
+            wait_connected(socket)?;
             Ok(("ok".into(), None))
         }
         "repeat" => {

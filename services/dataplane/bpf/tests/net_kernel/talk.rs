@@ -87,7 +87,7 @@ impl Actor {
         self.hear(number)
     }
 
-    fn hear(&self, number: usize) -> Result<(String, SocketAddr), String> {
+    pub fn hear(&self, number: usize) -> Result<(String, SocketAddr), String> {
         let answer = self.words(&format!("hear {number}"))?;
         let (from, text) = answer.split_once(' ').unwrap();
         Ok((text.to_string(), from.parse().unwrap()))

@@ -8,6 +8,9 @@ pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 
 pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
+pub const RST: u8 = 0x04;
+pub const FIN: u8 = 0x01;
 
 /// An IP packet to be.
 #[derive(Debug, Clone)]
@@ -128,4 +131,14 @@ pub fn frame(kind: u16, content: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&kind.to_be_bytes());
     bytes.extend_from_slice(content);
     bytes
+}
+
+pub fn arp(operation: u16, sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut bytes = vec![0, 1, 8, 0, 6, 4];
+    bytes.extend_from_slice(&operation.to_be_bytes());
+    bytes.extend_from_slice(&[2, 0, 0, 0, 0, 2]);
+    bytes.extend_from_slice(&sender.octets());
+    bytes.extend_from_slice(&[0; 6]);
+    bytes.extend_from_slice(&target.octets());
+    frame(0x0806, &bytes)
 }
