@@ -194,12 +194,14 @@ int to_endpoint(struct __sk_buff *skb)
 		return refuse_packet(skb, &p, reason);
 
 	find_address(p.saddr, &peer);
-	if (is_shared(p.saddr, &peer)) {
-		become(&peer, endpoint_of_packet(skb), 0);
-	} else if (peer.flags & WEFT_ADDRESS_LOCAL) {
+	if (peer.flags & WEFT_ADDRESS_LOCAL && !(peer.flags & WEFT_ADDRESS_HOST)) {
 		/* Nobody on the network speaks as a pod of this node. */
 		if (endpoint_behind(skb->ingress_ifindex) != peer.endpoint)
 			return refuse_packet(skb, &p, WEFT_DROP_INVALID_SOURCE_IP);
+	} else if (!skb->ingress_ifindex) {
+		/* It came in nowhere, so it is of this node, with whatever address it has on this link. */
+		peer.flags = WEFT_ADDRESS_HOST | WEFT_ADDRESS_LOCAL;
+		become(&peer, endpoint_of_packet(skb), 0);
 	}
 	return decide(skb, &p, &peer) == WEFT_PASS ? TCX_NEXT : TCX_DROP;
 }

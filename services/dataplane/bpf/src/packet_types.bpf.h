@@ -147,6 +147,8 @@ struct weft_connection {
 #define WEFT_CONNECTION_TUNNEL 2
 /* Refused when it was last judged. */
 #define WEFT_CONNECTION_REFUSED 4
+/* The other end is on this node itself, whatever address it has. */
+#define WEFT_CONNECTION_NODE 8
 
 /* weft_connection.proto_state. */
 #define WEFT_STATE_NEW 0

@@ -48,6 +48,8 @@ static __always_inline void write_down(struct weft_connection *connection, const
 	connection->rule = answer->rule;
 	/* What hangs on more than the set and the peer's identity is asked each time. */
 	connection->flags = answer->flags & WEFT_POLICY_AUTH ? WEFT_CONNECTION_EACH : 0;
+	if (peer->flags & WEFT_ADDRESS_HOST && peer->flags & WEFT_ADDRESS_LOCAL)
+		connection->flags |= WEFT_CONNECTION_NODE;
 }
 
 /*
@@ -106,8 +108,9 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	 * A pod's interface shows who of the node calls, but not who answers or is answered: there the
 	 * connection tells.
 	 */
-	if (is_reply && peer->flags & WEFT_ADDRESS_HOST && !(endpoint.flags & WEFT_ENDPOINT_PROCESS) &&
-	    (connection.identity == WEFT_HOST || peer->identity == WEFT_HOST)) {
+	if (is_reply && connection.flags & WEFT_CONNECTION_NODE &&
+	    !(endpoint.flags & WEFT_ENDPOINT_PROCESS)) {
+		peer->flags = WEFT_ADDRESS_HOST | WEFT_ADDRESS_LOCAL;
 		peer->identity = connection.identity;
 		if (p->dir == WEFT_OUT)
 			peer->endpoint = endpoint_that_sent(p);
@@ -146,7 +149,7 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 		return drop(skb, p, peer, &decision);
 	}
 	if (is_reply && connection.generation == question.set.generation &&
-	    connection.identity == peer->identity && !connection.flags) {
+	    connection.identity == peer->identity && !(connection.flags & ~WEFT_CONNECTION_NODE)) {
 		touch_connection(p, &key, 1);
 		return WEFT_PASS;
 	}
@@ -174,7 +177,7 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	}
 	if (reason && !(endpoint.flags & WEFT_ENDPOINT_AUDIT)) {
 		if (known || is_reply) {
-			connection.flags = WEFT_CONNECTION_REFUSED;
+			connection.flags |= WEFT_CONNECTION_REFUSED;
 			put_connection(p, &key, &connection);
 		}
 		return drop(skb, p, peer, &decision);
@@ -192,7 +195,7 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 		return WEFT_PASS;
 	write_down(&connection, peer, &question.set, &answer);
 	if (reason)
-		connection.flags = WEFT_CONNECTION_EACH;
+		connection.flags |= WEFT_CONNECTION_EACH;
 	reason = put_connection(p, &key, &connection);
 	if (reason) {
 		decision.reason = reason;

@@ -31,15 +31,18 @@ impl Mixed {
             host: true,
             ..Address::default()
         };
-        // The address on the underlay, and the one at the node's end of each pod's link.
-        let [.., last] = pods.node.v4().octets();
-        let gateway = [10, 244, last, 1];
-        for address in [pods.node.v4(), gateway.into()] {
-            datapath
-                .addresses
-                .set(std::net::IpAddr::from(address).into(), host)
-                .unwrap();
-        }
+        // That at the node's end of the pods' links is not said: packets of the node itself show it.
+        let address = std::net::IpAddr::from(pods.node.v4());
+        datapath.addresses.set(address.into(), host).unwrap();
+        let cluster = Address {
+            identity: 11,
+            aggregate: true,
+            ..Address::default()
+        };
+        datapath
+            .addresses
+            .set("10.244.0.0/16".parse().unwrap(), cluster)
+            .unwrap();
         let cgroup = pods.node.cgroup().join("process");
         std::fs::create_dir_all(&cgroup).unwrap();
         let workload = Workload {

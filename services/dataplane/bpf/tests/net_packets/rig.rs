@@ -17,6 +17,8 @@ pub const IDENTITY: u32 = 1007;
 pub const IFINDEX: u32 = 1;
 /// Where the other endpoint of the node is.
 pub const OTHER_IFINDEX: u32 = 4242;
+/// Where other nodes are.
+pub const UPLINK: u32 = 4243;
 pub const GENERATION: u32 = 100;
 
 pub const DENY_IN: u32 = 1;
@@ -207,7 +209,7 @@ impl Rig {
 
     /// Whether a packet passes at the pod's interface.
     pub fn passes(&self, direction: Direction, packet: &Packet) -> bool {
-        self.passes_by(direction, packet, 0)
+        self.passes_by(direction, packet, UPLINK)
     }
 
     /// The same for one that came in by an interface.

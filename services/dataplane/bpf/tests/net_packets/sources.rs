@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use weft_bpf::Direction;
 
 use crate::packet::{Packet, SYN, arp, frame};
-use crate::rig::{IFINDEX, OTHER_IFINDEX, POD, Rig, families};
+use crate::rig::{IFINDEX, OTHER_IFINDEX, POD, Rig, UPLINK, families};
 
 #[test]
 fn a_pod_sends_from_its_own_addresses_only() {
@@ -83,26 +83,26 @@ fn arp_tells_of_own_addresses_only() {
     let [family, _] = families();
     let (pod, other, gateway) = (v4(family.pod), v4(family.other), v4(family.host));
     for operation in [1, 2] {
-        assert!(rig.frame_passes(Direction::Out, &arp(operation, pod, gateway), 0));
+        assert!(rig.frame_passes(Direction::Out, &arp(operation, pod, gateway), UPLINK));
         for spoofed in [other, gateway] {
-            assert!(!rig.frame_passes(Direction::Out, &arp(operation, spoofed, other), 0));
+            assert!(!rig.frame_passes(Direction::Out, &arp(operation, spoofed, other), UPLINK));
             assert_eq!(rig.reason(), 132);
         }
-        assert!(rig.frame_passes(Direction::In, &arp(operation, gateway, pod), 0));
+        assert!(rig.frame_passes(Direction::In, &arp(operation, gateway, pod), UPLINK));
     }
     let unspecified = Ipv4Addr::UNSPECIFIED;
     assert!(
-        rig.frame_passes(Direction::Out, &arp(1, unspecified, pod), 0),
+        rig.frame_passes(Direction::Out, &arp(1, unspecified, pod), UPLINK),
         "a probe"
     );
     assert!(
-        !rig.frame_passes(Direction::Out, &arp(2, unspecified, pod), 0),
+        !rig.frame_passes(Direction::Out, &arp(2, unspecified, pod), UPLINK),
         "no claim"
     );
     let mut other_hardware = arp(1, pod, gateway);
     other_hardware[15] = 6;
-    assert!(!rig.frame_passes(Direction::Out, &other_hardware, 0));
-    assert!(!rig.frame_passes(Direction::Out, &arp(1, pod, gateway)[..40], 0));
+    assert!(!rig.frame_passes(Direction::Out, &other_hardware, UPLINK));
+    assert!(!rig.frame_passes(Direction::Out, &arp(1, pod, gateway)[..40], UPLINK));
 }
 
 #[test]
@@ -163,7 +163,7 @@ fn other_links_and_tags_are_refused_with_their_reason() {
             (0x0600, 166),
         ] {
             assert!(
-                !rig.frame_passes(direction, &frame(kind, &[0; 46]), 0),
+                !rig.frame_passes(direction, &frame(kind, &[0; 46]), UPLINK),
                 "{kind:x}"
             );
             assert_eq!(rig.reason(), reason, "{kind:x}");

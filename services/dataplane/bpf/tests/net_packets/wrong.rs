@@ -5,7 +5,7 @@ use proptest::test_runner::TestRunner;
 use weft_bpf::{Direction, Hooked};
 
 use crate::packet::{ACK, Packet, SYN, TCP, UDP, frame};
-use crate::rig::{ALLOW, DENY_IN, DENY_OUT, IFINDEX, Rig, families, key};
+use crate::rig::{ALLOW, DENY_IN, DENY_OUT, IFINDEX, Rig, UPLINK, families, key};
 
 const DIRECTIONS: [Direction; 2] = [Direction::In, Direction::Out];
 
@@ -30,12 +30,12 @@ fn a_header_that_is_cut_off_is_refused() {
                 (Packet::icmp(from, to, echo, 1, &[]), 8),
             ] {
                 let whole = packet.frame();
-                assert!(rig.frame_passes(direction, &whole, 0));
+                assert!(rig.frame_passes(direction, &whole, UPLINK));
                 let before = whole.len() - packet.payload.len();
                 // The kernel runs nothing shorter than an IP header.
                 for length in before..before + header {
                     assert!(
-                        !rig.frame_passes(direction, &whole[..length], 0),
+                        !rig.frame_passes(direction, &whole[..length], UPLINK),
                         "{length} {packet:?}"
                     );
                     rig.told();
@@ -45,7 +45,7 @@ fn a_header_that_is_cut_off_is_refused() {
                 short.payload.truncate(header - 1);
                 let mut padded = short.frame();
                 padded.resize(whole.len() + 20, 0);
-                assert!(!rig.frame_passes(direction, &padded, 0), "{packet:?}");
+                assert!(!rig.frame_passes(direction, &padded, UPLINK), "{packet:?}");
                 assert_eq!(rig.reason(), 134);
             }
         }
@@ -72,10 +72,10 @@ fn wrong_versions_and_lengths_are_refused() {
         // A TCP header shorter than TCP's.
         with(&v4, 14 + 20 + 12, 4 << 4),
     ] {
-        assert!(!rig.frame_passes(Direction::Out, &wrong, 0), "{wrong:?}");
+        assert!(!rig.frame_passes(Direction::Out, &wrong, UPLINK), "{wrong:?}");
         assert_eq!(rig.reason(), 134);
     }
-    assert!(rig.frame_passes(Direction::Out, &v4, 0) && rig.frame_passes(Direction::Out, &v6, 0));
+    assert!(rig.frame_passes(Direction::Out, &v4, UPLINK) && rig.frame_passes(Direction::Out, &v6, UPLINK));
 }
 
 #[test]
@@ -239,7 +239,7 @@ fn nothing_passes_that_nothing_allows() {
             // The kernel itself refuses to run what is shorter than an IP header.
             let Ok(run) = rig
                 .kernel
-                .test_run(Hooked::Interface(direction), (IFINDEX, 0), &frame, 1)
+                .test_run(Hooked::Interface(direction), (IFINDEX, UPLINK), &frame, 1)
             else {
                 continue;
             };

@@ -17,6 +17,9 @@ use weft_policy_oracle::{
 use weft_resources::Body;
 use weft_testnet::Testnet;
 
+/// Where other nodes are: what comes in nowhere is of this node itself.
+const UPLINK: u32 = 4243;
+
 /// The endpoint under test, behind the interface 1.
 const POD: u32 = 7;
 const IFINDEX: u32 = 1;
@@ -202,15 +205,19 @@ impl Node {
         match peer {
             Peer::Workload(labels) => {
                 let at = self.workloads.iter().position(|(_, l)| l == labels).unwrap();
-                let ifindex = if is_here(at) { FIRST_IFINDEX + at as u32 } else { 0 };
+                let ifindex = if is_here(at) {
+                    FIRST_IFINDEX + at as u32
+                } else {
+                    UPLINK
+                };
                 (addresses(WORKLOADS, at as u8)[family], ifindex)
             }
             Peer::Reserved(name) => {
                 let (number, _) = RESERVED.iter().find(|(_, n)| n == name).unwrap();
-                (addresses(OTHERS, *number as u8)[family], 0)
+                (addresses(OTHERS, *number as u8)[family], UPLINK)
             }
-            Peer::Unknown => (addresses(UNKNOWN, 9)[family], 0),
-            Peer::Outside(address) => (*address, 0),
+            Peer::Unknown => (addresses(UNKNOWN, 9)[family], UPLINK),
+            Peer::Outside(address) => (*address, UPLINK),
         }
     }
 
