@@ -87,7 +87,7 @@ fn talk(mut stream: &TcpStream) -> Option<()> {
 }
 
 /// Runs a script as an unprivileged user of a pod; what it said.
-fn script(pod: &Pod, cgroup: &Path, script: &str) -> String {
+pub fn script(pod: &Pod, cgroup: &Path, script: &str) -> String {
     let mut command = Command::new("bash");
     command.args(["-c", script]).stdout(Stdio::piped());
     let spawn = Spawn::nobody().cgroup(cgroup);

@@ -6,5 +6,6 @@ mod attribution;
 mod carrying;
 #[path = "../common/control.rs"]
 mod control;
+mod packets;
 mod rig;
 mod spiffe;
