@@ -6,6 +6,7 @@ mod failures;
 mod flows;
 mod invocation;
 mod membership;
+mod mesh;
 mod policy;
 mod wire;
 
@@ -25,6 +26,7 @@ pub async fn play(options: &StageOptions, report: &mut Report) -> Result<Stage> 
     attribution::play(&mut stage, report).await?;
     policy::play(&mut stage, report).await?;
     wire::play(&mut stage, report).await?;
+    mesh::play(&mut stage, report).await?;
     failures::play(&mut stage, report).await?;
     flows::play(&mut stage, report).await?;
     Ok(stage)
