@@ -2,9 +2,10 @@
 /*
  * Connections: what lets answers pass that no rule allows as openings.
  *
- * Packets in the way of the first are judged each; an answer passes by what was found for its
- * connection, unless the set or the peer is another one since. One that is refused then stays in the
- * table as refused: without it the same packet would look like an opening in the other way.
+ * Openings are judged each. What follows, both ways, passes by what was found for the connection,
+ * unless the set or the peer is another one since (known.bpf.h asks that first, for speed alone).
+ * A connection that is refused then stays in the table as refused: without it an answer would look
+ * like an opening in the other way.
  *
  * The table gives up the least used when it is full. What is given up is as if it was never opened,
  * so it closes. In place only times are written: an element may be somebody else's by then.
