@@ -27,6 +27,8 @@ const CART: u32 = 1;
 const CART_IFINDEX: u32 = 1;
 /// Interfaces of other pods of the node: only their number matters.
 const IFINDEX: u32 = 5_000;
+/// Where packets of other nodes and of the outside come in: one that came in nowhere is the node's own.
+const UPLINK: u32 = 4_000;
 const ROLES: [&str; 3] = ["front", "bad", "other"];
 /// So many addresses are used again and again.
 const ADDRESSES: u8 = 40;
@@ -330,7 +332,9 @@ fn probe(at: usize, programs: &Programs, truth: &Truth, hot: &AtomicU8, over: &A
                 };
                 let before = truth.read().get(&from).cloned().unwrap_or_default();
                 let owner = before.who.last().copied().flatten();
-                let ingress = owner.filter(|p| p.node == at).map_or(0, |p| IFINDEX + p.number);
+                let ingress = owner
+                    .filter(|p| p.node == at)
+                    .map_or(UPLINK, |p| IFINDEX + p.number);
                 let passed = passes(&syn(from, source_port, cart(at), port), ingress);
                 let after = truth.read().get(&from).cloned().unwrap_or_default();
                 if after.version > before.version + 1 {
@@ -357,7 +361,7 @@ fn probe(at: usize, programs: &Programs, truth: &Truth, hot: &AtomicU8, over: &A
             }
         }
         // The outside is who it always was.
-        if !passes(&syn(outside, source_port, cart(at), 443), 0) {
+        if !passes(&syn(outside, source_port, cart(at), 443), UPLINK) {
             answers.wrong.push("the outside was refused at 443".into());
         }
     }
