@@ -22,7 +22,7 @@ const WEFT: &str = "weft";
 /// weft-node's own cgroup.
 const OWN: &str = "_node";
 /// What weft-node and its agent leave in the folder of sockets.
-const SOCKETS: [&str; 3] = ["agent.sock", "node.sock", "agent.pid"];
+const SOCKETS: [&str; 4] = ["agent.sock", "node.sock", "agent.pid", "pods"];
 /// How long killed processes may take to go.
 const REAP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -169,7 +169,10 @@ impl Step {
             }
             Self::Cgroups(root) => return remove_cgroups(root),
             Self::File(path) => {
-                fs::remove_file(path)?;
+                match path.is_dir() {
+                    true => fs::remove_dir_all(path)?,
+                    false => fs::remove_file(path)?,
+                }
                 let _ = path.parent().map(fs::remove_dir);
             }
             Self::Bpffs(path, run) => {

@@ -6,6 +6,7 @@
 use crate::{
     NodeError,
     cgroup::Cgroups,
+    kept::Kept,
     kernel::Programs,
     listen,
     meters::Meters,
@@ -65,6 +66,8 @@ pub(crate) struct Workload {
     pub(crate) namespace: Arc<Namespace>,
     /// What the kernel's maps hold of a pod.
     pub(crate) wired: Option<Wired>,
+    /// An earlier node placed it, and its launcher has not said anything of it since.
+    pub(crate) restored: bool,
     pub(crate) watching: Vec<Watching>,
 }
 
@@ -82,6 +85,14 @@ pub(crate) struct Parts {
     pub(crate) programs: Arc<Programs>,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) meters: Meters,
+    /// Absent where the folder cannot be made, or nothing is in the kernel that could be adopted.
+    pub(crate) kept: Option<Kept>,
+}
+
+impl Parts {
+    pub(crate) fn keep(&self, placed: &Placed) {
+        self.kept.iter().for_each(|kept| kept.keep(placed));
+    }
 }
 
 /// The node's state.
@@ -118,6 +129,8 @@ impl Core {
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut reports: mpsc::Receiver<Report>) {
         let mut read_counters = tokio::time::interval(COUNTERS_EVERY);
+        // Before the first agent is told what there is.
+        self.restore().await;
         loop {
             tokio::select! {
                 _ = read_counters.tick() => self.parts.programs.count(&self.parts.meters),
@@ -155,7 +168,7 @@ impl Core {
         }
     }
 
-    fn gone(&mut self, id: &str, reason: &str) {
+    pub(crate) fn gone(&mut self, id: &str, reason: &str) {
         if self.take_away(id).is_some() {
             tracing::info!(workload = %id, %reason, "workload is gone");
             self.tell_all(None, |sender| sender.gone(id, reason));
@@ -399,6 +412,9 @@ impl Core {
                 .set(workload.placed.cgroup_id, workload.placed.endpoint, identity)?;
         }
         workload.placed.derived = Some((identity, spiffe_id));
+        if workload.wired.is_some() {
+            self.parts.keep(&workload.placed);
+        }
         Ok(())
     }
 
@@ -407,6 +423,8 @@ impl Core {
         let mut workload = self.workloads.remove(id)?;
         workload.watching.clear();
         self.unwire(&mut workload);
+        let endpoint = workload.placed.endpoint;
+        self.parts.kept.iter().for_each(|kept| kept.forget(endpoint));
         Some(())
     }
 
@@ -422,6 +440,7 @@ impl Core {
                 let _ = self.take_away(&id);
             }
             self.parts.programs.uninstall();
+            self.parts.kept.iter().for_each(Kept::close);
         }
         if let Ok(cgroups) = &mut self.parts.cgroups
             && let Err(error) = cgroups.leave(keep_state)

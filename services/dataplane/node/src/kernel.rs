@@ -118,6 +118,11 @@ impl Programs {
         }
     }
 
+    /// Whether there are programs in the kernel.
+    pub(crate) fn are_loaded(&self) -> bool {
+        self.loaded.is_some()
+    }
+
     /// For the hello and for `weft status`.
     pub(crate) fn capabilities(&self) -> &[Capability] {
         &self.capabilities

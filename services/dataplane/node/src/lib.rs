@@ -8,9 +8,9 @@
 //! - [`serve`]: the process `weft-node`, which starts and supervises the agent.
 //! - [`start`]: the same without supervision, for a process that is the agent itself.
 //!
-//! After a restart the programs and maps that an earlier node left are adopted, and the cgroups of
-//! processes that still run are found again when their launcher adds them; workloads themselves
-//! are not remembered: launchers add them again.
+//! After a restart the programs and maps that an earlier node left are adopted. Pods are placed again
+//! with the number and the id that they had (`kept`); processes are found again by their cgroup when
+//! their launcher adds them.
 //!
 //! One process serves one node: it moves itself (and so all its threads) into the node's cgroup,
 //! because the kernel attributes connections to listeners by where these were made. What it starts
@@ -21,6 +21,7 @@ mod cgroup;
 mod config;
 mod core;
 mod error;
+mod kept;
 mod kernel;
 mod listen;
 mod meters;
@@ -43,6 +44,7 @@ use crate::{
     agent::Program,
     cgroup::Cgroups,
     core::{Command, Core, Parts},
+    kept::Kept,
     kernel::Programs,
     meters::Meters,
     namespace::{Entrance, Namespace},
@@ -141,6 +143,7 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         })
         .await?;
     let capabilities = programs.capabilities().to_vec();
+    let enforced = programs.are_loaded();
     let (commands, queue) = mpsc::channel(core::QUEUE);
     let parts = Parts {
         node: config.node_name.clone(),
@@ -153,6 +156,7 @@ async fn start_with(config: &Config, meters: Meters) -> Result<Node, NodeError> 
         programs,
         commands: commands.clone(),
         meters,
+        kept: Kept::open(&config.run_dir).ok().filter(|_| enforced),
     };
     Core::start(parts, queue)?;
     Ok(Node {

@@ -4,6 +4,7 @@ use crate::{
     NodeError,
     cgroup::Of,
     core::{Core, Workload},
+    kept::Kept,
     namespace::Namespace,
 };
 use prost::Message as _;
@@ -13,7 +14,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 use weft_handoff::Placed;
-use weft_proto::weft::dataplane::v1::{WorkloadSpec, workload_spec};
+use weft_proto::weft::{
+    dataplane::v1::{WorkloadSpec, workload_spec},
+    node::v1::WorkloadPlaced,
+};
 
 /// Largest specification: with its answer's other fields it must fit one message to the agent, now
 /// and each time an agent starts.
@@ -55,12 +59,72 @@ impl Core {
                     workload_spec::Place::Process(_) => Namespace::own()?,
                 };
                 spec.place = Some(place);
+                if let Some(placed) = self.claim(&spec, &namespace).await {
+                    return Ok(placed);
+                }
                 self.place_pod(&id, spec, namespace).await?
             }
         };
         let placed = workload.placed.clone();
+        if workload.wired.is_some() {
+            self.parts.keep(&placed);
+        }
         self.workloads.insert(id, workload);
         Ok(placed)
+    }
+
+    /// Places the pods again that an earlier node had, each in the namespace that it had then.
+    pub(crate) async fn restore(&mut self) {
+        for kept in self.parts.kept.iter().flat_map(Kept::all).collect::<Vec<_>>() {
+            let (id, endpoint) = (kept.id.clone(), kept.endpoint);
+            let restored = self.restore_one(kept).await;
+            match restored {
+                Ok(()) => tracing::info!(workload = %id, "a pod of before is still here"),
+                Err(error) => {
+                    tracing::info!(workload = %id, %error, "a pod of before is gone");
+                    self.parts.kept.iter().for_each(|kept| kept.forget(endpoint));
+                }
+            }
+        }
+    }
+
+    async fn restore_one(&mut self, kept: WorkloadPlaced) -> Result<(), NodeError> {
+        let spec = kept.spec.unwrap_or_default();
+        let namespace = match &spec.place {
+            Some(workload_spec::Place::NetnsPid(pid)) => Namespace::by_pid(*pid)?,
+            Some(workload_spec::Place::NetnsPath(path)) => Namespace::by_path(Path::new(path))?,
+            _ => return Err(NodeError::UnknownWorkload(kept.id)),
+        };
+        let mut workload = self.place_pod(&kept.id, spec, namespace).await?;
+        if workload.placed.endpoint != kept.endpoint {
+            // Another namespace under the same name, or a process that got the number of one that ended.
+            self.unwire(&mut workload);
+            return Err(NodeError::UnknownWorkload(kept.id));
+        }
+        workload.restored = true;
+        workload.placed.derived = kept.derived.map(|d| (d.identity, d.spiffe_id));
+        self.workloads.insert(kept.id, workload);
+        Ok(())
+    }
+
+    /// A restored pod that its launcher adds again: the same one, as it is described now.
+    async fn claim(&mut self, spec: &WorkloadSpec, namespace: &Namespace) -> Option<Placed> {
+        let (id, workload) = self.workloads.iter_mut().find(|(_, other)| {
+            let old = &other.placed.spec;
+            let named =
+                (&old.namespace, &old.name, &old.app_id) == (&spec.namespace, &spec.name, &spec.app_id);
+            other.restored && named && other.namespace.same(namespace)
+        })?;
+        workload.restored = false;
+        workload.placed.spec = spec.clone();
+        let id = id.clone();
+        if let Err(reason) = self.look_again(&id).await {
+            tracing::error!(workload = %id, %reason, "a pod can not be enforced any more");
+            self.gone(&id, &reason);
+        }
+        let placed = self.workloads.get(&id)?.placed.clone();
+        self.parts.keep(&placed);
+        Some(placed)
     }
 
     fn place_process(&mut self, id: &str, spec: WorkloadSpec) -> Result<Workload, NodeError> {
@@ -103,6 +167,7 @@ impl Core {
             placed,
             namespace,
             wired: None,
+            restored: false,
             watching: vec![watching],
         })
     }

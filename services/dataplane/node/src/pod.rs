@@ -97,6 +97,7 @@ impl Core {
             },
             namespace: Arc::clone(&namespace),
             wired: None,
+            restored: false,
             watching: Vec::new(),
         };
         let made = match self.rewire(endpoint, None, &wired).await {

@@ -233,7 +233,11 @@ async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() 
             others.contains("tcx ingress: foreign") && !others.contains("endpoint"),
             "{others}"
         );
-        // Its launchers have not said anything yet.
+        // Its launchers have not said anything yet, and its agent knows all the same.
+        let mut known: Vec<u32> = agent.workloads.iter().map(|w| w.endpoint).collect();
+        known.sort_unstable();
+        assert_eq!(known, numbers);
+        agent.workloads.clear();
         direct.goes_on(200).await;
         refused.goes_on(2).await;
         let again: Vec<u32> = pods.place(&agent).await.iter().map(|p| p.endpoint).collect();
