@@ -193,7 +193,8 @@ fn push(found: &mut Vec<Others>, place: String, programs: Vec<String>) {
 
 /// The kernel keeps 15 characters of a program's name.
 fn is_ours(name: &str) -> bool {
-    let at_cgroups = crate::links::PROGRAMS.iter().map(|(own, _)| *own);
+    use crate::links::{PROCESS_PROGRAMS, PROGRAMS};
+    let at_cgroups = PROGRAMS.iter().chain(&PROCESS_PROGRAMS).map(|(own, _)| *own);
     let at_interfaces = crate::tcx::PROGRAMS.iter().map(|(own, _)| *own);
     at_cgroups
         .chain(at_interfaces)

@@ -230,7 +230,9 @@ async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() 
             .find(|c| c.name == "other-programs");
         let others = &others.unwrap().reason;
         assert!(
-            others.contains("tcx ingress: foreign") && !others.contains("endpoint"),
+            others.contains("tcx ingress: foreign")
+                && !others.contains("_endpoint")
+                && !others.contains("process_"),
             "{others}"
         );
         // Its launchers have not said anything yet, and its agent knows all the same.
