@@ -80,6 +80,9 @@ fn keys(trust: &Trust, ended: CancellationToken) -> watch::Receiver<Arc<Jwks>> {
     keys
 }
 
+/// Workload, name and audience.
+type Asked = (Arc<str>, SpiffeId, Vec<String>);
+
 #[derive(Debug, Clone)]
 struct Token {
     token: String,
@@ -91,8 +94,7 @@ struct Identities {
     shared: Arc<Shared>,
     /// By workload and the name it had when it asked.
     kept: Mutex<HashMap<(Arc<str>, SpiffeId), Told>>,
-    /// By workload, name and audience.
-    tokens: Mutex<HashMap<(Arc<str>, SpiffeId, Vec<String>), Token>>,
+    tokens: Mutex<HashMap<Asked, Token>>,
     jwks: watch::Receiver<Arc<Jwks>>,
 }
 
