@@ -63,7 +63,7 @@ async fn direct_connections_are_judged_in_the_kernel_and_told() {
         unreachable!("three were added")
     };
     let to: IpAddr = cart.v4().into();
-    let listener = cart.namespace().listen(&format!("{to}:7000")).unwrap();
+    let listener = cart.namespace().listen(format!("{to}:7000")).unwrap();
     std::thread::spawn(move || greet(listener));
 
     assert_eq!(call(&shop.0, &shop.1, to).trim(), "hello");
