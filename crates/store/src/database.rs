@@ -7,7 +7,7 @@ use crate::{
     sqlite::{BUSY_TIMEOUT, MAX_CONNECTIONS, lock, private_file},
 };
 use sqlx::{
-    Any, AnyPool, Executor, Transaction,
+    Any, AnyConnection, AnyPool, Connection as _, Executor, Transaction,
     any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
     migrate::Migrator,
 };
@@ -48,6 +48,11 @@ impl Database {
              PRAGMA foreign_keys = ON",
             BUSY_TIMEOUT.as_millis()
         );
+        // Once outside of the pool, which tries again and logs each attempt at a file that is no
+        // database.
+        try_once(&url, &settings)
+            .await
+            .map_err(|e| classify(&place, &e))?;
         let options = AnyPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(BUSY_TIMEOUT + Duration::from_secs(5))
@@ -160,6 +165,14 @@ fn classify(place: &Place, error: &sqlx::Error) -> StoreError {
         Place::File(path) => StoreError::classify(path, error),
         Place::Server(server) => StoreError::classify_server(server, error),
     }
+}
+
+async fn try_once(url: &str, settings: &str) -> sqlx::Result<()> {
+    install_default_drivers();
+    let mut connection = AnyConnection::connect(url).await?;
+    let settings = sqlx::AssertSqlSafe(settings.to_owned());
+    connection.execute(sqlx::raw_sql(settings)).await?;
+    connection.close().await
 }
 
 async fn connect(options: AnyPoolOptions, url: &str, place: &Place) -> Result<AnyPool, StoreError> {

@@ -54,7 +54,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles() {
         let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 15);
+        assert_eq!(methods.len(), 16);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

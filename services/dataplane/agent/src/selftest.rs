@@ -53,7 +53,9 @@ pub fn run(out: &mut impl Write) -> anyhow::Result<bool> {
             libc::SYS_socket,
             [libc::AF_INET.into(), libc::SOCK_RAW.into(), 1],
         ),
-        ("bpf(BPF_MAP_UPDATE_ELEM)", libc::SYS_bpf, [2, 0, 0]),
+        ("bpf(BPF_MAP_CREATE)", libc::SYS_bpf, [0, 0, 0]),
+        ("bpf(BPF_OBJ_GET)", libc::SYS_bpf, [7, 0, 0]),
+        ("bpf(BPF_LINK_DETACH)", libc::SYS_bpf, [34, 0, 0]),
         ("bpf(BPF_PROG_LOAD)", libc::SYS_bpf, [5, 0, 0]),
         ("clone (a process)", libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0]),
         (
@@ -66,13 +68,19 @@ pub fn run(out: &mut impl Write) -> anyhow::Result<bool> {
         let errno = attempt(*call, *arguments);
         say(name, errno == libc::EPERM, refused(errno))?;
     }
-    // The twin: the one command of bpf(2) that is left reaches the kernel, which finds no map.
-    let errno = attempt(libc::SYS_bpf, [1, 0, 0]);
-    say(
-        "bpf(BPF_MAP_LOOKUP_ELEM)",
-        errno != libc::EPERM && errno != 0,
-        format!("reached the kernel (errno {errno})"),
-    )?;
+    // The twins: the commands of bpf(2) for elements of maps reach the kernel, which finds no map.
+    for (name, command) in [
+        ("bpf(BPF_MAP_LOOKUP_ELEM)", 1),
+        ("bpf(BPF_MAP_UPDATE_ELEM)", 2),
+        ("bpf(BPF_MAP_DELETE_ELEM)", 3),
+    ] {
+        let errno = attempt(libc::SYS_bpf, [command, 0, 0]);
+        say(
+            name,
+            errno != libc::EPERM && errno != 0,
+            format!("reached the kernel (errno {errno})"),
+        )?;
+    }
 
     let served = serve_once();
     let detail = match &served {
