@@ -3,7 +3,7 @@
 //!
 //! Owns the list. Each line is there because something in the process uses it; arguments are
 //! checked where a call could do more than that use (make processes, make executable memory,
-//! open other kinds of sockets, change a BPF map).
+//! open other kinds of sockets, make or load anything of BPF).
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpArgLen::Qword, SeccompCmpOp as Op,
