@@ -7,6 +7,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 const WEFT: &[&str] = &[
     "weft/identity/v1/identity.proto",
     "weft/policy/v1/policy.proto",
+    "weft/policy/v1/route.proto",
     "weft/placement/v1/placement.proto",
     "weft/dataplane/v1/dataplane.proto",
     "weft/node/v1/handoff.proto",

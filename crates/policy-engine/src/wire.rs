@@ -92,6 +92,7 @@ fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
         rule: Some(rule_to_wire(&entry.rule)),
         redirect: entry.redirect,
         authenticated: entry.auth,
+        http: Vec::new(),
     }
 }
 
