@@ -23,6 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .compile_fds(descriptors)?;
+    if env::var_os("CARGO_FEATURE_DAPR").is_some() {
+        println!("cargo:rerun-if-changed=dapr");
+        let descriptors = protox::compile(["dapr/proto/sentry/v1/sentry.proto"], [&root])?;
+        fs::write(out.join("dapr.bin"), descriptors.encode_to_vec())?;
+        tonic_prost_build::configure()
+            .build_transport(false)
+            .compile_fds(descriptors)?;
+    }
     // Not ours to change, so not among what is published and compared.
     tonic_prost_build::configure()
         .build_transport(false)

@@ -14,6 +14,10 @@
 /// Encoded `google.protobuf.FileDescriptorSet` of all of Weft's own packages, with imports.
 pub const WEFT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weft.bin"));
 
+/// Encoded `FileDescriptorSet` of Dapr's packages that Weft answers, with imports.
+#[cfg(feature = "dapr")]
+pub const DAPR_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dapr.bin"));
+
 pub mod compat;
 
 /// Weft's own packages.
@@ -42,6 +46,16 @@ pub mod weft {
     pub mod node {
         pub mod v1 {
             tonic::include_proto!("weft.node.v1");
+        }
+    }
+}
+
+/// Dapr's packages.
+#[cfg(feature = "dapr")]
+pub mod dapr {
+    pub mod sentry {
+        pub mod v1 {
+            tonic::include_proto!("dapr.proto.sentry.v1");
         }
     }
 }

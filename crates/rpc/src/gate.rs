@@ -102,7 +102,7 @@ impl Drop for Place {
 }
 
 /// What one host can choose among freely: an IPv4 address, or an IPv6 network of 64 bits.
-fn block(address: IpAddr) -> IpAddr {
+pub(crate) fn block(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => Ipv6Addr::from_bits(six.to_bits() & !u128::from(u64::MAX)).into(),
         four => four,

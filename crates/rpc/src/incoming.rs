@@ -5,6 +5,7 @@
 use crate::{
     Caller,
     gate::{Gate, Place},
+    roles::Connection,
 };
 use rustls::time_provider::TimeProvider;
 use std::{
@@ -36,7 +37,7 @@ const ANONYMOUS_LIFETIME: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Accepted<T> {
     io: T,
-    caller: Caller,
+    connection: Connection,
     until: Option<Until>,
     revoked: Option<Revocation>,
     _slot: Slot,
@@ -89,9 +90,9 @@ impl Until {
 }
 
 impl<T> Connected for Accepted<T> {
-    type ConnectInfo = Caller;
-    fn connect_info(&self) -> Caller {
-        self.caller.clone()
+    type ConnectInfo = Connection;
+    fn connect_info(&self) -> Connection {
+        self.connection.clone()
     }
 }
 
@@ -220,7 +221,10 @@ fn admit(
     };
     Some(Accepted {
         io,
-        caller,
+        connection: Connection {
+            caller,
+            from: Some(from),
+        },
         revoked,
         until: Some(Until { clock, unix_seconds }),
         _slot: Slot::Tls { _place: place },
@@ -255,7 +259,10 @@ pub(crate) fn local(listener: UnixListener, mut drain: Watcher) -> Incoming<Unix
                     let _ = tx
                         .send(Ok(Accepted {
                             io,
-                            caller: Caller::Local { uid },
+                            connection: Connection {
+                                caller: Caller::Local { uid },
+                                from: None,
+                            },
                             until: None,
                             revoked: None,
                             _slot: Slot::Local { _permit: slot },

@@ -3,7 +3,9 @@
 //!
 //! Owns: accepting connections ([`GrpcServer`]), calling out ([`channel`]), and the decision
 //! whether a caller may use a method ([`MethodRoles`]). A handler finds the caller as [`Caller`]
-//! in the request's extensions (see [`caller`]); it never reads identities from messages.
+//! in the request's extensions (see [`caller`]); it never reads identities from messages. A server
+//! may limit how much one caller asks ([`Limiter`]). What is refused says why in a form for programs
+//! as well ([`Refusal`]).
 //!
 //! Every connection takes no new calls after [`MAX_CONNECTION_AGE`], so a certificate that was
 //! rotated is shown again soon; and it ends, with all its streams, when the certificate that it
@@ -12,15 +14,20 @@
 mod client;
 mod gate;
 mod incoming;
+mod limit;
 mod local;
+mod refusal;
 mod roles;
 mod server;
 mod until;
 
 pub use client::{channel, channel_local, channel_pinned};
+pub use limit::{Limited, Limiter, Rate};
 pub use local::bind_local;
-pub use roles::{Admit, Caller, MethodRoles, caller};
+pub use refusal::{RPC_DOMAIN, Refusal};
+pub use roles::{Admit, Caller, MethodRoles, address, caller};
 pub use server::{BuiltServer, GrpcServer, MAX_CONNECTION_AGE, methods};
+pub use tonic_types::{ErrorDetails, StatusExt};
 
 /// Why a server or client could not be made or ended.
 #[derive(Debug, thiserror::Error)]

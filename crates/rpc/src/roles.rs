@@ -1,11 +1,14 @@
 //! Who calls, and which methods admit whom. What is in no table is refused.
 
+use crate::{Limiter, RPC_DOMAIN, Refusal, refusal::complete};
+use futures::{TryFutureExt as _, future::MapOk};
 use http::{Request, Response};
 use std::{
     fmt,
+    net::IpAddr,
     task::{Context, Poll},
 };
-use tonic::{Status, body::Body};
+use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::instrument::{Instrument as _, Instrumented};
 use weft_model::{Principal, SpiffeId};
@@ -52,6 +55,14 @@ pub enum Caller {
         /// The peer's user id as the kernel says.
         uid: u32,
     },
+}
+
+/// What is known of a connection, for each request on it.
+#[derive(Debug, Clone)]
+pub(crate) struct Connection {
+    pub caller: Caller,
+    /// None for the local socket.
+    pub from: Option<IpAddr>,
 }
 
 impl Caller {
@@ -118,19 +129,21 @@ impl MethodRoles {
         if admits.iter().any(|a| caller.is(*a)) {
             return Ok(());
         }
+        let refusal = |code, reason, text: String| {
+            let refusal = Refusal::new(code, reason, RPC_DOMAIN, text);
+            Err(refusal.resource("method", path).into())
+        };
         if admits.is_empty() {
-            return Err(Status::unimplemented(format!(
-                "{path} is not a method of this service"
-            )));
+            let text = format!("{path} is not a method of this service");
+            return refusal(Code::Unimplemented, "METHOD_UNKNOWN", text);
         }
         if *caller == Caller::Anonymous {
-            return Err(Status::unauthenticated(format!(
-                "{path} needs a client certificate; `weft admin cert` makes one for operators"
-            )));
+            let text =
+                format!("{path} needs a client certificate; `weft admin cert` makes one for operators");
+            return refusal(Code::Unauthenticated, "CERTIFICATE_REQUIRED", text);
         }
-        Err(Status::permission_denied(format!(
-            "{path} does not admit {caller}"
-        )))
+        let text = format!("{path} does not admit {caller}");
+        refusal(Code::PermissionDenied, "ROLE_NOT_ADMITTED", text)
     }
 }
 
@@ -138,26 +151,55 @@ impl MethodRoles {
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
     request
         .extensions()
-        .get::<Caller>()
-        .cloned()
+        .get::<Connection>()
+        .map(|connection| connection.caller.clone())
         .ok_or_else(|| Status::internal("the request did not come through Weft's server"))
 }
 
-/// Puts the check before every method, and a span around what is let through.
+/// Where a request came from; none for the local socket. Says nothing of who it is.
+pub fn address<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
+    request.extensions().get::<Connection>()?.from
+}
+
+/// Puts the checks before every method, a span around what is let through, and details on what is
+/// refused.
 #[derive(Debug, Clone)]
-pub(crate) struct RoleLayer(pub MethodRoles);
+pub(crate) struct RoleLayer {
+    pub roles: MethodRoles,
+    pub limiter: Option<Limiter>,
+}
 
 /// See [`RoleLayer`].
 #[derive(Debug, Clone)]
 pub(crate) struct RoleService<S> {
     inner: S,
-    roles: MethodRoles,
+    checks: RoleLayer,
+}
+
+impl RoleLayer {
+    fn check(&self, connection: Option<&Connection>, path: &str) -> Result<(), Status> {
+        let Some(Connection { caller, from }) = connection else {
+            return Err(Status::unauthenticated("the connection has no caller"));
+        };
+        // First: also what is refused is work.
+        if let Some(limiter) = &self.limiter {
+            limiter.ask(caller, *from, path)?;
+        }
+        let checked = self.roles.check(path, caller);
+        if let Err(status) = &checked {
+            tracing::warn!(method = path, reason = status.message(), "call refused");
+        }
+        checked
+    }
 }
 
 impl<S> Layer<S> for RoleLayer {
     type Service = RoleService<S>;
     fn layer(&self, inner: S) -> Self::Service {
-        RoleService { inner, roles: self.0 }
+        RoleService {
+            inner,
+            checks: self.clone(),
+        }
     }
 }
 
@@ -169,7 +211,7 @@ where
     type Error = S::Error;
     type Future = futures::future::Either<
         std::future::Ready<Result<Response<Body>, S::Error>>,
-        Instrumented<S::Future>,
+        MapOk<Instrumented<S::Future>, fn(Response<Body>) -> Response<Body>>,
     >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -178,18 +220,15 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        let verdict = match request.extensions().get::<Caller>() {
-            Some(caller) => self.roles.check(path, caller),
-            None => Err(Status::unauthenticated("the connection has no caller")),
-        };
-        match verdict {
+        match self.checks.check(request.extensions().get::<Connection>(), path) {
             Ok(()) => {
                 let span = tracing::info_span!("rpc", otel.name = path, otel.kind = "server");
-                futures::future::Either::Right(self.inner.call(request).instrument(span))
+                let answer = self.inner.call(request).instrument(span);
+                futures::future::Either::Right(answer.map_ok(complete as fn(_) -> _))
             }
             Err(status) => {
-                tracing::warn!(method = path, reason = status.message(), "call refused");
-                futures::future::Either::Left(std::future::ready(Ok(status.into_http())))
+                let refused = complete(status.into_http());
+                futures::future::Either::Left(std::future::ready(Ok(refused)))
             }
         }
     }

@@ -1,6 +1,6 @@
 //! One gRPC server: the services of a process, with health, reflection and the role check.
 
-use crate::{MethodRoles, RpcError, incoming, roles::RoleLayer, until::Until};
+use crate::{Limiter, MethodRoles, RpcError, incoming, roles::RoleLayer, until::Until};
 use futures::future::Either;
 use prost::Message;
 use std::{sync::Arc, time::Duration};
@@ -28,6 +28,7 @@ const MAX_HEADERS: u32 = 16 * 1024;
 /// A server under construction, then served on any number of listeners.
 pub struct GrpcServer {
     roles: MethodRoles,
+    limiter: Option<Limiter>,
     routes: RoutesBuilder,
     health: HealthReporter,
     end: CancellationToken,
@@ -45,15 +46,24 @@ impl GrpcServer {
     /// With health and reflection of `package` (`weft.policy.v1`) in place. `descriptors` is an
     /// encoded `FileDescriptorSet` that holds it.
     pub fn new(package: &str, descriptors: &'static [u8], roles: MethodRoles) -> Result<Self, RpcError> {
+        Self::of(&[(package, descriptors)], roles)
+    }
+
+    /// The same for several packages.
+    pub fn of(packages: &[(&str, &'static [u8])], roles: MethodRoles) -> Result<Self, RpcError> {
         let mut routes = Routes::builder();
         let (health, health_service) = tonic_health::server::health_reporter();
         routes.add_service(health_service);
-        let names = service_names(package, descriptors)?;
+        let names = packages
+            .iter()
+            .map(|(package, in_set)| service_names(package, in_set));
+        let names: Vec<String> = names.collect::<Result<Vec<_>, _>>()?.concat();
         let configure = || {
             let builder = tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(descriptors)
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("grpc.health.v1.Health");
+            let sets = packages.iter().map(|(_, in_set)| *in_set);
+            let builder = sets.fold(builder, |b, set| b.register_encoded_file_descriptor_set(set));
             names.iter().fold(builder, |b, name| b.with_service_name(name))
         };
         let failed = |e: tonic_reflection::server::Error| RpcError::Reflection(e.to_string());
@@ -68,10 +78,19 @@ impl GrpcServer {
         });
         Ok(Self {
             roles,
+            limiter: None,
             routes,
             health,
             end,
         })
+    }
+
+    /// Limits how much one caller may ask.
+    pub fn limit(self, limiter: Limiter) -> Self {
+        Self {
+            limiter: Some(limiter),
+            ..self
+        }
     }
 
     /// Adds one generated service.
@@ -100,7 +119,10 @@ impl GrpcServer {
     /// The finished set of routes, to be served on several listeners.
     pub fn build(self) -> BuiltServer {
         BuiltServer {
-            roles: self.roles,
+            checks: RoleLayer {
+                roles: self.roles,
+                limiter: self.limiter,
+            },
             routes: self.routes.routes().prepare(),
             health: self.health,
             end: self.end,
@@ -111,7 +133,7 @@ impl GrpcServer {
 /// A [`GrpcServer`] whose services are fixed. Clones share the services.
 #[derive(Debug, Clone)]
 pub struct BuiltServer {
-    roles: MethodRoles,
+    checks: RoleLayer,
     routes: Routes,
     health: HealthReporter,
     end: CancellationToken,
@@ -127,7 +149,7 @@ impl BuiltServer {
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_connection_age(MAX_CONNECTION_AGE)
             .timeout(ANSWER_TIMEOUT)
-            .layer(RoleLayer(self.roles))
+            .layer(self.checks.clone())
     }
 
     /// Serves with mTLS until the drain, then finishes the calls that run. Handlers of long streams

@@ -3,8 +3,9 @@
 use crate::{
     core::{Core, Decision},
     db::Replica,
-    error::Refused,
     hierarchy::Live,
+    reason::Reason,
+    refused::Refused,
     rotation::Phase,
 };
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl Core {
             RotateTarget::Root => "rotate-root",
             RotateTarget::Issuer => "rotate-issuer",
             RotateTarget::Leaves => "rotate-leaves",
-            RotateTarget::Unspecified => return Err(Refused::invalid("target must be set".into())),
+            RotateTarget::Unspecified => "rotate",
         };
         let asked = self.asked(action, caller, "");
         self.or_record(&asked, self.may_make(target)).await?;
@@ -60,22 +61,29 @@ impl Core {
         let live = self.live.load();
         let has_key = live.trust.active_root().is_some_and(|r| r.sealed_key.is_some());
         match target {
+            RotateTarget::Unspecified => Err(Refused::field(
+                "target",
+                "target must be ROTATE_TARGET_ROOT, ROTATE_TARGET_ISSUER or ROTATE_TARGET_LEAVES",
+            )),
             RotateTarget::Root if self.supplied => Err(Refused::precondition(
+                Reason::AuthoritySupplied,
                 "root and issuer are supplied by the operator: put the new ones into the place that \
-                 ca.supplied names, they are taken over without a restart"
-                    .into(),
-            )),
+                 ca.supplied names, they are taken over without a restart",
+            )
+            .about("authority", "root")),
             RotateTarget::Issuer if !has_key => Err(Refused::precondition(
+                Reason::AuthoritySupplied,
                 "the operator keeps the root's key: put a new issuer into the place that ca.supplied names, \
-                 or ca.key beside it"
-                    .into(),
-            )),
+                 or ca.key beside it",
+            )
+            .about("authority", "issuer")),
             RotateTarget::Issuer if Phase::of(&live.trust) == Phase::Distributing => {
                 Err(Refused::precondition(
+                    Reason::RotationUnderWay,
                     "a new root is on its way to the members, and a new issuer comes with it; `weft identity \
-                     show` says whom it waits for"
-                        .into(),
-                ))
+                     show` says whom it waits for",
+                )
+                .about("rotation", "root"))
             }
             _ => Ok(()),
         }

@@ -6,6 +6,8 @@ use crate::{
     db::{AuditRow, Filter, Replica, State},
     nodes::NodeWatch,
     pattern::{HostPattern, MAX_PATTERNS},
+    reason::Reason,
+    refused::Refused,
     revocation::{self, Revocations},
     rotation::{Phase, life},
     supplied::key_name,
@@ -207,9 +209,9 @@ impl Trust for Api {
         let name = caller.spiffe_id().map(ToString::to_string).unwrap_or_default();
         let AckBundleRequest { watch_id, version } = request.into_inner();
         if !self.core.acks.ack(watch_id, &name, version) {
-            return Err(Status::not_found(
-                "you have no such stream of the bundle here; it may have ended",
-            ));
+            let text = "you have no such stream of the bundle here; it may have ended";
+            let refused = Refused::missing(Reason::StreamUnknown, text);
+            return Err(refused.about("stream", &watch_id.to_string()).into());
         }
         Ok(Response::new(AckBundleResponse {}))
     }

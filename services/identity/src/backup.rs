@@ -5,10 +5,11 @@ use crate::{
     config::Config,
     core::{Core, Decision},
     db::{Db, Image},
-    error::{Refused, StartError},
+    error::StartError,
     hierarchy::{ISSUER, ROOT},
     jwt,
     kek::Kek,
+    refused::Refused,
 };
 use aws_lc_rs::{
     aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey},
@@ -116,9 +117,10 @@ impl Core {
         let asked = self.asked("backup", caller, "");
         let sound = (MIN_PASSPHRASE..=MAX_PASSPHRASE).contains(&passphrase.len());
         let checked = sound.then_some(()).ok_or_else(|| {
-            Refused::invalid(format!(
-                "the passphrase must have {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes"
-            ))
+            Refused::field(
+                "passphrase",
+                format!("the passphrase must have {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes"),
+            )
         });
         self.or_record(&asked, checked).await?;
         self.refresh().await?;

@@ -2,8 +2,9 @@
 
 use crate::{authority::KeyType, kek::KekSource};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use weft_model::TrustDomain;
+use weft_rpc::Rate;
 use weft_telemetry::TelemetryConfig;
 
 const DAY: u64 = 24 * 3600;
@@ -35,8 +36,26 @@ pub struct Config {
     pub policy_addr: Option<String>,
     /// The authority.
     pub ca: CaConfig,
+    /// How much one caller may ask.
+    pub limits: LimitsConfig,
     /// Logs, metrics, traces.
     pub telemetry: TelemetryConfig,
+}
+
+/// How many calls of one caller are answered: so many at once, and so many per second after that.
+/// More is refused with RESOURCE_EXHAUSTED.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Calls at once of a service, a node, an operator. A node that starts with 10,000 workloads asks
+    /// for two certificates of each.
+    pub member_burst: NonZeroU32,
+    /// And per second.
+    pub member_per_second: NonZeroU32,
+    /// Calls at once of one address without a certificate, or of a workload's certificate.
+    pub stranger_burst: NonZeroU32,
+    /// And per second.
+    pub stranger_per_second: NonZeroU32,
 }
 
 /// Configuration of the authority.
@@ -148,7 +167,36 @@ impl Default for Config {
             trust_domain: TrustDomain::default().as_str().to_owned(),
             policy_addr: None,
             ca: CaConfig::default(),
+            limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
+        }
+    }
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let calls = |n| NonZeroU32::new(n).unwrap_or(NonZeroU32::MIN);
+        Self {
+            member_burst: calls(50_000),
+            member_per_second: calls(1000),
+            stranger_burst: calls(1000),
+            stranger_per_second: calls(50),
+        }
+    }
+}
+
+impl LimitsConfig {
+    pub(crate) fn members(&self) -> Rate {
+        Rate {
+            burst: self.member_burst.get(),
+            per_second: self.member_per_second.get(),
+        }
+    }
+
+    pub(crate) fn strangers(&self) -> Rate {
+        Rate {
+            burst: self.stranger_burst.get(),
+            per_second: self.stranger_per_second.get(),
         }
     }
 }
@@ -310,6 +358,8 @@ mod tests {
         assert!(address.check().is_err());
         let read = serde_json::from_str::<Config>(r#"{"ca": {"node_ttl_seconds": 10}}"#);
         assert!(read.unwrap_err().to_string().contains("10 seconds, must be 60"));
+        let read = serde_json::from_str::<Config>(r#"{"limits": {"stranger_burst": 0}}"#);
+        assert!(read.unwrap_err().to_string().contains("nonzero"));
         let url = Config {
             database_url: Some("mysql://h/d".into()),
             ..Config::default()

@@ -4,17 +4,18 @@
 
 use crate::{
     acks::Acks,
-    audit::Gate,
+    audit::{Gate, Verdict},
     authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
     counts::Counts,
     db::{Audit, AuditRow, Db, Filter, Recorded, StoredTrust},
-    error::{Refused, StartError},
+    error::StartError,
     hierarchy::{self, Live},
     kek::Kek,
     members::Members,
     own,
     recorder::Recorder,
+    refused::Refused,
     registry::Registry,
     revocation::{Revocations, verifiers_view},
     rotation,
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Notify, broadcast, watch};
 use weft_model::{SpiffeId, TrustDomain};
-use weft_rpc::Caller;
+use weft_rpc::{Caller, Limited};
 use weft_tls::{Bundle, Clock, Revoked};
 
 /// The service's own name; no token can be made for it.
@@ -349,6 +350,34 @@ impl Core {
         checked
     }
 
+    /// Records a refusal that anybody who reaches the port can bring about: a flood of them is counted.
+    pub(crate) async fn record_strangers(&self, asked: Audit, refused: String) {
+        match self.gate.ask(asked.time) {
+            Verdict::LeaveOut => {
+                self.counts.refused(asked.action);
+                tracing::debug!(action = asked.action, reason = refused, "refused, not recorded");
+            }
+            Verdict::Record { left_out: 0 } => self.record_refusal(asked, refused).await,
+            Verdict::Record { left_out } => {
+                let reason = format!("{refused} (and {left_out} more refusals before it were not recorded)");
+                self.record_refusal(asked, reason).await;
+            }
+        }
+    }
+
+    /// Records that a caller asks too often; called at most once a minute for each.
+    pub(crate) async fn record_limited(&self, limited: Limited) {
+        let mut asked = self.asked("rate-limit", &limited.caller, "");
+        if let Some(from) = limited.from {
+            asked.caller = format!("anonymous at {from}");
+        }
+        let text = format!(
+            "asks {} too often ({} calls refused)",
+            limited.method, limited.refused
+        );
+        self.record_strangers(asked, text).await;
+    }
+
     /// A refusal stands even if it can not be recorded.
     pub(crate) async fn record_refusal(&self, asked: Audit, reason: String) {
         self.counts.refused(asked.action);
@@ -374,9 +403,10 @@ pub(crate) fn ttl(asked: u32, default: u32) -> Decision<u64> {
     match asked {
         0 => Ok(default.into()),
         1..=MAX_TTL => Ok(asked.into()),
-        _ => Err(Refused::invalid(format!(
-            "ttl_seconds {asked}, at most {MAX_TTL}"
-        ))),
+        _ => Err(Refused::field(
+            "ttl_seconds",
+            format!("ttl_seconds {asked}, at most {MAX_TTL}"),
+        )),
     }
 }
 

@@ -5,7 +5,8 @@ use crate::{
     core::{Core, Decision, ttl},
     csr,
     db::Audit,
-    error::Refused,
+    reason::Reason,
+    refused::Refused,
     registry::Lookup,
     tokens::Kind,
 };
@@ -35,18 +36,20 @@ impl Core {
     ) -> Decision<(SpiffeId, Duration, SubjectPublicKeyInfo)> {
         let id = caller
             .spiffe_id()
-            .ok_or_else(|| Refused::denied("only a certificate can be renewed".into()))?;
+            .ok_or_else(|| Refused::denied(Reason::NotRenewable, "only a certificate can be renewed"))?;
         self.check_caller(caller)?;
-        let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
         let (kind, name) = match id.principal() {
             Principal::Service(name) => (Kind::Service, name),
             Principal::Node(name) => (Kind::Node, name),
-            _ => return Err(Refused::denied(format!("{id} is not renewed by its holder"))),
+            _ => {
+                let text = format!("{id} is not renewed by its holder");
+                return Err(Refused::denied(Reason::NotRenewable, text));
+            }
         };
         if self.member(kind, &name).await?.is_none() {
-            return Err(Refused::denied(format!(
-                "{id} is no member: it has to join with a token"
-            )));
+            let text = format!("{id} is no member: it has to join with a token");
+            return Err(Refused::denied(Reason::NotAMember, text).about("member", id.as_str()));
         }
         Ok((id.clone(), self.member_ttl(kind), key))
     }
@@ -83,11 +86,12 @@ impl Core {
         purpose: SvidUse,
     ) -> Decision<(SpiffeId, String, SubjectPublicKeyInfo)> {
         if purpose == SvidUse::Unspecified {
-            return Err(Refused::invalid(
-                "use must be SVID_USE_TUNNEL or SVID_USE_WORKLOAD".into(),
+            return Err(Refused::field(
+                "use",
+                "use must be SVID_USE_TUNNEL or SVID_USE_WORKLOAD",
             ));
         }
-        let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
         let (id, node) = self.check_hosted(caller, asked, workload_id).await?;
         Ok((id, node, key))
     }
@@ -101,43 +105,45 @@ impl Core {
     ) -> Decision<(SpiffeId, String)> {
         let node = caller
             .node()
-            .ok_or_else(|| Refused::denied("only nodes ask for workloads".into()))?;
+            .ok_or_else(|| Refused::denied(Reason::NotAMember, "only nodes ask for workloads"))?;
         self.check_caller(caller)?;
         let workload = match self.registry.find(workload_id).await {
             Lookup::Found(workload) => workload,
             Lookup::Unknown => {
-                return Err(Refused::missing(format!(
-                    "workload {workload_id:?} is not registered"
-                )));
+                let text = format!("workload {workload_id:?} is not registered");
+                return Err(Refused::missing(Reason::WorkloadUnknown, text).about("workload", workload_id));
             }
             Lookup::NotReady => {
                 return Err(Refused::unavailable(
+                    Reason::RegistryNotReady,
                     "the policy service has not been reached yet, so it is not known which workloads run \
-                     where; see policy_addr and the identity service's log"
-                        .into(),
+                     where; see policy_addr and the identity service's log",
                 ));
             }
         };
         if workload.node != node {
-            let reason = format!(
+            let text = format!(
                 "workload {workload_id:?} runs on node {:?}, not on {node:?}",
                 workload.node
             );
-            return Err(Refused::denied(reason));
+            return Err(Refused::denied(Reason::WorkloadElsewhere, text).about("workload", workload_id));
         }
         let (id, name) = self.workload_id(&workload)?;
         asked.spiffe_id = id.to_string();
         let may_host = self.member(Kind::Node, &node).await?;
-        let may_host = may_host.ok_or_else(|| Refused::denied(format!("node {node:?} is no member")))?;
+        let may_host = may_host.ok_or_else(|| {
+            Refused::denied(Reason::NotAMember, format!("node {node:?} is no member")).about("member", &node)
+        })?;
         if !may_host.iter().any(|p| p.matches(&workload.namespace, &name)) {
-            return Err(Refused::denied(format!(
+            let text = format!(
                 "node {node:?} may not host {}/{name}: none of its {} host patterns matches; join it with a \
                  token that permits it (weft identity join-token create --kind node --name {node} --may-host \
                  {}/{name})",
                 workload.namespace,
                 may_host.len(),
                 workload.namespace,
-            )));
+            );
+            return Err(Refused::denied(Reason::HostingNotPermitted, text).about("identity", id.as_str()));
         }
         Ok((id, node))
     }
@@ -153,17 +159,17 @@ impl Core {
         let id = self
             .trust_domain
             .workload(&workload.namespace, name)
-            .map_err(|e| Refused::denied(e.to_string()))?;
+            .map_err(|e| Refused::denied(Reason::NotNameable, e.to_string()))?;
         if !matches!(id.principal(), Principal::Workload { .. }) {
-            let reason = format!("{}/{name} can not be named in a SPIFFE ID", workload.namespace);
-            return Err(Refused::denied(reason));
+            let text = format!("{}/{name} can not be named in a SPIFFE ID", workload.namespace);
+            return Err(Refused::denied(Reason::NotNameable, text));
         }
         if !workload.spiffe_id.is_empty() && workload.spiffe_id != id.as_str() {
-            let reason = format!(
+            let text = format!(
                 "the registry names {:?}, its namespace and name make {id}",
                 workload.spiffe_id
             );
-            return Err(Refused::denied(reason));
+            return Err(Refused::denied(Reason::RegistryContradicts, text));
         }
         Ok((id, name.clone()))
     }
@@ -179,12 +185,12 @@ impl Core {
     ) -> Decision<(Issued, Bundle)> {
         let asked = self.asked("sign-admin", caller, &format!("/weft/admin/{name}"));
         let checked = || -> Decision<(SpiffeId, u64, SubjectPublicKeyInfo)> {
-            check_name(name).map_err(|e| Refused::invalid(e.to_string()))?;
+            check_name(name).map_err(|e| Refused::field("name", e.to_string()))?;
             let id = self
                 .trust_domain
                 .admin(name)
-                .map_err(|e| Refused::invalid(e.to_string()))?;
-            let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+                .map_err(|e| Refused::field("name", e.to_string()))?;
+            let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
             let ttl = ttl(ttl_seconds, DEFAULT_ADMIN_TTL)?;
             let left = match caller {
                 Caller::Tls(peer) => peer.not_after.saturating_sub(self.now()),

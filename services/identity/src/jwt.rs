@@ -6,8 +6,10 @@
 use crate::{
     core::{Core, Decision},
     db::{Audit, NewJwtKey, Op, Recorded, State, StoredJwtKey},
-    error::{Refused, StartError},
+    error::StartError,
     kek::Kek,
+    reason::Reason,
+    refused::Refused,
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk, jwk::ThumbprintHash};
 use serde::Serialize;
@@ -126,7 +128,10 @@ impl Core {
         loop {
             let live = self.live.load_full();
             let signer = live.jwt.as_ref().ok_or_else(|| {
-                Refused::unavailable("the key for JWT-SVIDs is being made; ask again in a second".into())
+                Refused::unavailable(
+                    Reason::JwtKeyNotReady,
+                    "the key for JWT-SVIDs is being made; ask again in a second",
+                )
             })?;
             let now = self.now();
             let serial = format!("{:032x}", rand::random::<u128>());
@@ -170,8 +175,9 @@ fn check_audience(audience: &[String]) -> Decision<()> {
     let sound = (1..=MAX_AUDIENCES).contains(&audience.len())
         && audience.iter().all(|one| (1..=MAX_AUDIENCE).contains(&one.len()));
     sound.then_some(()).ok_or_else(|| {
-        Refused::invalid(format!(
-            "audience must have 1 to {MAX_AUDIENCES} entries of 1 to {MAX_AUDIENCE} bytes"
-        ))
+        Refused::field(
+            "audience",
+            format!("audience must have 1 to {MAX_AUDIENCES} entries of 1 to {MAX_AUDIENCE} bytes"),
+        )
     })
 }

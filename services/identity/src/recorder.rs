@@ -3,7 +3,7 @@
 
 use crate::{
     db::{Audit, Db, Recorded},
-    error::Refused,
+    refused::Refused,
 };
 use std::collections::HashMap;
 use tokio::{

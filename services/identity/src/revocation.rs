@@ -4,7 +4,8 @@
 use crate::{
     core::{Core, Decision},
     db::{Audit, Op, Revocation, Target},
-    error::Refused,
+    reason::Reason,
+    refused::Refused,
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Principal, SpiffeId};
@@ -58,17 +59,20 @@ pub fn change(before: Option<&Revocations>, now: &Revocations) -> Option<pb::Rev
 /// What an operator wrote.
 fn parse(text: &str) -> Decision<Target> {
     if text.starts_with("spiffe://") {
-        let id: SpiffeId = text.parse().map_err(|e| Refused::invalid(format!("{e}")))?;
+        let id: SpiffeId = text
+            .parse()
+            .map_err(|e| Refused::field("target", format!("{e}")))?;
         return Ok(Target::Identity(id));
     }
     let serial: String = text.chars().filter(|c| *c != ':').collect();
     let serial = serial.to_ascii_lowercase();
     let sound = (2..=40).contains(&serial.len()) && serial.bytes().all(|c| c.is_ascii_hexdigit());
     sound.then_some(Target::Serial(serial)).ok_or_else(|| {
-        Refused::invalid(format!(
-            "{:?} is neither a SPIFFE ID nor the serial number of a certificate",
-            text.chars().take(80).collect::<String>()
-        ))
+        let shown: String = text.chars().take(80).collect();
+        Refused::field(
+            "target",
+            format!("{shown:?} is neither a SPIFFE ID nor the serial number of a certificate"),
+        )
     })
 }
 
@@ -81,10 +85,10 @@ impl Core {
     /// Refuses a caller whose certificate was revoked after it connected.
     pub fn check_caller(&self, caller: &Caller) -> Decision<()> {
         match caller {
-            Caller::Tls(peer) if self.revoked_now.load().contains(peer) => Err(Refused::denied(format!(
-                "the certificate of {} is revoked",
-                peer.id
-            ))),
+            Caller::Tls(peer) if self.revoked_now.load().contains(peer) => {
+                let text = format!("the certificate of {} is revoked", peer.id);
+                Err(Refused::denied(Reason::CallerRevoked, text).about("certificate", &peer.serial))
+            }
             _ => Ok(()),
         }
     }
@@ -94,10 +98,13 @@ impl Core {
         let live = self.live.load();
         let revoked = live.revocations.get(id.as_str());
         match revoked {
-            Some(it) if it.valid_from == u64::MAX => Err(Refused::denied(format!(
-                "{id} is revoked: {}; `weft identity reinstate {id}` lets it have certificates again",
-                it.reason
-            ))),
+            Some(it) if it.valid_from == u64::MAX => {
+                let text = format!(
+                    "{id} is revoked: {}; `weft identity reinstate {id}` lets it have certificates again",
+                    it.reason
+                );
+                Err(Refused::denied(Reason::IdentityRevoked, text).about("identity", id.as_str()))
+            }
             Some(it) => Ok(it.valid_from),
             None => Ok(0),
         }
@@ -114,14 +121,15 @@ impl Core {
     async fn check_revocation(&self, target: &str, reason: &str) -> Decision<Revocation> {
         let target = parse(target)?;
         if reason.trim().is_empty() || reason.len() > MAX_REASON || reason.contains(char::is_control) {
-            return Err(Refused::invalid(format!(
+            let text = format!(
                 "a reason of 1 to {MAX_REASON} characters on one line is required, for the audit record"
-            )));
+            );
+            return Err(Refused::field("reason", text));
         }
         if self.live.load().revocations.len() >= MAX_REVOCATIONS {
-            return Err(Refused::precondition(format!(
-                "{MAX_REVOCATIONS} revocations are in force; rotate the issuer or the root instead"
-            )));
+            let text =
+                format!("{MAX_REVOCATIONS} revocations are in force; rotate the issuer or the root instead");
+            return Err(Refused::precondition(Reason::RevocationsFull, text).about("revocations", "all"));
         }
         let now = self.now();
         let until = match &target {
@@ -150,15 +158,14 @@ impl Core {
 
     fn check_revocable(&self, id: &SpiffeId) -> Decision<()> {
         if id.trust_domain() != self.trust_domain {
-            return Err(Refused::invalid(format!(
-                "{id} is not of trust domain {}",
-                self.trust_domain
-            )));
+            let text = format!("{id} is not of trust domain {}", self.trust_domain);
+            return Err(Refused::field("target", text));
         }
         // Without it nobody could be told anything, also not that it is reinstated.
         if matches!(id.principal(), Principal::Service(name) if name == crate::core::OWN_NAME) {
-            return Err(Refused::invalid(
-                "the identity service can not revoke itself; rotate the root, or revoke one serial".into(),
+            return Err(Refused::field(
+                "target",
+                "the identity service can not revoke itself; rotate the root, or revoke one serial",
             ));
         }
         Ok(())
@@ -169,10 +176,11 @@ impl Core {
         let asked = self.asked("reinstate", caller, id);
         let checked = match self.live.load().revocations.get(id) {
             Some(it) if it.valid_from == u64::MAX => Ok(it.clone()),
-            _ => Err(Refused::missing(format!(
-                "{:?} is not revoked",
-                id.chars().take(200).collect::<String>()
-            ))),
+            _ => {
+                let shown: String = id.chars().take(200).collect();
+                let text = format!("{shown:?} is not revoked");
+                Err(Refused::missing(Reason::NotRevoked, text).about("identity", &shown))
+            }
         };
         let mut revocation = self.or_record(&asked, checked).await?;
         // What it had before stays revoked until it has expired.
@@ -195,7 +203,8 @@ impl Core {
             }
         }
         Err(Refused::unavailable(
-            "the authority is changed by others all the time; try again".into(),
+            Reason::AuthorityBusy,
+            "the authority is changed by others all the time; try again",
         ))
     }
 

@@ -5,9 +5,10 @@ use crate::{
     config::Config,
     core::Core,
     counts::Counts,
-    error::{Refused, StartError},
+    error::StartError,
     follow::follow,
     pattern::HostPattern,
+    refused::Refused,
     registry::Registry,
     roles::ROLES,
     tokens::Kind,
@@ -22,7 +23,7 @@ use weft_proto::weft::identity::v1::{
     admin_server::AdminServer, bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
     members_server::MembersServer, trust_server::TrustServer,
 };
-use weft_rpc::{Caller, GrpcServer};
+use weft_rpc::{Caller, GrpcServer, Limited, Limiter};
 use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, Clock, SvidCell, SystemClock, Trust, server_config};
 
@@ -108,6 +109,17 @@ impl Handle {
 
 fn own_uid() -> u32 {
     nix::unistd::getuid().as_raw()
+}
+
+/// Puts callers that ask too often into the audit record.
+fn told(core: &Arc<Core>) -> impl Fn(Limited) + Send + Sync + 'static {
+    // The server holds it, and the core outlives the server only while it is closed.
+    let (core, runtime) = (Arc::downgrade(core), tokio::runtime::Handle::current());
+    move |limited| {
+        if let Some(core) = core.upgrade() {
+            runtime.spawn(async move { core.record_limited(limited).await });
+        }
+    }
 }
 
 /// What a process brings along for the service.
@@ -208,7 +220,15 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         core: core.clone(),
         drain: drain.clone(),
     };
+    let limits = config.limits;
+    let limiter = Limiter::on_refused(
+        core.clock().clone(),
+        limits.members(),
+        limits.strangers(),
+        told(&core),
+    );
     let server = GrpcServer::new("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
+        .limit(limiter)
         .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))

@@ -1,13 +1,13 @@
 //! Join tokens: made for an operator, traded once for a certificate.
 
 use crate::{
-    audit::Verdict,
     authority::Issued,
     core::{Core, Decision, OWN_NAME, ttl},
     csr,
     db::{Audit, TokenRecord},
-    error::Refused,
     pattern::{self, HostPattern},
+    reason::Reason,
+    refused::Refused,
 };
 use sha2::{Digest, Sha256};
 use weft_enroll::JoinToken;
@@ -56,8 +56,9 @@ impl Core {
     ) -> Decision<(JoinToken, u64)> {
         let asked = self.asked("create-join-token", caller, &format!("/weft/{kind}/{name}"));
         let checked = || -> Decision<(Kind, SpiffeId, u64)> {
-            let kind = Kind::parse(kind)
-                .ok_or_else(|| Refused::invalid(format!("kind {kind:?} must be \"service\" or \"node\"")))?;
+            let kind = Kind::parse(kind).ok_or_else(|| {
+                Refused::field("kind", format!("kind {kind:?} must be \"service\" or \"node\""))
+            })?;
             let ttl = ttl(ttl_seconds, DEFAULT_TTL)?;
             Ok((kind, self.member_id(kind, name, &may_host)?, ttl))
         };
@@ -101,18 +102,20 @@ impl Core {
     }
 
     fn member_id(&self, kind: Kind, name: &str, may_host: &[HostPattern]) -> Decision<SpiffeId> {
-        let invalid = |e: &dyn std::fmt::Display| Refused::invalid(e.to_string());
+        let invalid = |e: &dyn std::fmt::Display| Refused::field("name", e.to_string());
         match kind {
             Kind::Service => {
                 check_dns_label(name).map_err(|e| invalid(&e))?;
                 if name == OWN_NAME {
-                    return Err(Refused::invalid(
-                        "the identity service joins nobody: it is the authority".into(),
+                    return Err(Refused::field(
+                        "name",
+                        "the identity service joins nobody: it is the authority",
                     ));
                 }
                 if !may_host.is_empty() {
-                    return Err(Refused::invalid(
-                        "a service hosts no workloads: leave may_host empty".into(),
+                    return Err(Refused::field(
+                        "may_host",
+                        "a service hosts no workloads: leave may_host empty",
                     ));
                 }
                 self.trust_domain.service(name).map_err(|e| invalid(&e))
@@ -120,12 +123,10 @@ impl Core {
             Kind::Node => {
                 check_name(name).map_err(|e| invalid(&e))?;
                 if name.len() > MAX_NODE_NAME {
-                    return Err(Refused::invalid(format!(
-                        "node name of {} bytes, at most 127",
-                        name.len()
-                    )));
+                    let text = format!("node name of {} bytes, at most 127", name.len());
+                    return Err(Refused::field("name", text));
                 }
-                pattern::check(may_host).map_err(|e| invalid(&e))?;
+                pattern::check(may_host).map_err(|e| Refused::field("may_host", e.to_string()))?;
                 self.trust_domain.node(name).map_err(|e| invalid(&e))
             }
         }
@@ -138,18 +139,7 @@ impl Core {
         if let Err(refused) = &outcome
             && refused.is_decision()
         {
-            match self.gate.ask(asked.time) {
-                Verdict::LeaveOut => {
-                    self.counts.refused("join");
-                    tracing::debug!(reason = %refused, "join refused, not recorded");
-                }
-                Verdict::Record { left_out: 0 } => self.record_refusal(asked, refused.to_string()).await,
-                Verdict::Record { left_out } => {
-                    let reason =
-                        format!("{refused} (and {left_out} more refusals before it were not recorded)");
-                    self.record_refusal(asked, reason).await;
-                }
-            }
+            self.record_strangers(asked, refused.to_string()).await;
         }
         outcome
     }
@@ -164,17 +154,18 @@ impl Core {
         if let Some(id) = caller.spiffe_id()
             && matches!(id.principal(), Principal::Workload { .. } | Principal::Other)
         {
-            return Err(Refused::denied(format!(
-                "{id} is a workload's certificate: workloads do not join"
-            )));
+            let text = format!("{id} is a workload's certificate: workloads do not join");
+            return Err(Refused::denied(Reason::WorkloadsDoNotJoin, text));
         }
-        let token: JoinToken = token.parse().map_err(|e| Refused::invalid(format!("{e}")))?;
+        let token: JoinToken = token
+            .parse()
+            .map_err(|e| Refused::field("token", format!("{e}")))?;
         asked.caller = format!("join-token:{}", token.id());
         asked.attested = "join-token";
         // Looked up without the write lock first, so that strangers with made-up tokens never hold it.
         let now = self.now();
         checked_token(&token, self.db.peek_token(token.id()).await?, now)?;
-        let key = csr::public_key(csr).map_err(|e| Refused::invalid(e.to_string()))?;
+        let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
         let mut tx = self.db.begin().await?;
         let record = self.db.token(&mut tx, token.id()).await?;
         let record = checked_token(&token, record, now)?;
@@ -214,26 +205,29 @@ fn checked_token(token: &JoinToken, record: Option<TokenRecord>, now: u64) -> De
     let stored = record.as_ref().map_or(&[0u8; 32][..], |r| &r.secret_sha256);
     let same = aws_lc_rs::constant_time::verify_slices_are_equal(&digest, stored).is_ok();
     let Some(record) = record.filter(|_| same) else {
-        return Err(Refused::denied(format!(
+        let text = format!(
             "join token {} is unknown; make one with `weft identity join-token create`",
             token.id()
-        )));
+        );
+        return Err(Refused::denied(Reason::JoinTokenUnknown, text).about("join-token", token.id()));
     };
     let again = format!(
         "weft identity join-token create --kind {} --name {}",
         record.kind, record.name
     );
     if record.used_at.is_some() {
-        return Err(Refused::denied(format!(
+        let text = format!(
             "join token {} was used already, each is good for one join; make another with `{again}`",
             token.id()
-        )));
+        );
+        return Err(Refused::denied(Reason::JoinTokenUsed, text).about("join-token", token.id()));
     }
     if now >= record.expires_at {
-        return Err(Refused::denied(format!(
+        let text = format!(
             "join token {} has expired; make another with `{again}`",
             token.id()
-        )));
+        );
+        return Err(Refused::denied(Reason::JoinTokenExpired, text).about("join-token", token.id()));
     }
     Ok(record)
 }
