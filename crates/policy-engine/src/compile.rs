@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
-use weft_resources::{Entity, IcmpRule, PeerRule, PolicyRule, PortRule};
+use weft_resources::{Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, PortRule};
 
 /// The numbers below 256 of peers in the cluster that label selectors can match, by their label
 /// `reserved:<name>`. Peers outside have theirs by their address: see [`outside`].
@@ -196,41 +196,40 @@ fn add(
     let Some(peers) = peers(rule, &object.namespace, identities) else {
         return;
     };
-    for (path, protocol, ports, redirect) in lines(rule) {
+    for (path, protocol, ports, http) in lines(rule) {
         into.entries.push(Entry {
             deny: deny && !made(Fault::DenyRuleAllows),
             rule: object.rule(path),
             protocol,
             ports,
-            redirect,
+            redirect: http.is_some(),
+            http: http.unwrap_or_default(),
             auth: rule.authenticated && !made(Fault::AuthenticationIsForgotten),
             peers: peers.clone(),
         });
     }
 }
 
-/// What a rule lets its peers do, each with its place: protocol, ports, and whether requests are judged.
-fn lines(rule: &PeerRule) -> Vec<(String, Option<u8>, Ports, bool)> {
+/// What a rule lets its peers do: its place, protocol, ports and, if requests are judged, which.
+type Way = (String, Option<u8>, Ports, Option<Arc<[HttpRule]>>);
+
+fn lines(rule: &PeerRule) -> Vec<Way> {
     let at = |part: &str| format!("{}.{part}", rule.path);
     if let Some(messages) = &rule.icmps {
         let line = |m: &IcmpRule| {
             let port = u16::from(m.kind) + if made(Fault::MessageTypeIsOffByOne) { 2 } else { 1 };
-            (at(&m.path), Some(m.protocol), Ports::Range(port, port), false)
+            (at(&m.path), Some(m.protocol), Ports::Range(port, port), None)
         };
         return messages.iter().map(line).collect();
     }
     let Some(ports) = rule.ports.as_ref().filter(|_| !made(Fault::PortsAreIgnored)) else {
-        return vec![(rule.path.clone(), None, Ports::Any, false)];
+        return vec![(rule.path.clone(), None, Ports::Any, None)];
     };
     let all = ports.iter().flat_map(|port| {
         let place = at(&port.path);
         let line = move |(protocol, ports)| {
-            (
-                place.clone(),
-                protocol,
-                ports,
-                port.http.is_some() && !made(Fault::RequestsAreForgotten),
-            )
+            let http = port.http.clone().filter(|_| !made(Fault::RequestsAreForgotten));
+            (place.clone(), protocol, ports, http)
         };
         shapes(port).into_iter().map(line)
     });

@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{
-    CidrIdentities, DenyReason, Direction, Identities, Image, PeerRef, PolicyObject, Verdict, compile,
+    CidrIdentities, DenyReason, Direction, Identities, Image, PeerRef, PolicyObject, RequestFacts, Verdict,
+    compile,
     fault::{self, Fault},
 };
 use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::TestRunner};
@@ -11,7 +12,7 @@ use serde_json::Value;
 use std::{cell::Cell, net::IpAddr, sync::LazyLock};
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_oracle::{
-    Answer, Direction as Way, Peer,
+    Answer, Direction as Way, Peer, Request, RequestAnswer,
     generate::{Question, RESERVED, objects, question, subject, workloads},
 };
 use weft_resources::Body;
@@ -87,15 +88,58 @@ fn answer(verdict: &Verdict) -> Answer {
             reason: DenyReason::PolicyDeny,
             ..
         } => Answer::Deny,
-        Verdict::Denied {
-            reason: DenyReason::PolicyDenied,
-            ..
-        } => Answer::DefaultDeny,
+        Verdict::Denied { .. } => Answer::DefaultDeny,
     }
 }
 
-/// Asks all three.
-fn compare(scenario: &Scenario) -> Result<Tally, String> {
+/// Requests by answer: on connections nobody looks into, allowed by a rule, refused by rules that mean others,
+/// on connections that are refused by a rule, by default.
+#[derive(Debug, Default, Clone, Copy)]
+struct RequestTally([u64; 5]);
+
+impl RequestTally {
+    fn add(&mut self, answer: RequestAnswer) {
+        let kind = match answer {
+            RequestAnswer::Unread => 0,
+            RequestAnswer::Allow => 1,
+            RequestAnswer::Refuse => 2,
+            RequestAnswer::Deny => 3,
+            RequestAnswer::DefaultDeny => 4,
+        };
+        self.0[kind] += 1;
+    }
+}
+
+/// The engine's answer, told apart by whether somebody looks into the connection.
+fn request_answer(read: bool, verdict: &Verdict) -> RequestAnswer {
+    match *verdict {
+        Verdict::Allowed { .. } if read => RequestAnswer::Allow,
+        Verdict::Allowed { .. } => RequestAnswer::Unread,
+        Verdict::Denied { reason, .. } => match reason {
+            DenyReason::PolicyDeny => RequestAnswer::Deny,
+            DenyReason::PolicyDenied => RequestAnswer::DefaultDeny,
+            DenyReason::RequestDenied => RequestAnswer::Refuse,
+        },
+    }
+}
+
+fn headers(request: &Request) -> http::HeaderMap {
+    let pairs = request.headers.iter();
+    pairs
+        .map(|(n, v)| {
+            (
+                n.parse::<http::HeaderName>().unwrap(),
+                http::HeaderValue::from_static(v),
+            )
+        })
+        .fold(http::HeaderMap::new(), |mut map, (name, value)| {
+            map.append(name, value);
+            map
+        })
+}
+
+/// Asks all three; about requests, the two that judge them.
+fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
     let Scenario {
         manifests,
         subject,
@@ -112,14 +156,24 @@ fn compare(scenario: &Scenario) -> Result<Tally, String> {
         cidrs.hold(set).unwrap();
     }
     let image = Image::new(&set, &cidrs, 100_000).unwrap();
-    let mut tally = Tally::default();
+    let (mut tally, mut requests) = (Tally::default(), RequestTally::default());
     for question in questions {
         let Question {
             direction,
             peer,
             traffic,
+            request,
         } = question;
-
+        let by_proxy = |direction, who, port| {
+            let facts = RequestFacts {
+                method: request.method,
+                path: request.path,
+                host: request.host,
+                headers: &headers(request),
+            };
+            set.judge_request(direction, who, traffic.protocol, port, &facts)
+        };
+        let way = *direction;
         let expected = weft_policy_oracle::judge(manifests, labels, *direction, peer, *traffic);
         let direction = match direction {
             Way::Ingress => Direction::Ingress,
@@ -148,8 +202,18 @@ fn compare(scenario: &Scenario) -> Result<Tally, String> {
             ));
         }
         tally.add(expected);
+        if traffic.protocol != 6 {
+            continue;
+        }
+        let expected = weft_policy_oracle::judge_request(manifests, labels, way, peer, *traffic, request);
+        let found = by_proxy(direction, who, port);
+        let read = matches!(by_engine, Verdict::Allowed { redirect: true, .. });
+        if request_answer(read, &found) != expected {
+            return Err(format!("engine: {found:?}, oracle: {expected:?}, {question:?}"));
+        }
+        requests.add(expected);
     }
-    Ok(tally)
+    Ok((tally, requests))
 }
 
 #[derive(Debug)]
@@ -171,23 +235,24 @@ fn scenario(questions: usize) -> impl Strategy<Value = Scenario> {
 #[test]
 fn engine_image_and_oracle_agree() {
     const SETS: u32 = 2_000;
-    const QUESTIONS: usize = 60;
+    const QUESTIONS: usize = 80;
     let mut runner = TestRunner::new(ProptestConfig {
         cases: SETS,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let total = Cell::new(Tally::default());
+    let total = Cell::new((Tally::default(), RequestTally::default()));
     runner
         .run(&scenario(QUESTIONS), |scenario| {
-            let tally = compare(&scenario).map_err(TestCaseError::fail)?;
+            let (tally, requests) = compare(&scenario).map_err(TestCaseError::fail)?;
             let mut sum = total.get();
-            sum.0.iter_mut().zip(tally.0).for_each(|(sum, n)| *sum += n);
+            sum.0.0.iter_mut().zip(tally.0).for_each(|(sum, n)| *sum += n);
+            sum.1.0.iter_mut().zip(requests.0).for_each(|(sum, n)| *sum += n);
             total.set(sum);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
-    let Tally(counts) = total.get();
+    let (Tally(counts), RequestTally(requests)) = total.get();
     let asked = u64::from(SETS) * QUESTIONS as u64;
     let names = [
         "allowed",
@@ -196,12 +261,27 @@ fn engine_image_and_oracle_agree() {
         "refused by a rule",
         "refused by default",
     ];
-    for (name, count) in names.iter().zip(counts) {
+    let of_requests = [
+        "requests nobody looks into",
+        "requests allowed by a rule",
+        "requests that no rule means",
+        "requests to who is refused by a rule",
+        "requests to who is refused by default",
+    ];
+    let asked_requests: u64 = requests.iter().sum();
+    assert!(asked_requests >= 100_000, "{asked_requests} requests");
+    let connections = names.iter().zip(counts).map(|found| (found, asked));
+    let requests = of_requests
+        .iter()
+        .zip(requests)
+        .map(|found| (found, asked_requests));
+    let all: Vec<_> = connections.chain(requests).collect();
+    for ((name, count), asked) in &all {
         println!("{name}: {count} of {asked}, {} %", count * 100 / asked);
     }
-    for (name, count) in names.iter().zip(counts) {
+    for ((name, count), asked) in &all {
         assert!(
-            count * 20 >= asked,
+            count * 20 >= *asked,
             "{name}: too rare to be tested, {count} of {asked}"
         );
     }

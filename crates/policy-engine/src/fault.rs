@@ -37,6 +37,17 @@ pub(crate) enum Fault {
     RangesOfAnybodyAreNotAsked,
     HolesHaveNoNumber,
     ShortestRangeWins,
+    RequestIsNotAnchored,
+    QueryIsNotJudged,
+    PortOfHostIsNotJudged,
+    MethodIsIgnored,
+    PathIsIgnored,
+    HostIsIgnored,
+    HeaderValueIsIgnored,
+    OneHeaderSuffices,
+    FirstRequestRuleOnly,
+    RequestRulesNarrow,
+    UnknownRequestsPass,
 }
 
 #[cfg(not(test))]
@@ -66,7 +77,7 @@ mod made {
         result
     }
 
-    pub(crate) const ALL: [Fault; 29] = [
+    pub(crate) const ALL: [Fault; 40] = [
         Fault::EmptyListMeansAnybody,
         Fault::PortsAreIgnored,
         Fault::DenyRuleAllows,
@@ -96,5 +107,16 @@ mod made {
         Fault::RangesOfAnybodyAreNotAsked,
         Fault::HolesHaveNoNumber,
         Fault::ShortestRangeWins,
+        Fault::RequestIsNotAnchored,
+        Fault::QueryIsNotJudged,
+        Fault::PortOfHostIsNotJudged,
+        Fault::MethodIsIgnored,
+        Fault::PathIsIgnored,
+        Fault::HostIsIgnored,
+        Fault::HeaderValueIsIgnored,
+        Fault::OneHeaderSuffices,
+        Fault::FirstRequestRuleOnly,
+        Fault::RequestRulesNarrow,
+        Fault::UnknownRequestsPass,
     ];
 }

@@ -28,8 +28,8 @@ const NONE: u32 = u32::MAX;
 pub(crate) struct Hit {
     deny: u32,
     allow: u32,
-    /// One of them does without the proxy.
-    direct: bool,
+    /// The first of them that does without the proxy.
+    direct: u32,
     /// One of them demands proof.
     auth: bool,
 }
@@ -43,12 +43,18 @@ struct Line {
     auth: bool,
 }
 
+impl Line {
+    fn asks_requests(self) -> bool {
+        !self.deny && !self.direct
+    }
+}
+
 impl Default for Hit {
     fn default() -> Self {
         Self {
             deny: NONE,
             allow: NONE,
-            direct: false,
+            direct: NONE,
             auth: false,
         }
     }
@@ -61,14 +67,16 @@ impl Hit {
             return;
         }
         self.allow = self.allow.min(line.position);
-        self.direct |= line.direct;
+        if line.direct {
+            self.direct = self.direct.min(line.position);
+        }
         self.auth |= line.auth;
     }
 
     fn join(&mut self, other: &Self) {
         self.deny = self.deny.min(other.deny);
         self.allow = self.allow.min(other.allow);
-        self.direct |= other.direct;
+        self.direct = self.direct.min(other.direct);
         self.auth |= other.auth;
     }
 
@@ -81,7 +89,11 @@ impl Hit {
     }
 
     pub(crate) fn redirect(self) -> bool {
-        !self.direct
+        self.direct == NONE
+    }
+
+    pub(crate) fn direct(self) -> Option<usize> {
+        (self.direct != NONE).then_some(self.direct as usize)
     }
 
     pub(crate) fn auth(self) -> bool {
@@ -107,6 +119,8 @@ struct CidrEntry {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Index {
     exact: HashMap<u64, Hit, Mixing>,
+    /// The entries among `exact` whose rules about requests are to be asked, by position.
+    requests: HashMap<u64, Vec<u32>, Mixing>,
     ranges: HashMap<u64, Vec<RangeEntry>, Mixing>,
     cidrs: HashMap<IpAddr, Vec<CidrEntry>>,
     /// Prefix lengths that occur among `cidrs`: IPv4, IPv6.
@@ -158,15 +172,8 @@ impl Index {
                             .or_default()
                             .push(range);
                     }
-                    Ports::Range(port, _) => {
-                        self.exact
-                            .entry(key(peer, protocol, Some(port)))
-                            .or_default()
-                            .add(line);
-                    }
-                    Ports::Any => {
-                        self.exact.entry(key(peer, protocol, None)).or_default().add(line);
-                    }
+                    Ports::Range(port, _) => self.add_exact(key(peer, protocol, Some(port)), line),
+                    Ports::Any => self.add_exact(key(peer, protocol, None), line),
                 }
             }
             if peers.any {
@@ -186,47 +193,67 @@ impl Index {
         }
     }
 
+    fn add_exact(&mut self, key: u64, line: Line) {
+        self.exact.entry(key).or_default().add(line);
+        if line.asks_requests() {
+            self.requests.entry(key).or_default().push(line.position);
+        }
+    }
+
     pub(crate) fn find(&self, peer: PeerRef, protocol: u8, port: u16) -> Hit {
         let mut hit = Hit::default();
-        let identity = if is_local(peer.identity) {
-            NumericIdentity::WORLD
-        } else {
-            peer.identity
-        };
-        for who in [Some(identity), None] {
-            for (protocol, port) in [(Some(protocol), Some(port)), (Some(protocol), None), (None, None)] {
-                if protocol.is_none() && made(Fault::WildcardIsNotProbed) {
-                    continue;
-                }
-                if let Some(found) = self.exact.get(&key(who, protocol, port)) {
-                    hit.join(found);
-                }
+        for key in probes(peer, protocol, port) {
+            if let Some(found) = self.exact.get(&key) {
+                hit.join(found);
             }
-            for range in self
-                .ranges
-                .get(&key(who, Some(protocol), None))
-                .into_iter()
-                .flatten()
-            {
+        }
+        self.beside(peer, protocol, port, |line| hit.add(line));
+        hit
+    }
+
+    /// The entries that let the connection in for some requests, by position.
+    pub(crate) fn find_requests(&self, peer: PeerRef, protocol: u8, port: u16) -> Vec<u32> {
+        let mut found = Vec::new();
+        if !self.requests.is_empty() {
+            let here = probes(peer, protocol, port).filter_map(|key| self.requests.get(&key));
+            found.extend(here.flatten());
+        }
+        self.beside(peer, protocol, port, |line| {
+            if line.asks_requests() {
+                found.push(line.position);
+            }
+        });
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// What no key says: ranges of ports, ranges of addresses.
+    fn beside(&self, peer: PeerRef, protocol: u8, port: u16, mut each: impl FnMut(Line)) {
+        for who in [Some(who(peer)), None] {
+            if self.ranges.is_empty() {
+                break;
+            }
+            let key = key(who, Some(protocol), None);
+            for range in self.ranges.get(&key).into_iter().flatten() {
                 let last = range.last - u16::from(made(Fault::LastPortIsExcluded));
                 if (range.first..=last).contains(&port) {
-                    hit.add(range.line);
+                    each(range.line);
                 }
             }
         }
         let outside = is_outside(peer.identity) || made(Fault::RangeMeansInsideToo);
         if outside && !self.cidrs.is_empty() {
-            self.find_cidr(peer.address, protocol, port, &mut hit);
+            self.find_cidr(peer.address, protocol, port, each);
         }
-        hit
     }
 
-    fn find_cidr(&self, address: Option<IpAddr>, protocol: u8, port: u16, hit: &mut Hit) {
+    fn find_cidr(&self, address: Option<IpAddr>, protocol: u8, port: u16, mut each: impl FnMut(Line)) {
         let fits = |e: &CidrEntry| e.protocol.is_none_or(|p| p == protocol) && e.ports.contains(port);
         let Some(address) = address.map(|a| a.to_canonical()) else {
             // Without an address nothing shows that a refused range is not meant: stay closed.
             for entry in self.cidrs.values().flatten().filter(|e| e.line.deny && fits(e)) {
-                hit.add(entry.line);
+                each(entry.line);
             }
             return;
         };
@@ -238,11 +265,30 @@ impl Index {
                 let meant = entry.peer.cidr.prefix_len() == *length
                     && !entry.peer.except.iter().any(|e| e.contains(&address));
                 if meant && fits(entry) {
-                    hit.add(entry.line);
+                    each(entry.line);
                 }
             }
         }
     }
+}
+
+/// Parts of the outside are the outside.
+fn who(peer: PeerRef) -> NumericIdentity {
+    if is_local(peer.identity) {
+        NumericIdentity::WORLD
+    } else {
+        peer.identity
+    }
+}
+
+/// The keys that a connection is looked up by.
+fn probes(peer: PeerRef, protocol: u8, port: u16) -> impl Iterator<Item = u64> {
+    let shapes = [(Some(protocol), Some(port)), (Some(protocol), None), (None, None)];
+    let meant = move |shape: &(Option<u8>, _)| shape.0.is_some() || !made(Fault::WildcardIsNotProbed);
+    [Some(who(peer)), None].into_iter().flat_map(move |who| {
+        let shapes = shapes.into_iter().filter(meant);
+        shapes.map(move |(protocol, port)| key(who, protocol, port))
+    })
 }
 
 fn keys(peers: &Peers) -> Box<dyn Iterator<Item = Option<NumericIdentity>> + '_> {

@@ -1,8 +1,9 @@
 //! From a set and a connection to a verdict.
 
 use crate::{
-    PolicySet, RuleRef,
+    DirectionPolicy, PolicySet, RequestFacts, RuleRef,
     fault::{Fault, made},
+    index::Hit,
 };
 use std::{net::IpAddr, sync::Arc};
 use weft_model::NumericIdentity;
@@ -33,6 +34,9 @@ pub enum DenyReason {
     PolicyDenied,
     /// An entry refuses it (Cilium's drop reason 181).
     PolicyDeny,
+    /// Of a request only: rules let the connection in for certain requests, and none of them means this one.
+    /// The client is answered 403.
+    RequestDenied,
 }
 
 /// What becomes of a connection, and by which rule.
@@ -42,8 +46,8 @@ pub enum Verdict {
     Allowed {
         /// The first rule that allows it.
         rule: Option<Arc<RuleRef>>,
-        /// Every rule that allows it leaves the last word to the proxy, request by request. Where nobody
-        /// reads requests, it may not pass.
+        /// Every rule that allows it leaves the last word to the proxy, request by request
+        /// ([`PolicySet::judge_request`]). Where nobody reads requests, it may not pass. Never of a request.
         redirect: bool,
         /// A rule that allows it demands that both ends are proven. Where they are not, it may not pass.
         auth: bool,
@@ -52,7 +56,8 @@ pub enum Verdict {
     Denied {
         /// Whether by a rule or for lack of one.
         reason: DenyReason,
-        /// The first rule that refuses it.
+        /// The first rule that refuses it; of a request that no rule means, the first that could have allowed
+        /// it.
         rule: Option<Arc<RuleRef>>,
     },
 }
@@ -87,34 +92,78 @@ impl PolicySet {
     /// message's type plus one, 0 for other protocols.
     pub fn judge(&self, direction: Direction, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
         let (policy, index) = self.direction(direction);
+        verdict(policy, index.find(peer, protocol, port))
+    }
+
+    /// Judges one HTTP request on a connection, which is what [`PolicySet::judge`] is asked about. What that
+    /// refuses is refused; what it lets in without the proxy, no rule about requests narrows; of the rules
+    /// about requests at the connection's peer and port one suffices.
+    pub fn judge_request(
+        &self,
+        direction: Direction,
+        peer: PeerRef,
+        protocol: u8,
+        port: u16,
+        request: &RequestFacts<'_>,
+    ) -> Verdict {
+        let (policy, index) = self.direction(direction);
         let hit = index.find(peer, protocol, port);
+        let verdict = verdict(policy, hit);
+        let Verdict::Allowed { redirect, auth, .. } = verdict else {
+            return verdict;
+        };
         let rule = |at: usize| policy.entries.get(at).map(|e| e.rule.clone());
-        if let Some(at) = hit
-            .deny()
-            .filter(|_| hit.allow().is_none() || !made(Fault::AllowBeatsDeny))
-        {
-            return Verdict::Denied {
-                reason: DenyReason::PolicyDeny,
-                rule: rule(at),
-            };
-        }
-        if let Some(at) = hit.allow() {
-            return Verdict::Allowed {
-                rule: rule(at),
-                redirect: hit.redirect(),
-                auth: hit.auth(),
-            };
-        }
-        if policy.default_deny {
-            return Verdict::Denied {
-                reason: DenyReason::PolicyDenied,
-                rule: None,
-            };
-        }
-        Verdict::Allowed {
-            rule: None,
+        let allowed = |at: Option<usize>| Verdict::Allowed {
+            rule: at.and_then(rule),
             redirect: false,
-            auth: false,
+            auth,
+        };
+        if !redirect && !made(Fault::RequestRulesNarrow) {
+            return allowed(hit.direct());
         }
+        let asked = index.find_requests(peer, protocol, port);
+        if !redirect && asked.is_empty() {
+            return allowed(hit.direct());
+        }
+        let requests = self.requests(direction);
+        match asked.iter().find(|at| requests.names(**at, request)) {
+            Some(at) => allowed(Some(*at as usize)),
+            None if made(Fault::UnknownRequestsPass) => allowed(None),
+            None => Verdict::Denied {
+                reason: DenyReason::RequestDenied,
+                rule: asked.first().and_then(|at| rule(*at as usize)),
+            },
+        }
+    }
+}
+
+fn verdict(policy: &DirectionPolicy, hit: Hit) -> Verdict {
+    let rule = |at: usize| policy.entries.get(at).map(|e| e.rule.clone());
+    if let Some(at) = hit
+        .deny()
+        .filter(|_| hit.allow().is_none() || !made(Fault::AllowBeatsDeny))
+    {
+        return Verdict::Denied {
+            reason: DenyReason::PolicyDeny,
+            rule: rule(at),
+        };
+    }
+    if let Some(at) = hit.allow() {
+        return Verdict::Allowed {
+            rule: rule(at),
+            redirect: hit.redirect(),
+            auth: hit.auth(),
+        };
+    }
+    if policy.default_deny {
+        return Verdict::Denied {
+            reason: DenyReason::PolicyDenied,
+            rule: None,
+        };
+    }
+    Verdict::Allowed {
+        rule: None,
+        redirect: false,
+        auth: false,
     }
 }

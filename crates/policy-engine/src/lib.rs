@@ -10,6 +10,9 @@
 //!    (rules add up), and with both ends proven if any that matches says so;
 //! 3. else it is refused if some rule selects the workload in that direction (default deny), and
 //!    allowed if none does.
+//!
+//! A request on a connection that passes by the proxy only ([`PolicySet::judge_request`]) is allowed by any of
+//! these entries whose rules about requests mean it, and refused when none does.
 
 mod cidr;
 mod compile;
@@ -19,6 +22,7 @@ mod fault;
 pub mod image;
 mod index;
 mod judge;
+mod request;
 mod selector;
 mod set;
 pub mod wire;
@@ -27,4 +31,5 @@ pub use cidr::{CidrIdentities, TooManyPrefixes};
 pub use compile::{Identities, PolicyObject, compile};
 pub use image::Image;
 pub use judge::{DenyReason, Direction, PeerRef, Verdict};
+pub use request::RequestFacts;
 pub use set::{CidrPeer, DirectionPolicy, Entry, MAX_SELECTED_BY, Peers, PolicySet, Ports, RuleRef};

@@ -1,10 +1,17 @@
 //! What a compiled policy is: entries in a fixed order, named by a hash of their content.
 
-use crate::index::Index;
+use crate::{
+    index::Index,
+    request::{BadRule, Requests},
+};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, OnceLock},
+};
 use weft_model::NumericIdentity;
+use weft_resources::HttpRule;
 
 /// The rule that made an entry, for flows and for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -94,6 +101,8 @@ pub struct Entry {
     pub redirect: bool,
     /// Allows with both ends proven only. No effect when it refuses.
     pub auth: bool,
+    /// With `redirect`: the requests that it allows, any of them.
+    pub http: Arc<[HttpRule]>,
     /// Whom it is about; nobody when all of it is empty, which says that nobody it means is known.
     pub peers: Peers,
 }
@@ -121,6 +130,8 @@ pub struct PolicySet {
     egress: DirectionPolicy,
     ingress_index: Index,
     egress_index: Index,
+    /// Coming in, going out. Compiled when first asked: who compiles sets for others judges no requests.
+    requests: [OnceLock<Arc<Requests>>; 2],
 }
 
 impl PolicySet {
@@ -151,6 +162,7 @@ impl PolicySet {
             egress,
             ingress_index,
             egress_index,
+            requests: Default::default(),
         }
     }
 
@@ -188,6 +200,25 @@ impl PolicySet {
             crate::Direction::Egress => (&self.egress, &self.egress_index),
         }
     }
+
+    /// The rules about requests.
+    pub(crate) fn requests(&self, direction: crate::Direction) -> &Requests {
+        let compile = || Arc::new(Requests::compile(&self.direction(direction).0.entries).0);
+        self.requests[usize::from(direction == crate::Direction::Egress)].get_or_init(compile)
+    }
+
+    /// Compiles the rules about requests now; answers the first that can not be, with its direction.
+    pub(crate) fn check_requests(&self) -> Result<(), (&'static str, BadRule)> {
+        let both = [(&self.ingress, "ingress"), (&self.egress, "egress")];
+        for (slot, (policy, name)) in self.requests.iter().zip(both) {
+            let (requests, bad) = Requests::compile(&policy.entries);
+            if let Some(bad) = bad {
+                return Err((name, bad));
+            }
+            slot.get_or_init(|| Arc::new(requests));
+        }
+        Ok(())
+    }
 }
 
 impl PartialEq for PolicySet {
@@ -217,10 +248,28 @@ fn normalise(peers: &mut Peers) {
     peers.cidrs.dedup();
 }
 
+fn write_request(text: &mut String, rule: &HttpRule) {
+    // Writing to a String can not fail.
+    let mut part = |part: Option<&str>| match part {
+        Some(part) => {
+            let _ = write!(text, " {}:{part}", part.len());
+        }
+        None => text.push_str(" -"),
+    };
+    part(Some("http"));
+    for expression in [&rule.method, &rule.path, &rule.host] {
+        part(expression.as_deref());
+    }
+    for (name, value) in &rule.headers {
+        part(Some(name));
+        part(value.as_deref());
+    }
+}
+
 /// SHA-256, cut to 128 bits, over an encoding in which every text carries its length: no two
 /// different sets write the same bytes.
 fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
-    let mut text = String::from("weft policy set 2\n");
+    let mut text = String::from("weft policy set 3\n");
     let name = |text: &mut String, rule: &RuleRef| {
         for part in [&rule.kind, &rule.namespace, &rule.name, &rule.path] {
             let _ = write!(text, "{}:{part} ", part.len());
@@ -254,6 +303,9 @@ fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
                 for except in &cidr.except {
                     let _ = write!(text, " {except}");
                 }
+            }
+            for rule in &*e.http {
+                write_request(text, rule);
             }
             text.push('\n');
         }

@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use std::sync::Arc;
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1 as pb;
+use weft_resources::{HttpRule, MAX_HEADERS, MAX_HTTP_RULES};
 
 /// Why a received set can not be used. The receiver refuses all of it: a set with a hole is open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +60,14 @@ impl TryFrom<&pb::PolicySet> for PolicySet {
         };
         let ingress = direction(&set.ingress, "ingress")?;
         let egress = direction(&set.egress, "egress")?;
-        Ok(PolicySet::with_id(set.id.as_str().into(), ingress, egress))
+        let result = PolicySet::with_id(set.id.as_str().into(), ingress, egress);
+        result.check_requests().map_err(|(direction, bad)| WireError {
+            set: set.id.clone(),
+            direction,
+            entry: bad.entry,
+            problem: bad.problem,
+        })?;
+        Ok(result)
     }
 }
 
@@ -92,8 +100,37 @@ fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
         rule: Some(rule_to_wire(&entry.rule)),
         redirect: entry.redirect,
         authenticated: entry.auth,
-        http: Vec::new(),
+        http: entry.http.iter().map(request_to_wire).collect(),
     }
+}
+
+fn request_to_wire(rule: &HttpRule) -> pb::HttpRule {
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    let header = |(name, value): &(String, Option<String>)| pb::HttpHeader {
+        name: name.clone(),
+        value: value.clone(),
+    };
+    pb::HttpRule {
+        path: text(&rule.path),
+        method: text(&rule.method),
+        host: text(&rule.host),
+        headers: rule.headers.iter().map(header).collect(),
+    }
+}
+
+fn request_from_wire(rule: &pb::HttpRule) -> Result<HttpRule, String> {
+    let text = |part: &str| Some(part.to_owned()).filter(|p| !p.is_empty());
+    if rule.headers.len() > MAX_HEADERS {
+        let found = rule.headers.len();
+        return Err(format!("{found} headers in a rule, at most {MAX_HEADERS}"));
+    }
+    let header = |header: &pb::HttpHeader| (header.name.to_ascii_lowercase(), header.value.clone());
+    Ok(HttpRule {
+        path: text(&rule.path),
+        method: text(&rule.method),
+        host: text(&rule.host),
+        headers: rule.headers.iter().map(header).collect(),
+    })
 }
 
 /// The rule in its wire form, for flows and explanations.
@@ -155,6 +192,15 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
             except,
         });
     }
+    if entry.http.len() > MAX_HTTP_RULES {
+        let found = entry.http.len();
+        return Err(format!("{found} rules about requests, at most {MAX_HTTP_RULES}"));
+    }
+    if !entry.redirect && !entry.http.is_empty() {
+        return Err("rules about requests without redirect".into());
+    }
+    let http = entry.http.iter().map(request_from_wire);
+    let http = http.collect::<Result<Arc<[_]>, _>>()?;
     let rule = rule_from_wire(entry.rule.as_ref().unwrap_or(&pb::RuleRef::default()));
     Ok(Entry {
         deny: entry.deny,
@@ -163,6 +209,7 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
         ports,
         redirect: entry.redirect,
         auth: entry.authenticated,
+        http,
         peers: Peers {
             any: entry.any_peer,
             identities: entry.identities.iter().map(|i| NumericIdentity(*i)).collect(),

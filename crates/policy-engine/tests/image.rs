@@ -77,6 +77,7 @@ fn entry() -> impl Strategy<Value = Entry> {
             protocol,
             ports,
             redirect,
+            http: Default::default(),
             auth,
             peers,
         }
@@ -267,6 +268,7 @@ fn allow(peers: Peers, ports: Ports) -> PolicySet {
         protocol: Some(6),
         ports,
         redirect: false,
+        http: Default::default(),
         auth: false,
         peers,
     };

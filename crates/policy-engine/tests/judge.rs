@@ -9,6 +9,7 @@ use weft_policy_engine::{
     Verdict,
 };
 use weft_proto::weft::policy::v1 as pb;
+use weft_resources::HttpRule;
 
 /// Few values, so that entries overlap; with the edges of every type.
 const IDENTITIES: [u32; 8] = [0, 2, 9, 11, 256, 257, 65_535, 0x0100_0001];
@@ -106,6 +107,27 @@ fn peers() -> impl Strategy<Value = Peers> {
     })
 }
 
+fn http() -> impl Strategy<Value = HttpRule> {
+    let text =
+        |all: Vec<&'static str>| prop::option::of(proptest::sample::select(all).prop_map(String::from));
+    let header = (
+        proptest::sample::select(vec!["x-a", "x-b"]).prop_map(String::from),
+        text(vec!["", "a b"]),
+    );
+    (
+        text(vec!["/", "/a.*"]),
+        text(vec!["GET", "GET|POST"]),
+        text(vec!["x"]),
+        prop::collection::vec(header, 0..2),
+    )
+        .prop_map(|(path, method, host, headers)| HttpRule {
+            path,
+            method,
+            host,
+            headers,
+        })
+}
+
 fn entry() -> impl Strategy<Value = Entry> {
     let ports = prop_oneof![
         Just(Ports::Any),
@@ -117,9 +139,13 @@ fn entry() -> impl Strategy<Value = Entry> {
         proptest::sample::select(&PORTS[..]).prop_map(|p| Ports::Range(p, p)),
     ];
     let protocol = proptest::sample::select(vec![None, Some(6), Some(17), Some(1)]);
-    let how = (any::<bool>(), prop::bool::weighted(0.2));
+    let how = (
+        any::<bool>(),
+        prop::bool::weighted(0.2),
+        prop::collection::vec(http(), 0..3),
+    );
     (prop::bool::weighted(0.3), 0..9u8, protocol, ports, how, peers()).prop_map(
-        |(deny, n, protocol, ports, (redirect, auth), peers)| {
+        |(deny, n, protocol, ports, (redirect, auth, http), peers)| {
             let rule = RuleRef {
                 kind: "CiliumNetworkPolicy".into(),
                 namespace: "default".into(),
@@ -132,6 +158,7 @@ fn entry() -> impl Strategy<Value = Entry> {
                 protocol,
                 ports,
                 redirect,
+                http: http.into_iter().filter(|_| redirect).collect(),
                 auth,
                 peers,
             }

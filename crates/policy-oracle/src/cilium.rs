@@ -1,7 +1,7 @@
 //! CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use crate::{
-    Direction, Peer, Said, Traffic, contains, list, port,
+    Direction, Peer, Said, Traffic, Way, contains, list, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -53,7 +53,7 @@ pub(crate) fn ask(
         {
             let proof = rule["authentication"]["mode"] == "required";
             said.allows
-                .extend(ways(rule, traffic).into_iter().map(|proxy| (proxy, proof)));
+                .extend(ways(rule, traffic).into_iter().map(|http| Way { http, proof }));
         }
     }
     said
@@ -155,21 +155,22 @@ fn is_entity(entity: &str, peer: &Peer) -> bool {
     }
 }
 
-/// Each way in which a rule speaks of this traffic: whether the proxy is to look into it.
-fn ways(rule: &Value, traffic: Traffic) -> Vec<bool> {
+/// Each way in which a rule speaks of this traffic: the rules about requests, if the proxy is to look into it.
+fn ways(rule: &Value, traffic: Traffic) -> Vec<Option<Vec<Value>>> {
     let (ports, messages) = (list(&rule["toPorts"]), list(&rule["icmps"]));
     if ports.is_empty() && messages.is_empty() {
-        return vec![false];
+        return vec![None];
     }
     let mut ways = Vec::new();
     for group in ports {
-        let proxy = !list(&group["rules"]["http"]).is_empty();
+        let rules = list(&group["rules"]["http"]);
+        let http = (!rules.is_empty()).then(|| rules.to_vec());
         let meant = list(&group["ports"]).iter().filter(|p| is_port(p, traffic));
-        ways.extend(meant.map(|_| proxy));
+        ways.extend(meant.map(|_| http.clone()));
     }
     for group in messages {
         let meant = list(&group["fields"]).iter().filter(|m| is_message(m, traffic));
-        ways.extend(meant.map(|_| false));
+        ways.extend(meant.map(|_| None));
     }
     ways
 }

@@ -1,7 +1,7 @@
 //! Manifests and questions, made up from few words so that they concern each other, with what is rare and
 //! dangerous in it: empty lists, namespaces across, ranges that overlap, edges of ports.
 
-use crate::{Direction, Peer, Traffic};
+use crate::{Direction, Peer, Request, Traffic};
 use proptest::{
     collection::vec,
     option,
@@ -76,6 +76,8 @@ pub struct Question {
     pub peer: Peer,
     /// What.
     pub traffic: Traffic,
+    /// With TCP, a request on that connection.
+    pub request: Request,
 }
 
 /// Any question.
@@ -92,10 +94,90 @@ pub fn question() -> impl Strategy<Value = Question> {
         4 => select(&ADDRESSES[..]).prop_map(address),
     ];
     let direction = select(vec![Direction::Ingress, Direction::Egress]);
-    (direction, peer, traffic()).prop_map(|(direction, peer, traffic)| Question {
+    (direction, peer, traffic(), request()).prop_map(|(direction, peer, traffic, request)| Question {
         direction,
         peer,
         traffic,
+        request,
+    })
+}
+
+/// A request as rules name it, or one that differs in something.
+fn request() -> impl Strategy<Value = Request> {
+    let method = select(vec!["GET", "GET", "POST", "PUT", "GETS"]);
+    let path = select(vec![
+        "/public",
+        "/public/a",
+        "/admin",
+        "/public?x=1",
+        "/x/public",
+        "/",
+    ]);
+    let host = select(vec![
+        "shop.example",
+        "shop.example",
+        "shop.example:8080",
+        "shop-example",
+        "evil.example",
+    ]);
+    let headers = vec![
+        ("x-token", "a"),
+        ("X-Token", "b"),
+        ("x-env", "prod"),
+        ("x-env", "test"),
+    ];
+    let headers = subsequence(headers, 0..=4);
+    (method, path, host, headers).prop_map(|(method, path, host, headers)| Request {
+        method,
+        path,
+        host,
+        headers,
+    })
+}
+
+/// A rule about requests.
+fn http() -> impl Strategy<Value = Value> {
+    let method = option::weighted(0.4, select(vec!["GET", "GET|POST", "P.*", "G[EF]T"]));
+    let path = select(vec![
+        "/public",
+        "/public.*",
+        "/.*",
+        "/(public|admin)",
+        r"/public(\?x=[0-9]+)?",
+        "/public/.*",
+    ]);
+    let host = select(vec![
+        "shop.example",
+        r"shop\.example",
+        r"shop\.example(:[0-9]+)?",
+        "shop.*",
+    ]);
+    let headers = select(vec![
+        json!(["x-token"]),
+        json!(["X-Token: a"]),
+        json!(["x-env prod"]),
+        json!(["x-token", "X-Env: prod"]),
+        json!(["x-token a,b"]),
+    ]);
+    let matches = select(vec![
+        json!([{"name": "X-Env", "value": "prod"}]),
+        json!([{"name": "x-token"}]),
+    ]);
+    let parts = (
+        method,
+        option::weighted(0.6, path),
+        option::weighted(0.3, host),
+        option::weighted(0.3, headers),
+        option::weighted(0.1, matches),
+    );
+    parts.prop_map(|(method, path, host, headers, matches)| {
+        object_of(vec![
+            ("method", method.map(|v| json!(v))),
+            ("path", path.map(|v| json!(v))),
+            ("host", host.map(|v| json!(v))),
+            ("headers", headers),
+            ("headerMatches", matches),
+        ])
     })
 }
 
@@ -308,11 +390,11 @@ fn to_ports(deny: bool) -> impl Strategy<Value = Value> {
         .prop_map(|ports| json!({"ports": ports}));
     let odd = select(vec!["IGMP", "VRRP"])
         .prop_map(|protocol| json!({"ports": [{"port": "0", "protocol": protocol}]}));
-    let http = (select(&PORTS[..]), select(&PORTS[..])).prop_map(|(a, b)| {
+    let http = (select(&PORTS[..]), select(&PORTS[..]), vec(http(), 1..4)).prop_map(|(a, b, http)| {
         let (first, last) = (a.min(b), a.max(b));
         json!({
             "ports": [{"port": first.to_string(), "endPort": last, "protocol": "TCP"}],
-            "rules": {"http": [{"headers": ["x-token"]}]},
+            "rules": {"http": http},
         })
     });
     let group = prop_oneof![4 => plain, 1 => odd, if deny { 0 } else { 10 } => http];

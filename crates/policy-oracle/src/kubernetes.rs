@@ -1,7 +1,7 @@
 //! NetworkPolicy of Kubernetes.
 
 use crate::{
-    Direction, Peer, Said, Traffic, contains, list, port,
+    Direction, Peer, Said, Traffic, Way, contains, list, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -43,7 +43,10 @@ pub(crate) fn ask(
         allows: list(&spec[section])
             .iter()
             .filter(allowed)
-            .map(|_| (false, false))
+            .map(|_| Way {
+                http: None,
+                proof: false,
+            })
             .collect(),
     }
 }

@@ -9,6 +9,7 @@
 mod cilium;
 pub mod generate;
 mod kubernetes;
+mod request;
 mod selector;
 
 use serde_json::Value;
@@ -46,6 +47,34 @@ pub struct Traffic {
     pub number: u16,
 }
 
+/// An HTTP request on a connection.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Method.
+    pub method: &'static str,
+    /// Path with its query.
+    pub path: &'static str,
+    /// Host, with its port if the client says it.
+    pub host: &'static str,
+    /// Headers, in order.
+    pub headers: Vec<(&'static str, &'static str)>,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestAnswer {
+    /// Its connection passes, and nobody looks into it.
+    Unread,
+    /// A rule allows this request.
+    Allow,
+    /// Its connection passes for other requests.
+    Refuse,
+    /// A rule refuses its connection.
+    Deny,
+    /// No rule allows its connection.
+    DefaultDeny,
+}
+
 /// What becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
@@ -69,8 +98,16 @@ struct Said {
     selects: bool,
     /// A rule refuses it.
     denies: bool,
-    /// Each rule that allows it: by proxy, with proof.
-    allows: Vec<(bool, bool)>,
+    /// Each way in which a rule allows it.
+    allows: Vec<Way>,
+}
+
+#[derive(Debug)]
+struct Way {
+    /// By proxy, if one of these rules means the request.
+    http: Option<Vec<Value>>,
+    /// With proof.
+    proof: bool,
 }
 
 /// What all `objects` together say about one connection of `subject`.
@@ -81,13 +118,7 @@ pub fn judge(
     peer: &Peer,
     traffic: Traffic,
 ) -> Answer {
-    let all: Vec<Said> = objects
-        .iter()
-        .map(|object| match object["kind"].as_str() {
-            Some("NetworkPolicy") => kubernetes::ask(object, subject, direction, peer, traffic),
-            _ => cilium::ask(object, subject, direction, peer, traffic),
-        })
-        .collect();
+    let all = ask(objects, subject, direction, peer, traffic);
     if all.iter().any(|said| said.denies) {
         return Answer::Deny;
     }
@@ -95,8 +126,8 @@ pub fn judge(
     if allows.peek().is_some() {
         let allows: Vec<_> = allows.collect();
         return Answer::Allow {
-            proxy: allows.iter().all(|(proxy, _)| *proxy),
-            proof: allows.iter().any(|(_, proof)| *proof),
+            proxy: allows.iter().all(|way| way.http.is_some()),
+            proof: allows.iter().any(|way| way.proof),
         };
     }
     if all.iter().any(|said| said.selects) {
@@ -106,6 +137,47 @@ pub fn judge(
         proxy: false,
         proof: false,
     }
+}
+
+/// What all `objects` together say about one request on a TCP connection.
+pub fn judge_request(
+    objects: &[Value],
+    subject: &Labels,
+    direction: Direction,
+    peer: &Peer,
+    traffic: Traffic,
+    request: &Request,
+) -> RequestAnswer {
+    match judge(objects, subject, direction, peer, traffic) {
+        Answer::Deny => return RequestAnswer::Deny,
+        Answer::DefaultDeny => return RequestAnswer::DefaultDeny,
+        Answer::Allow { proxy: false, .. } => return RequestAnswer::Unread,
+        Answer::Allow { proxy: true, .. } => {}
+    }
+    let all = ask(objects, subject, direction, peer, traffic);
+    let rules = all
+        .iter()
+        .flat_map(|said| &said.allows)
+        .filter_map(|way| way.http.as_ref());
+    if rules.flatten().any(|rule| request::is_meant(rule, request)) {
+        RequestAnswer::Allow
+    } else {
+        RequestAnswer::Refuse
+    }
+}
+
+fn ask(
+    objects: &[Value],
+    subject: &Labels,
+    direction: Direction,
+    peer: &Peer,
+    traffic: Traffic,
+) -> Vec<Said> {
+    let one = |object: &Value| match object["kind"].as_str() {
+        Some("NetworkPolicy") => kubernetes::ask(object, subject, direction, peer, traffic),
+        _ => cilium::ask(object, subject, direction, peer, traffic),
+    };
+    objects.iter().map(one).collect()
 }
 
 /// A list's elements; none when it is absent.

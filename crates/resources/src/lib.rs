@@ -17,7 +17,10 @@ mod tree;
 
 pub use dapr::DaprObject;
 pub use meta::Meta;
-pub use policy::{CidrRule, Entity, HttpRule, IcmpRule, NetworkPolicy, PeerRule, PolicyRule, PortRule};
+pub use policy::{
+    CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule,
+    PortRule, expression,
+};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 

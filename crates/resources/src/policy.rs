@@ -4,16 +4,23 @@
 //! list of peers with ports means every peer, an empty one means none.
 
 mod cilium;
+mod expression;
 mod http;
 mod icmp;
 mod kubernetes;
 mod parts;
 
+pub use expression::expression;
 pub(crate) use {cilium::read as read_cilium, kubernetes::read as read_kubernetes};
 
 use crate::selector::LabelSelector;
 use ipnet::IpNet;
 use std::sync::Arc;
+
+/// More rules about requests at one port are refused.
+pub const MAX_HTTP_RULES: usize = 1000;
+/// More headers in one of them are refused.
+pub const MAX_HEADERS: usize = 32;
 
 /// All rules of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,15 +104,15 @@ pub struct IcmpRule {
 }
 
 /// Requests that are meant: all parts must fit, and an absent one fits everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HttpRule {
-    /// Regular expression for all of the path.
+    /// Regular expression for all of the path, with its query.
     pub path: Option<String>,
     /// Regular expression for all of the method.
     pub method: Option<String>,
-    /// Regular expression for all of the host.
+    /// Regular expression for all of the host, with its port where the client names it.
     pub host: Option<String>,
-    /// Headers that must be there, with their value where one is given.
+    /// Headers that must be there, in lower case, with their value where one is given.
     pub headers: Vec<(String, Option<String>)>,
 }
 

@@ -1,14 +1,8 @@
 //! `rules` of a port: which requests are meant.
 
-use super::HttpRule;
+use super::{HttpRule, MAX_HEADERS, MAX_HTTP_RULES, expression::expression as compile};
 use crate::fields::{Field, Problems};
-use regex::RegexBuilder;
 use std::sync::Arc;
-
-/// A longer expression is refused.
-const MAX_EXPRESSION: usize = 1024;
-/// Memory that a compiled expression may take.
-const MAX_COMPILED: usize = 1024 * 1024;
 
 pub(super) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Arc<[HttpRule]>> {
     let mut object = field.object(problems)?;
@@ -28,6 +22,14 @@ pub(super) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Arc<[Ht
             problems,
             "names no request; leave rules out to mean all that is spoken there, or write [{}] for all requests",
         );
+    }
+    if items.len() > MAX_HTTP_RULES {
+        let found = items.len();
+        list.fail(
+            problems,
+            format_args!("has {found} rules, at most {MAX_HTTP_RULES} are allowed"),
+        );
+        return None;
     }
     Some(items.iter().filter_map(|f| rule(f, problems)).collect())
 }
@@ -70,6 +72,13 @@ fn rule(field: &Field<'_>, problems: &mut Problems) -> Option<HttpRule> {
         }
     }
     object.finish(problems);
+    if headers.len() > MAX_HEADERS {
+        let found = headers.len();
+        field.fail(
+            problems,
+            format_args!("names {found} headers, at most {MAX_HEADERS} are allowed"),
+        );
+    }
     Some(HttpRule {
         path,
         method,
@@ -98,21 +107,8 @@ fn expression(field: &Field<'_>, problems: &mut Problems) -> Option<String> {
     if text.is_empty() {
         return None;
     }
-    if text.len() > MAX_EXPRESSION {
-        field.fail(problems, format_args!("is longer than {MAX_EXPRESSION} bytes"));
-        return None;
-    }
-    let built = RegexBuilder::new(&format!("^(?:{text})$"))
-        .size_limit(MAX_COMPILED)
-        .build();
-    if let Err(e) = built {
-        // The last line of the message says what is wrong.
-        let reason = e.to_string();
-        let reason = reason.lines().last().unwrap_or_default();
-        field.fail(
-            problems,
-            format_args!("{text:?} is no regular expression: {reason}"),
-        );
+    if let Err(reason) = compile(&text) {
+        field.fail(problems, reason);
         return None;
     }
     Some(text)

@@ -292,6 +292,7 @@ mod tests {
             protocol: Some(TCP),
             ports: Ports::Range(50002, 50002),
             redirect: false,
+            http: Default::default(),
             auth: false,
             peers: Peers {
                 identities: vec![NumericIdentity(400)],
@@ -351,6 +352,7 @@ mod tests {
             protocol: Some(TCP),
             ports: Ports::Range(port, port),
             redirect,
+            http: Default::default(),
             auth,
             peers: Peers::any(),
         };

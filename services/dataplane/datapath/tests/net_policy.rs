@@ -98,6 +98,7 @@ fn the_kernel_does_what_the_manifests_say() {
                 direction,
                 peer,
                 traffic,
+                ..
             } = question;
             let answer = weft_policy_oracle::judge(&scenario.manifests, labels, *direction, peer, *traffic);
             let wanted = expected(&node, &set, question, answer);

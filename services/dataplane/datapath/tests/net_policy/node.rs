@@ -254,6 +254,7 @@ impl Node {
             direction,
             peer,
             traffic,
+            ..
         } = question;
         let v6 = match peer {
             Peer::Outside(address) => address.is_ipv6(),

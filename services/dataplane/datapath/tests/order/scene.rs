@@ -340,6 +340,7 @@ fn compile(at: usize, policy: &Policy, known: impl Fn(u32) -> bool) -> PolicySet
             protocol: Some(TCP),
             ports: rule.port.map_or(Ports::Any, |p| Ports::Range(PORTS[p], PORTS[p])),
             redirect: false,
+            http: Default::default(),
             auth: false,
             peers,
         });
