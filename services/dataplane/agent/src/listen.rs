@@ -196,6 +196,7 @@ pub fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
         destination_port: to.map_or(0, |a| a.port()),
         drop_reason: Some(DropReason::UnknownCaller),
         rule: Some(rule.into()),
+        route: None,
         method: MethodText::default(),
         path: "".into(),
         status: 0,

@@ -216,6 +216,7 @@ fn flow(event: &Event, clock: Clock, parties: &mut Parties, tables: &KernelTable
         destination_port: event.destination_port,
         drop_reason: (event.reason != 0).then_some(DropReason::Kernel(event.reason)),
         rule: tables.rules().get(event.rule),
+        route: None,
         method: MethodText::default(),
         path: "".into(),
         status: 0,

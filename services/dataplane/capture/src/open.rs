@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Flow, FlowLog, Kind, MethodText, Traffic, Verdict};
+use weft_runtime::Tunnels;
 use weft_tunnel::Client;
 
 /// Judged in one go before others get their turn.
@@ -40,7 +41,7 @@ pub struct Refused {
 /// All captured connections of a node.
 pub struct Capture {
     pub(crate) mesh: Arc<dyn Mesh>,
-    pub(crate) tunnels: Client,
+    pub(crate) tunnels: Tunnels,
     pub(crate) limits: CaptureLimits,
     flows: FlowLog,
     refused: Refused,
@@ -102,7 +103,7 @@ impl Capture {
     pub fn new(mesh: Arc<dyn Mesh>, tunnels: Client, flows: FlowLog, limits: CaptureLimits) -> Arc<Self> {
         Arc::new(Self {
             mesh,
-            tunnels,
+            tunnels: Tunnels::new(tunnels),
             limits,
             flows,
             refused: Refused::default(),
@@ -274,6 +275,7 @@ fn flow(case: &Case, judged: &Judged, direction: Direction) -> Flow {
         destination_port: case.port(),
         drop_reason: None,
         rule: None,
+        route: None,
         method: MethodText::default(),
         path: Box::default(),
         status: 0,

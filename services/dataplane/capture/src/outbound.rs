@@ -7,15 +7,14 @@ use crate::{
     relay::End,
     socket::Socket,
 };
-use http::{HeaderMap, HeaderValue};
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Party};
-use weft_model::{NumericIdentity, SpiffeId};
-use weft_runtime::{AppContext, Endpoint, Place};
-use weft_tunnel::{DESTINATION_HEADER, Destination, OpenError, SOURCE_HEADER, Source};
+use weft_model::NumericIdentity;
+use weft_runtime::{AppContext, Endpoint};
+use weft_tunnel::OpenError;
 
 /// Why the other end could not be had.
 struct Failure {
@@ -143,34 +142,7 @@ impl Capture {
         endpoint: &Endpoint,
         address: SocketAddr,
     ) -> Result<End, Failure> {
-        let Place::Remote { tunnel } = *endpoint.place() else {
-            return Err(io::Error::other("a workload of this node needs no tunnel").into());
-        };
-        let Some(svid) = caller.svid().cloned() else {
-            let why = format!("{} has no certificate for tunnels", caller.workload());
-            return Err(io::Error::other(why).into());
-        };
-        let party = endpoint.party();
-        let id: SpiffeId = party.spiffe_id.parse().map_err(io::Error::other)?;
-        let mut headers = HeaderMap::with_capacity(2);
-        for (name, workload) in [
-            (SOURCE_HEADER, caller.workload()),
-            (DESTINATION_HEADER, endpoint.workload()),
-        ] {
-            headers.insert(name, HeaderValue::from_str(workload).map_err(io::Error::other)?);
-        }
-        let source = Source {
-            workload: caller.workload().clone(),
-            svid,
-        };
-        let destination = Destination {
-            address: tunnel,
-            id,
-            node: party.node.clone(),
-        };
-        let authority = address.to_string();
-        let opened = self.tunnels.open(&source, &destination, &authority, headers);
-        match opened.await {
+        match self.tunnels.open(caller, endpoint, &address.to_string()).await {
             Ok(stream) => Ok(End::Tunnel(Box::new(stream))),
             Err(error) => Err(Failure {
                 status: match &error {

@@ -42,6 +42,7 @@ pub(crate) fn flow(node: &str, run: u64, recorded: &Recorded) -> pb::Flow {
         protocol: flow.packet.map(|p| protocol(p.protocol)).unwrap_or_default(),
         tcp_flags: flow.packet.map_or(0, |p| p.tcp_flags.into()),
         is_reply: flow.packet.is_some_and(|p| p.reply),
+        route: flow.route.as_deref().unwrap_or_default().into(),
     }
 }
 
@@ -90,6 +91,7 @@ mod tests {
             verdict: Verdict::Dropped,
             drop_reason: Some(DropReason::PolicyDenied),
             rule: Some("CiliumNetworkPolicy default/cart ingress[0]".into()),
+            route: Some("HTTPRoute/default/cart".into()),
             trace_id: [0xab; 16],
             status: 403,
             packet: Some(crate::Packet {
@@ -109,6 +111,7 @@ mod tests {
         assert_eq!(wire.verdict(), pb::Verdict::Dropped);
         assert_eq!(wire.drop_reason, "POLICY_DENIED");
         assert_eq!(wire.rule, "CiliumNetworkPolicy default/cart ingress[0]");
+        assert_eq!(wire.route, "HTTPRoute/default/cart");
         assert_eq!(wire.trace_id, "ab".repeat(16));
         let source = wire.source.as_ref().unwrap();
         assert_eq!((source.address.as_str(), source.port), ("10.0.0.7", 40_000));

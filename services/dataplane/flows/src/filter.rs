@@ -77,6 +77,7 @@ pub(crate) mod tests {
             destination_port: 50002,
             drop_reason: None,
             rule: None,
+            route: None,
             method: MethodText::new("POST"),
             path: "/checkout".into(),
             status: 200,

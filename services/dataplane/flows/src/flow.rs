@@ -67,6 +67,8 @@ impl Direction {
 pub enum Kind {
     /// Dapr service invocation.
     Invoke,
+    /// An HTTP request, by the proxy.
+    Http,
     /// A connection.
     Connection,
     /// The end of a connection.
@@ -80,6 +82,7 @@ impl Kind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Invoke => "invoke",
+            Self::Http => "http",
             Self::Connection => "connection",
             Self::Closed => "closed",
             Self::Packet => "packet",
@@ -96,6 +99,8 @@ pub enum DropReason {
     AuthRequired,
     /// Nobody serves the destination.
     NoEndpoint,
+    /// No route wants the request, or the one that does names no backend that may be used.
+    NoRoute,
     /// The destination could not be reached.
     Unreachable,
     /// The destination answered with something that is no HTTP, or broke off.
@@ -117,6 +122,7 @@ impl DropReason {
             Self::PolicyDenied => "POLICY_DENIED",
             Self::AuthRequired => "AUTH_REQUIRED",
             Self::NoEndpoint => "NO_ENDPOINT",
+            Self::NoRoute => "NO_ROUTE",
             Self::Unreachable => "UNREACHABLE",
             Self::UpstreamFailed => "UPSTREAM_FAILED",
             Self::Overloaded => "OVERLOADED",
@@ -192,6 +198,8 @@ pub struct Flow {
     pub drop_reason: Option<DropReason>,
     /// The rule that spoke.
     pub rule: Option<Arc<str>>,
+    /// The route that a request took: `HTTPRoute/default/whoami`.
+    pub route: Option<Arc<str>>,
     /// HTTP method; empty for connections.
     pub method: MethodText,
     /// Path without query, at most [`MAX_PATH_BYTES`].

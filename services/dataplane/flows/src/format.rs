@@ -40,6 +40,7 @@ pub fn compact(flow: &pb::Flow) -> String {
     }
     for (name, text) in [
         ("rule", &flow.rule),
+        ("route", &flow.route),
         ("proof", &flow.caller_proof),
         ("trace", &flow.trace_id),
     ] {
@@ -70,6 +71,7 @@ pub fn json(flow: &pb::Flow) -> String {
     put("kind", flow.kind.as_str().into());
     put("drop_reason", flow.drop_reason.as_str().into());
     put("rule", flow.rule.as_str().into());
+    put("route", flow.route.as_str().into());
     put("method", flow.method.as_str().into());
     put("path", flow.path.as_str().into());
     put("status", flow.status.into());

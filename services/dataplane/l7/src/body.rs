@@ -6,6 +6,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
     pin::Pin,
@@ -15,6 +16,7 @@ use std::{
     },
     task::{Context, Poll, ready},
 };
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Counts one request under way until dropped.
 #[derive(Debug)]
@@ -34,6 +36,20 @@ impl Drop for InFlight {
     }
 }
 
+/// Why a body did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection it comes from failed.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// Its time is over.
+    #[error("the time for this message is over")]
+    Deadline,
+    /// It is larger than what may be kept of it.
+    #[error("more than {0} bytes")]
+    TooLarge(usize),
+}
+
 /// A body that streams through, or a short one made here.
 #[derive(Debug, Default)]
 pub struct Body {
@@ -44,6 +60,10 @@ pub struct Body {
     pub(crate) busy: Option<Busy>,
     /// The served connection that is busy until this request's body is read.
     request_busy: Option<RequestBusy>,
+    /// The stream of a served HTTP/2 connection that is open until this response's body is sent.
+    pub(crate) stream: Option<InFlight>,
+    /// When it must have ended.
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +100,14 @@ impl Body {
         }
     }
 
+    /// Nothing, which yet keeps what `lease` counts.
+    pub(crate) fn holding(lease: Lease) -> Self {
+        Self {
+            lease: Some(lease),
+            ..Self::default()
+        }
+    }
+
     /// The body of a request that was received.
     pub(crate) fn received(incoming: Incoming, busy: impl FnOnce() -> RequestBusy) -> Self {
         if incoming.is_end_stream() {
@@ -92,6 +120,48 @@ impl Body {
         }
     }
 
+    /// Breaks off with [`BodyError::Deadline`] unless it has ended by then.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        if !self.is_end_stream() {
+            self.deadline = Some(Box::pin(sleep_until(deadline)));
+        }
+    }
+
+    /// Whether all of it is here, so that it can be sent more than once.
+    pub fn is_kept(&self) -> bool {
+        !matches!(self.source, Source::Incoming(_))
+    }
+
+    /// The same content once more; `None` unless [`Body::is_kept`].
+    pub fn again(&self) -> Option<Self> {
+        match &self.source {
+            Source::Empty => Some(Self::empty()),
+            Source::Bytes(bytes) => Some(Self::full(bytes.clone())),
+            Source::Incoming(_) => None,
+        }
+    }
+
+    /// Whether it says of itself that it has at most `limit` bytes.
+    pub fn is_short(&self, limit: usize) -> bool {
+        let upper = self.size_hint().upper();
+        upper.is_some_and(|upper| upper <= limit as u64)
+    }
+
+    /// Reads a body to its end, so that it can be sent more than once. At most `limit` bytes of it.
+    pub async fn keep(self, limit: usize) -> Result<Self, BodyError> {
+        if self.is_kept() {
+            return Ok(self);
+        }
+        let limited = http_body_util::Limited::new(self, limit);
+        match limited.collect().await {
+            Ok(all) => Ok(Self::full(all.to_bytes())),
+            Err(error) => Err(match error.downcast::<BodyError>() {
+                Ok(error) => *error,
+                Err(_) => BodyError::TooLarge(limit),
+            }),
+        }
+    }
+
     fn end(&mut self) {
         self.source = Source::Empty;
         if let Some(mut lease) = self.lease.take() {
@@ -99,11 +169,16 @@ impl Body {
         }
         self.busy = None;
         self.request_busy = None;
+        self.stream = None;
+        self.deadline = None;
     }
 }
 
 impl From<Incoming> for Body {
     fn from(incoming: Incoming) -> Self {
+        if incoming.is_end_stream() {
+            return Self::empty();
+        }
         Self {
             source: Source::Incoming(incoming),
             ..Self::default()
@@ -131,13 +206,22 @@ impl From<&'static str> for Body {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
+        if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            // Neither connection is in a state to be used again.
+            this.lease = None;
+            this.source = Source::Empty;
+            this.deadline = None;
+            return Poll::Ready(Some(Err(BodyError::Deadline)));
+        }
         match &mut this.source {
             Source::Empty => {
                 this.end();
@@ -159,7 +243,7 @@ impl http_body::Body for Body {
                 Some(Err(e)) => {
                     // The connection is not in a state to be used again.
                     this.lease = None;
-                    Poll::Ready(Some(Err(e)))
+                    Poll::Ready(Some(Err(e.into())))
                 }
                 None => {
                     this.end();

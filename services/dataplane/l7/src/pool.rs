@@ -5,7 +5,7 @@
 
 use crate::{Body, InFlight};
 use futures::future::BoxFuture;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -74,7 +74,7 @@ impl Connection {
             .await
             .map_err(io::Error::other)?;
         tokio::spawn(async move {
-            if let Err(e) = driver.await {
+            if let Err(e) = driver.with_upgrades().await {
                 tracing::debug!(error = %e, "connection to a peer ended");
             }
         });
@@ -115,7 +115,7 @@ pub struct SendError {
 }
 
 impl SendError {
-    fn untouched(failure: SendFailure, request: Request<Body>) -> Box<Self> {
+    pub(crate) fn untouched(failure: SendFailure, request: Request<Body>) -> Box<Self> {
         Box::new(Self {
             failure,
             request: Some(request),
@@ -179,12 +179,17 @@ impl Pool {
             };
             match connection.sender.try_send_request(request).await {
                 Ok(response) => {
+                    // One that becomes something else is used for no further request.
+                    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
                     let lease = Lease {
-                        connection: Some(connection),
-                        slot,
-                        _counted: counted,
+                        connection: (!switched).then_some(connection),
+                        slot: Some(slot),
+                        _counted: [counted, None, None],
                     };
-                    return Ok(response.map(|incoming| Body::leased(incoming, lease)));
+                    return Ok(response.map(|incoming| match switched {
+                        true => Body::holding(lease),
+                        false => Body::leased(incoming, lease),
+                    }));
                 }
                 Err(mut e) => match e.take_message() {
                     // It was closed in the same moment; nothing was sent.
@@ -299,16 +304,25 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub(crate) struct Lease {
     connection: Option<Connection>,
-    slot: Slot,
-    _counted: Option<InFlight>,
+    slot: Option<Slot>,
+    _counted: [Option<InFlight>; 3],
 }
 
 impl Lease {
+    /// Of a stream of a connection that has many, which only counts.
+    pub fn of_stream(open: InFlight, under_way: InFlight, counted: Option<InFlight>) -> Self {
+        Self {
+            connection: None,
+            slot: None,
+            _counted: [Some(open), Some(under_way), counted],
+        }
+    }
+
     /// The answer is complete: the connection may be used again. Dropping the lease without this
     /// closes the connection.
     pub fn finish(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.slot.0.give_back(connection);
+        if let (Some(connection), Some(slot)) = (self.connection.take(), &self.slot) {
+            slot.0.give_back(connection);
         }
     }
 }

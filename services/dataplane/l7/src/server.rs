@@ -4,7 +4,12 @@
 //! Time is watched by one coarse tick per connection instead of a timer per request: the reading
 //! side notes the tick at which a head began, the tick looks how long ago that was.
 
-use crate::{Body, scan::HeadScan};
+use crate::{
+    Body,
+    detect::{Version, detect},
+    scan::HeadScan,
+    server2::serve_http2,
+};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -198,9 +203,38 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 }
 
+/// `time` in ticks, at least one.
+pub(crate) fn ticks(time: Duration, tick: Duration) -> u32 {
+    let ticks = time.as_nanos().div_ceil(tick.as_nanos().max(1));
+    u32::try_from(ticks).unwrap_or(NEVER - 1).max(1)
+}
+
+/// Serves HTTP/1.1 or, where the client begins with its preface, HTTP/2 on `io` until it ends. As
+/// [`serve_connection`]; requests of one HTTP/2 connection are handled at the same time.
+pub async fn serve_any<T, H, F>(
+    io: T,
+    limits: &ServerLimits,
+    mut drain: Watcher,
+    handle: H,
+) -> Result<(), ServeError>
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Fn(Request<Body>) -> F,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    match detect(io, limits, &mut drain).await? {
+        None => Ok(()),
+        Some((Version::One, io)) => serve_connection(io, limits, drain, handle).await,
+        // Rare, and large.
+        Some((Version::Two, io)) => Box::pin(serve_http2(io, limits, drain, handle)).await,
+    }
+}
+
 /// Serves HTTP/1.1 on `io` until it ends. At the drain the request under way is finished and the
 /// connection closed; without one, the next request is waited for a moment, so that none is lost
-/// that was sent before its client could know. At the force signal all is dropped.
+/// that was sent before its client could know. At the force signal all is dropped. A connection that
+/// became something else (see [`crate::Upgrade`]) is not served any more: it goes on where that is
+/// carried.
 pub async fn serve_connection<T, H, F>(
     io: T,
     limits: &ServerLimits,
@@ -252,14 +286,13 @@ where
         io,
         watch: watch.clone(),
     });
-    let mut connection = pin!(http.serve_connection(watched, service));
+    let mut connection = pin!(http.serve_connection(watched, service).with_upgrades());
     let mut tick = interval(limits.tick);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ticks = |time: Duration| {
-        let ticks = time.as_nanos().div_ceil(limits.tick.as_nanos().max(1));
-        u32::try_from(ticks).unwrap_or(NEVER - 1).max(1)
-    };
-    let (head_ticks, idle_ticks) = (ticks(limits.head_timeout), ticks(limits.idle_timeout));
+    let (head_ticks, idle_ticks) = (
+        ticks(limits.head_timeout, limits.tick),
+        ticks(limits.idle_timeout, limits.tick),
+    );
     let mut draining = false;
     let mut last_tick = NEVER;
     let mut force = drain.clone();

@@ -99,7 +99,7 @@ impl fmt::Display for Hostname {
 
 /// The host of an authority as tables have it: without port and last dot, in lower case. Borrows
 /// when there is nothing to change.
-pub(crate) fn normal(authority: &str) -> std::borrow::Cow<'_, str> {
+pub fn host_of(authority: &str) -> std::borrow::Cow<'_, str> {
     let host = match authority.strip_prefix('[') {
         // An IPv6 address keeps its brackets: no route can name it.
         Some(rest) => rest.find(']').map_or(authority, |end| &authority[..end + 2]),
@@ -180,7 +180,7 @@ mod tests {
             ("[::1", "[::1"),
             ("", ""),
         ] {
-            assert_eq!(normal(authority), host);
+            assert_eq!(host_of(authority), host);
         }
     }
 
@@ -194,7 +194,7 @@ mod tests {
 
         #[test]
         fn any_authority_is_read(text in "\\PC{0,40}") {
-            let _ = normal(&text);
+            let _ = host_of(&text);
         }
 
         /// What two names have in common are just the hosts that both mean.

@@ -16,7 +16,7 @@ mod rewrite;
 pub mod spec;
 mod table;
 
-pub use hostname::{Hostname, HostnameError};
+pub use hostname::{Hostname, HostnameError, host_of};
 pub use matching::{Pattern, PatternError, TextMatch};
 pub use pick::Pick;
 pub use redirect::Arrival;

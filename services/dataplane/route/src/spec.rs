@@ -9,6 +9,8 @@ use std::{sync::Arc, time::Duration};
 pub struct Route {
     /// `HTTPRoute` or `GRPCRoute`.
     pub kind: &'static str,
+    /// What flows call it: kind, namespace and name.
+    pub label: Arc<str>,
     /// Namespace of the object.
     pub namespace: Arc<str>,
     /// Name of the object.

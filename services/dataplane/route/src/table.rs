@@ -7,7 +7,7 @@
 
 use crate::{
     Hostname,
-    hostname::normal,
+    hostname::host_of,
     spec::{Match, PathMatch, Route, Rule},
 };
 use http::{HeaderMap, Method};
@@ -152,7 +152,7 @@ impl RouteTable {
     /// The rule that a request meets. A host whose own routes do not want the request leaves it to
     /// less specific ones.
     pub fn find(&self, asked: &Asked<'_>) -> Option<Matched<'_>> {
-        let host = normal(asked.host);
+        let host = host_of(asked.host);
         let named = self.exact.get(&*host);
         if let Some(found) = named.and_then(|paths| self.among(paths, asked)) {
             return Some(found);

@@ -165,6 +165,7 @@ prop_compose! {
         let rule = |matches| Arc::new(Rule { matches, ..Rule::default() });
         Route {
             kind: "HTTPRoute",
+            label: "HTTPRoute".into(),
             namespace: namespace.into(),
             name: name.into(),
             created,
@@ -217,6 +218,7 @@ proptest! {
     fn any_request_line_is_looked_up(host in "\\PC{0,30}", path in "\\PC{0,60}", query in "\\PC{0,30}") {
         let routes = vec![Arc::new(Route {
             kind: "HTTPRoute",
+            label: "HTTPRoute".into(),
             namespace: "x".into(),
             name: "a".into(),
             created: 0,
@@ -235,6 +237,7 @@ fn the_order_of_hosts_is_that_of_their_labels() {
     let route = |name: &str, hostname: &str| {
         Arc::new(Route {
             kind: "HTTPRoute",
+            label: "HTTPRoute".into(),
             namespace: "x".into(),
             name: name.into(),
             created: 0,
@@ -275,6 +278,7 @@ fn too_many_matches_are_refused() {
     let rules = (0..50_001).map(|_| Arc::new(Rule::default())).collect();
     let route = Arc::new(Route {
         kind: "HTTPRoute",
+        label: "HTTPRoute".into(),
         namespace: "x".into(),
         name: "a".into(),
         created: 0,

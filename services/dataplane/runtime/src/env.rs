@@ -92,7 +92,8 @@ impl Endpoint {
         self.host.clone()
     }
 
-    pub(crate) fn begin(&self) -> InFlight {
+    /// Counts one request to it, until what is returned is dropped.
+    pub fn begin(&self) -> InFlight {
         InFlight::begin(&self.in_flight)
     }
 }
@@ -180,6 +181,9 @@ pub struct Decision {
     pub audited: Option<DropReason>,
     /// The rule that spoke; `None` when none did (the default).
     pub rule: Option<Arc<str>>,
+    /// Rules at L7 speak of single requests here. As a whole it is refused; who reads requests asks
+    /// [`Judge::judge_request`] of each.
+    pub by_request: bool,
 }
 
 impl Decision {
@@ -189,6 +193,7 @@ impl Decision {
             refused: None,
             audited: None,
             rule,
+            by_request: false,
         }
     }
 
@@ -198,6 +203,15 @@ impl Decision {
             refused: Some(reason),
             audited: None,
             rule,
+            by_request: false,
+        }
+    }
+
+    /// Refused as a whole: rules speak of single requests.
+    pub fn by_request(rule: Option<Arc<str>>) -> Self {
+        Self {
+            by_request: true,
+            ..Self::refuse(DropReason::PolicyDenied, rule)
         }
     }
 
@@ -207,15 +221,34 @@ impl Decision {
         Self {
             refused: None,
             audited: self.refused,
-            rule: self.rule,
+            ..self
         }
     }
 }
 
 /// Who may call whom.
 pub trait Judge: Send + Sync + 'static {
-    /// Judges one direction of one call.
+    /// Judges one direction of one call or connection as a whole.
     fn judge(&self, question: &Question<'_>) -> Decision;
+
+    /// Judges one direction of one HTTP request, where [`Decision::by_request`] says so. Who knows no
+    /// rules at L7 refuses as [`Judge::judge`] does.
+    fn judge_request(&self, question: &Question<'_>, _request: &RequestLine<'_>) -> Decision {
+        self.judge(question)
+    }
+}
+
+/// What rules at L7 are held against: a request as it is forwarded.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLine<'a> {
+    /// Its method.
+    pub method: &'a str,
+    /// Path and query.
+    pub path: &'a str,
+    /// The authority it is for, as the client wrote it.
+    pub host: &'a str,
+    /// Its headers.
+    pub headers: &'a http::HeaderMap,
 }
 
 /// Connections to apps of this node, made in the app's own network namespace.

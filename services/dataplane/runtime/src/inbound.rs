@@ -159,7 +159,7 @@ impl Runtime {
             .unwrap_or(PathAndQuery::from_static("/"));
         *request.uri_mut() = Uri::from(path);
         *request.version_mut() = Version::HTTP_11;
-        let trace_id = truth::trace(request.headers_mut());
+        let trace_id = weft_l7::trace::trace(request.headers_mut());
         truth::set_parties(request.headers_mut(), &origin.headers(&source), endpoint.party());
         let call = Call::new(&request, trace_id, Arc::default(), source, Proof::TunnelSvid);
         match self.deliver(&call, &endpoint, Via::Tunnel, request).await {
@@ -192,6 +192,7 @@ impl Runtime {
             destination_port: INVOKE_PORT,
             drop_reason: Some(DropReason::PeerMismatch),
             rule: None,
+            route: None,
             method: MethodText::default(),
             path: Box::default(),
             status: 403,

@@ -213,7 +213,7 @@ impl Runtime {
             return ApiError::malformed(e).into();
         }
         *request.version_mut() = Version::HTTP_11;
-        let trace_id = truth::trace(request.headers_mut());
+        let trace_id = weft_l7::trace::trace(request.headers_mut());
         let call = Call::new(
             &request,
             trace_id,
