@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("weft.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
+        .codec_path("crate::codec::Compact")
         .compile_fds(descriptors)?;
     if env::var_os("CARGO_FEATURE_DAPR").is_some() {
         println!("cargo:rerun-if-changed=dapr");

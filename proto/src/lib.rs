@@ -18,6 +18,7 @@ pub const WEFT_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/we
 #[cfg(feature = "dapr")]
 pub const DAPR_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dapr.bin"));
 
+pub mod codec;
 pub mod compat;
 
 /// Weft's own packages.

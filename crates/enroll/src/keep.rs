@@ -21,9 +21,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Within this time after an order to renew, members come at any moment.
 const ORDERED: Duration = Duration::from_secs(5);
-/// Renewals are spread over this part of a lifetime around its half, so that members that joined
-/// together do not come back together.
-const SPREAD: f64 = 0.1;
 
 /// The task behind a [`Member`].
 pub(crate) struct Keeper {
@@ -109,7 +106,7 @@ impl Keeper {
         self.member
             .svid
             .get()
-            .map_or(0, |svid| renewal_time(&svid, rand::random_range(-0.5..0.5)))
+            .map_or(0, |svid| svid.renew_at_spread(rand::random()))
     }
 
     fn not_after(&self) -> u64 {
@@ -197,25 +194,4 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-/// Half of the life, moved by `jitter` (−0.5 to 0.5) of the [`SPREAD`].
-fn renewal_time(svid: &Svid, jitter: f64) -> u64 {
-    let identity = svid.identity();
-    let life = identity.not_after.saturating_sub(identity.not_before);
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
-    let shift = (life as f64 * SPREAD * (jitter + 0.5)) as u64;
-    #[allow(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss
-    )]
-    let earliest = svid
-        .renew_at()
-        .saturating_sub((life as f64 * SPREAD / 2.0) as u64);
-    earliest + shift
 }

@@ -13,6 +13,9 @@ use tokio::sync::watch;
 use weft_model::SpiffeId;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+/// The part of a life over which renewals are spread.
+const SPREAD: f64 = 0.1;
+
 /// A certificate chain with its key, and what its leaf says.
 #[derive(Debug)]
 pub struct Svid {
@@ -124,7 +127,24 @@ impl Svid {
 
     /// When to renew: at half of the validity, in seconds since the Unix epoch.
     pub fn renew_at(&self) -> u64 {
-        self.peer.not_before + (self.peer.not_after - self.peer.not_before.min(self.peer.not_after)) / 2
+        self.peer.not_before + self.life() / 2
+    }
+
+    /// When to renew, spread over a tenth of the validity around its half, so that those that got
+    /// their certificates together do not come back together: `share` 0 is the earliest moment, 1
+    /// the latest.
+    pub fn renew_at_spread(&self, share: f64) -> u64 {
+        #[allow(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss
+        )]
+        let part = |of: f64| (self.life() as f64 * of) as u64;
+        self.renew_at() - part(SPREAD / 2.0) + part(SPREAD * share.clamp(0.0, 1.0))
+    }
+
+    fn life(&self) -> u64 {
+        self.peer.not_after.saturating_sub(self.peer.not_before)
     }
 }
 

@@ -316,7 +316,7 @@ pub async fn start(
         flows: flows.clone(),
         upstreams: upstreams.clone(),
         locals: shared.view.locals.clone(),
-        tunnels: Box::new(move || tunnels.connections()),
+        tunnels,
         capture: capture.clone(),
         kernel: kernel.clone(),
     }));

@@ -1,5 +1,5 @@
 //! The certificates of this node's workloads: for tunnels and, where a workload asks for it, its own.
-//! Fetched, kept, renewed at half of their life.
+//! Fetched, kept, renewed around half of their life.
 //!
 //! Owns the files of tunnel certificates under `svids/` in the data folder, so that tunnels work after a restart while the
 //! identity service is away. A file is used only for the SPIFFE ID it is for and while it is valid.
@@ -19,17 +19,25 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::{Code, Status, transport::Channel};
 use weft_proto::weft::identity::v1::{self as pb, certificates_client::CertificatesClient};
 use weft_tls::{Svid, SvidCell, TlsError, Trust, new_key_and_csr};
 use weft_workload_api::X509;
 use zeroize::Zeroizing;
 
+#[cfg(test)]
+mod cold_start;
+#[cfg(test)]
+mod outage;
+
 /// One attempt takes at most this long.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// The clock is looked at so often, so that a machine that slept renews soon.
 const LOOK: Duration = Duration::from_secs(30);
+/// Requests of this node that run at once, so that one that starts with many workloads leaves room
+/// for the other nodes. What waits for its turn has not begun: no attempt times out meanwhile.
+const AT_ONCE: usize = 16;
 /// Workloads come within about this time after an order to renew.
 const ORDERED: Duration = Duration::from_secs(5);
 /// The identity service may learn of a workload a moment after it was registered.
@@ -69,6 +77,7 @@ pub struct Certificates {
     trust: Trust,
     node: Arc<str>,
     folder: Arc<Path>,
+    turns: Arc<Semaphore>,
 }
 
 /// A file under `svids/`.
@@ -87,6 +96,7 @@ impl Certificates {
             trust,
             node: node.into(),
             folder: folder.into(),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 
@@ -94,22 +104,22 @@ impl Certificates {
         self.trust.clock().unix_seconds()
     }
 
-    /// Waits until a certificate is to be renewed: at half of its life, or when that is ordered.
+    /// Waits until a certificate is to be renewed: around half of its life, or when that is ordered.
     async fn until_due(
         &self,
         svid: &Svid,
         renewal: &mut watch::Receiver<u64>,
         revocations: &mut watch::Receiver<u64>,
     ) {
+        let renew_at = svid.renew_at_spread(rand::random());
         loop {
             // After a revocation was taken back, what it had before stays revoked.
             let ordered = svid.identity().not_before < *renewal.borrow_and_update()
                 || self.trust.is_revoked(svid.identity());
-            let due = svid.renew_at().saturating_sub(self.now());
+            let due = renew_at.saturating_sub(self.now());
             if due == 0 || ordered {
                 return;
             }
-            // At most a minute of jitter: half of the life is left anyway.
             let pause = Duration::from_secs(due).min(LOOK);
             tokio::select! {
                 () = tokio::time::sleep(jitter(pause)) => {}
@@ -237,6 +247,8 @@ impl Certificates {
         spiffe_id: &str,
         purpose: pb::SvidUse,
     ) -> Result<(Svid, PrivateKeyDer<'static>), CertificateError> {
+        // Nobody closes it. The key is made in turn as well.
+        let _turn = self.turns.acquire().await.ok();
         let made = new_key_and_csr()?;
         let request = pb::SignWorkloadRequest {
             workload_id: workload.into(),

@@ -66,7 +66,7 @@ pub struct Gauges {
     /// The workloads.
     pub locals: crate::locals::Locals,
     /// The tunnels to other nodes.
-    pub tunnels: Box<dyn Fn() -> usize + Send + Sync>,
+    pub tunnels: weft_tunnel::Client,
     /// Captured connections.
     pub capture: std::sync::Arc<weft_capture::Capture>,
     /// The kernel's policy tables.
@@ -161,13 +161,24 @@ impl Collector for Gauges {
             let counter = ConstCounter::new(counter.load(std::sync::atomic::Ordering::Relaxed));
             counter.encode(family.encode_family(&labels)?)?;
         }
-        let tunnels = count((self.tunnels)());
+        let tunnels = count(self.tunnels.connections());
         tunnels.encode(encoder.encode_descriptor(
             "weft_dataplane_tunnels",
             "Tunnels open to other nodes",
             None,
             tunnels.metric_type(),
-        )?)
+        )?)?;
+        let opened = self.tunnels.opened();
+        let mut family = encoder.encode_descriptor(
+            "weft_dataplane_tunnels_opened",
+            "Tunnels to other nodes, by whether they came about",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (outcome, count) in [("done", opened.done), ("failed", opened.failed)] {
+            ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        Ok(())
     }
 }
 

@@ -23,7 +23,10 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -124,6 +127,15 @@ struct Key {
 
 type Connecting = Shared<BoxFuture<'static, Result<Arc<Link>, OpenError>>>;
 
+/// What became of the tunnels that were to be opened so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Connections made, with both certificates verified.
+    pub done: u64,
+    /// Connections that could not be made, or that the other side ended before their first stream.
+    pub failed: u64,
+}
+
 #[derive(Default)]
 struct Entry {
     links: Vec<Arc<Link>>,
@@ -136,6 +148,8 @@ struct Inner {
     dialer: Arc<dyn Dialer>,
     limits: Limits,
     entries: Mutex<HashMap<Key, Entry>>,
+    done: AtomicU64,
+    failed: AtomicU64,
 }
 
 /// The tunnels of a node to others. Clones share.
@@ -158,6 +172,8 @@ impl Client {
             dialer,
             limits,
             entries: Mutex::default(),
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         }))
     }
 
@@ -205,6 +221,7 @@ impl Client {
                     // Nothing but the CONNECT was sent, so it may be said again elsewhere.
                     link.retire();
                     if fresh {
+                        self.0.failed.fetch_add(1, Ordering::Relaxed);
                         return Err(OpenError::Handshake(address, io_error(e).to_string().into()));
                     }
                 }
@@ -219,6 +236,14 @@ impl Client {
             .values()
             .map(|e| e.links.iter().filter(|l| l.is_open()).count())
             .sum()
+    }
+
+    /// What became of the connections so far.
+    pub fn opened(&self) -> Opened {
+        Opened {
+            done: self.0.done.load(Ordering::Relaxed),
+            failed: self.0.failed.load(Ordering::Relaxed),
+        }
     }
 
     /// A connection with room, and whether it was made just now.
@@ -312,6 +337,12 @@ async fn make(inner: Weak<Inner>, key: Key, source: Source, terms: Terms) -> Res
     let Some(strong) = inner.upgrade() else {
         return made.map(|(link, _)| link);
     };
+    let counter = if made.is_ok() {
+        &strong.done
+    } else {
+        &strong.failed
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
     let mut entries = strong.entries.lock();
     let entry = entries.entry(key.clone()).or_default();
     entry.connecting = None;

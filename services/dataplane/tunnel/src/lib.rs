@@ -23,7 +23,7 @@ mod share;
 mod stream;
 mod stuck;
 
-pub use client::{Client, Destination, Dialer, OpenError, Source};
+pub use client::{Client, Destination, Dialer, OpenError, Opened, Source};
 pub use limits::Limits;
 pub use local::{Local, SharedIdentities, sni_of};
 pub use server::{Handler, Incoming, serve};

@@ -81,7 +81,7 @@ async fn run_clock(clock: &ManualClock, members: &[&Member], mut going: impl Asy
 }
 
 /// Echoes eight bytes at a time to members.
-async fn serve(member: &Member) -> std::net::SocketAddr {
+pub async fn serve(member: &Member) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let config = server_config(
@@ -112,7 +112,7 @@ async fn serve(member: &Member) -> std::net::SocketAddr {
 }
 
 /// One connection with so many requests, each answered with its own number.
-async fn talk(from: &Member, to: std::net::SocketAddr, requests: u64) -> std::io::Result<()> {
+pub async fn talk(from: &Member, to: std::net::SocketAddr, requests: u64) -> std::io::Result<()> {
     let config = client_config(Some(&from.svid), &from.trust, Expect::Member, &[]).unwrap();
     let tcp = TcpStream::connect(to).await?;
     let name = ServerName::try_from("weft").unwrap();

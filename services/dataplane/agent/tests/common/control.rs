@@ -10,8 +10,10 @@ use weft_identity::{CaConfig, HostPattern, Kind};
 use weft_model::TrustDomain;
 use weft_telemetry::Metrics;
 
-/// Tokens are used at once.
-const TOKEN_TTL: Duration = Duration::from_secs(120);
+/// Tokens are used at once. A root that they pin stays in the bundle as long as they are good.
+const TOKEN_TTL: Duration = Duration::from_secs(60);
+/// The folder of the identity service's local socket, in that of the control plane.
+pub const IDENTITY_SOCKETS: &str = "identity-run";
 
 /// The control services of a mesh.
 pub struct Control {
@@ -28,7 +30,7 @@ impl Control {
         let config = weft_identity::Config {
             listen: loopback,
             state_dir: folder.join("identity"),
-            run_dir: None,
+            run_dir: Some(folder.join(IDENTITY_SOCKETS)),
             ca,
             ..weft_identity::Config::default()
         };

@@ -8,4 +8,5 @@ mod carrying;
 mod control;
 mod packets;
 mod rig;
+mod rotation;
 mod spiffe;

@@ -1,7 +1,7 @@
 //! Control services in a namespace of their own, nodes with both processes, apps in pods and
 //! cgroups.
 
-use crate::control::Control;
+use crate::control::{Control, IDENTITY_SOCKETS};
 use nix::sys::signal::Signal;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -129,6 +129,12 @@ impl Rig {
 }
 
 impl Rig {
+    /// The identity service, for operators on its machine.
+    pub fn identity(&self) -> tonic::transport::Channel {
+        let folder = self.net.dir().join("control").join(IDENTITY_SOCKETS);
+        weft_rpc::channel_local(folder.join("identity.sock")).unwrap()
+    }
+
     /// Changes a manifest.
     pub fn write(&self, name: &str, text: &str) {
         let path = self.net.dir().join("control").join("resources").join(name);
@@ -181,6 +187,11 @@ impl Running {
             data_dir,
             process,
         }
+    }
+
+    /// Where the agent keeps what outlives it.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     fn channel(&self) -> tonic::transport::Channel {
@@ -325,7 +336,7 @@ pub fn ask(from: &Namespace, app: &str, method: &str) -> String {
     answer
 }
 
-/// An app that answers with its name and who it was told has called.
+/// An app that answers with its name, who it was told has called, and what for.
 fn serve(name: &str, listener: TcpListener) {
     let name = name.to_owned();
     std::thread::spawn(move || {
@@ -354,9 +365,10 @@ fn answer(name: &str, mut stream: &TcpStream) {
                 .to_owned()
         };
         let body = format!(
-            "{name} asked by {} of {}",
+            "{name} asked by {} of {} for {}",
             header("dapr-caller-app-id"),
-            header("dapr-caller-namespace")
+            header("dapr-caller-namespace"),
+            head.split(' ').nth(1).unwrap_or("-")
         );
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         if stream.write_all(answer.as_bytes()).is_err() {
