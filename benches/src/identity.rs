@@ -32,10 +32,11 @@ const MEMBERS: usize = 4;
 const CALLS: usize = 48;
 /// Certificates per second at the steady rate.
 const STEADY: u32 = 500;
-/// Workloads that all ask at the same moment.
+/// Workloads that all ask at the same moment, of a service that has just started at first: its
+/// memory is looked at when they have got what they asked for.
 const COLD: u64 = 10_000;
-/// Memory is looked at when at least so many were given out.
-const ISSUED: u64 = 10_000;
+/// What one member may ask for is limited; here a few ask for many.
+const SETTINGS: &str = "limits: {member_burst: 4000000000, member_per_second: 4000000000}\n";
 
 /// One member's way to the service.
 #[derive(Clone)]
@@ -62,9 +63,12 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let free = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = free.local_addr()?.to_string();
     drop(free);
+    let settings = dir.path().join("identity.yaml");
+    std::fs::write(&settings, SETTINGS)?;
     let mut service = Command::new(options.bin_dir.join("weft-identity"))
-        .args(["--config", "/dev/null", "--metrics-listen", "127.0.0.1:0"])
-        .args(["--listen", &address])
+        .args(["--metrics-listen", "127.0.0.1:0", "--listen", &address])
+        .arg("--config")
+        .arg(&settings)
         .arg("--state-dir")
         .arg(dir.path().join("state"))
         .arg("--run-dir")
@@ -87,7 +91,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         .context("weft-identity did not start")?;
     pin(i32::try_from(std::process::id())?, 0)?;
     pin(pid, 1)?;
-    let fresh = rss_mib(pid);
+    let fresh = rss_mb(pid);
 
     let (_trigger, drain) = weft_drain::channel();
     let domain = TrustDomain::default();
@@ -119,10 +123,16 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     // Threads that came with the load.
     pin(pid, 1)?;
 
+    let mut colds = vec![cold_start(&askers).await?];
+    let mut issued = COLD;
+    let first = rss_mb(pid);
     let (mut rates, mut per_core, mut p50s, mut p99s) = (vec![], vec![], vec![], vec![]);
-    let mut issued = 0;
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
+        if round > 1 {
+            colds.push(cold_start(&askers).await?);
+            issued += COLD;
+        }
         let cpu = cpu_seconds(pid)?;
         let (count, seconds) = full_load(&askers, options.seconds).await?;
         rates.push(count as f64 / seconds);
@@ -140,12 +150,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         p50s.push(at(0.5));
         p99s.push(at(0.99));
     }
-    let cold = cold_start(&askers).await?;
-    issued += COLD;
-    while issued < ISSUED {
-        issued += full_load(&askers, 1).await?.0;
-    }
-    let memory = rss_mib(pid);
+    let last = rss_mb(pid);
     // All of it is in the record.
     let newest = admin
         .list_audit(ListAuditRequest::default())
@@ -167,7 +172,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         target: target.map(|(text, _)| text.to_owned()),
         holds: target.map(|(_, holds)| holds),
     };
-    let p99 = median(&p99s);
+    let (p99, cold) = (median(&p99s), median(&colds));
     Ok(vec![
         row(
             "full-load/rate",
@@ -178,15 +183,21 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         row("full-load/per-core-second", "certificates", &per_core, None),
         row("steady-500/p50", "ms", &p50s, None),
         row("steady-500/p99", "ms", &p99s, Some(("under 10", p99 < 10.0))),
-        row("cold-start/10000", "s", &[cold], Some(("at most 4", cold <= 4.0))),
-        row("memory/started", "MiB", &[fresh], None),
+        row("cold-start/10000", "s", &colds, Some(("at most 4", cold <= 4.0))),
+        row("memory/started", "MB", &[fresh], None),
         row(
-            &format!("memory/{issued}-issued"),
-            "MiB",
-            &[memory],
-            Some(("under 30", memory < 30.0)),
+            "memory/10000-issued",
+            "MB",
+            &[first],
+            Some(("under 30", first < 30.0)),
         ),
+        row(&format!("memory/{issued}-issued"), "MB", &[last], None),
     ])
+}
+
+/// Resident memory in units of a million bytes.
+fn rss_mb(pid: i32) -> f64 {
+    rss_mib(pid) * 1.048_576
 }
 
 /// As many as it takes; how many there were in how many seconds.

@@ -45,7 +45,7 @@ impl Metrics {
         family
     }
 
-    /// Registers what makes its metrics when they are asked for; it names them whole.
+    /// Registers what makes its metrics when they are asked for. Their names get the prefix as well.
     pub fn register_collector(&self, collector: Box<dyn prometheus_client::collector::Collector>) {
         self.0
             .lock()

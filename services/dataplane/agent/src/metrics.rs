@@ -57,7 +57,7 @@ impl Counters {
     }
 }
 
-/// What is read when somebody asks.
+/// What is read when somebody asks. The registry puts its prefix before the names.
 pub struct Gauges {
     /// The flows, counted by verdict.
     pub flows: FlowLog,
@@ -89,7 +89,7 @@ impl Collector for Gauges {
             ("audit", counts.audit),
         ];
         let mut family = encoder.encode_descriptor(
-            "weft_dataplane_flows",
+            "flows",
             "Decisions by verdict",
             None,
             prometheus_client::metrics::MetricType::Counter,
@@ -99,7 +99,7 @@ impl Collector for Gauges {
             ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
         }
         let mut family = encoder.encode_descriptor(
-            "weft_dataplane_upstream_connected",
+            "upstream_connected",
             "1 while the control service answers",
             None,
             prometheus_client::metrics::MetricType::Gauge,
@@ -113,7 +113,7 @@ impl Collector for Gauges {
         }
         let lost = ConstCounter::new(self.flows.lost());
         lost.encode(encoder.encode_descriptor(
-            "weft_dataplane_events_lost",
+            "events_lost",
             "Packets' events that were lost before they could be read",
             None,
             lost.metric_type(),
@@ -125,28 +125,28 @@ impl Collector for Gauges {
         let locals = self.locals.all();
         let captured = count(locals.iter().filter(|l| self.locals.captures(l)).count());
         captured.encode(encoder.encode_descriptor(
-            "weft_dataplane_workloads_captured",
+            "workloads_captured",
             "Workloads whose connections the kernel may redirect to this agent",
             None,
             captured.metric_type(),
         )?)?;
         let workloads = count(locals.len());
         workloads.encode(encoder.encode_descriptor(
-            "weft_dataplane_workloads",
+            "workloads",
             "Workloads of this node",
             None,
             workloads.metric_type(),
         )?)?;
         let carried = count(self.capture.open());
         carried.encode(encoder.encode_descriptor(
-            "weft_dataplane_carried_open",
+            "carried_open",
             "TCP connections being carried, from this node's workloads and to them",
             None,
             carried.metric_type(),
         )?)?;
         let refused = self.capture.refused();
         let mut family = encoder.encode_descriptor(
-            "weft_dataplane_carried_refused",
+            "carried_refused",
             "TCP connections that were not carried, by reason; `closed`: policy allows them no more",
             None,
             prometheus_client::metrics::MetricType::Counter,
@@ -163,14 +163,14 @@ impl Collector for Gauges {
         }
         let tunnels = count(self.tunnels.connections());
         tunnels.encode(encoder.encode_descriptor(
-            "weft_dataplane_tunnels",
+            "tunnels",
             "Tunnels open to other nodes",
             None,
             tunnels.metric_type(),
         )?)?;
         let opened = self.tunnels.opened();
         let mut family = encoder.encode_descriptor(
-            "weft_dataplane_tunnels_opened",
+            "tunnels_opened",
             "Tunnels to other nodes, by whether they came about",
             None,
             prometheus_client::metrics::MetricType::Counter,
@@ -186,7 +186,7 @@ impl Collector for Gauges {
 fn tables(encoder: &mut DescriptorEncoder<'_>, shown: &crate::kernel::Shown) -> Result<(), std::fmt::Error> {
     let counts = &shown.counts;
     let mut family = encoder.encode_descriptor(
-        "weft_dataplane_kernel_entries",
+        "kernel_entries",
         "Entries of the kernel's policy tables",
         None,
         prometheus_client::metrics::MetricType::Gauge,
@@ -202,14 +202,14 @@ fn tables(encoder: &mut DescriptorEncoder<'_>, shown: &crate::kernel::Shown) -> 
     }
     let writes = ConstCounter::new(counts.writes);
     writes.encode(encoder.encode_descriptor(
-        "weft_dataplane_kernel_writes",
+        "kernel_writes",
         "Writes to the kernel's policy tables",
         None,
         writes.metric_type(),
     )?)?;
     let problems = ConstGauge::new(i64::try_from(shown.problems.len()).unwrap_or(i64::MAX));
     problems.encode(encoder.encode_descriptor(
-        "weft_dataplane_kernel_problems",
+        "kernel_problems",
         "What the kernel's tables should hold and do not: it is closed",
         None,
         problems.metric_type(),

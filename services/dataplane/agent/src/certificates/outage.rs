@@ -27,7 +27,9 @@ use weft_identity::{CaConfig, Config, Env, HostPattern, Kind};
 use weft_model::TrustDomain;
 use weft_proto::weft::policy::v1::{WatchResponse, Workload};
 use weft_tls::{Expect, ManualClock, Now, SvidCell};
-use weft_tunnel::{Client, Destination, Dialer, Handler, Incoming, Limits, Local, OpenError, Source, TunnelStream};
+use weft_tunnel::{
+    Client, Destination, Dialer, Handler, Incoming, Limits, Local, OpenError, Source, TunnelStream,
+};
 
 const START: u64 = 1_800_000_000;
 const NODES: [&str; 2] = ["n1", "n2"];
@@ -375,11 +377,18 @@ impl Hour {
             self.back.iter().filter(within).count()
         };
         let per_second: Vec<usize> = (0..60).map(in_second).collect();
-        println!("{} were late, renewed in each second: {per_second:?}", self.back.len());
+        println!(
+            "{} were late, renewed in each second: {per_second:?}",
+            self.back.len()
+        );
         let (last, busiest) = (self.back.last().unwrap(), per_second.iter().max().unwrap());
         // The longest pause between attempts is 15 s.
         assert!(*last < 30.0, "the last came after {last} s");
-        assert!(*busiest <= self.back.len() / 2, "{busiest} of {} in one second", self.back.len());
+        assert!(
+            *busiest <= self.back.len() / 2,
+            "{busiest} of {} in one second",
+            self.back.len()
+        );
     }
 }
 

@@ -135,7 +135,7 @@ async fn a_policy_refuses_one_caller_and_lets_its_twin_in_on_both_nodes() {
     assert_eq!(flow.caller_proof, "tunnel-svid");
     assert_eq!(flow.source.unwrap().node, "n2");
     assert!(
-        near.metrics.text().contains("weft_dataplane_workloads"),
+        near.metrics.text().contains("\nweft_dataplane_workloads "),
         "{}",
         near.metrics.text()
     );
