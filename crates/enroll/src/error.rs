@@ -90,6 +90,20 @@ pub enum EnrollError {
         /// What is wrong.
         reason: String,
     },
+    /// The roots that the identity service is to be believed by.
+    #[error("the trust anchors in {} can not be used: {reason}; they are the mesh's roots as PEM", path.display())]
+    TrustAnchors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Nothing says whom to show a token of Kubernetes.
+    #[error(
+        "joining with a token of Kubernetes needs the mesh's roots, to know the identity service by: give them by \
+         --trust-anchors-file or WEFT_TRUST_ANCHORS_FILE"
+    )]
+    NoTrustAnchors,
     /// Another process is starting with the folder, and does not get on.
     #[error("{} is held by another process that is joining; stop it, or give this one another folder", .0.display())]
     InUse(PathBuf),

@@ -1,61 +1,23 @@
 //! The start of a member: with what the folder holds, or with a join token.
 
 use crate::{
-    EnrollError, JoinToken,
+    EnrollError, KubernetesJoin, TokenSource,
     files::{Folder, Held},
     keep::Keeper,
+    means::Means,
     revoked::RevocationList,
 };
 use rustls_pki_types::CertificateDer;
-use std::{fs, path::PathBuf, str::FromStr, time::Duration};
+use std::{path::PathBuf, time::Duration};
 use tonic::{Code, Status};
 use weft_drain::Watcher;
 use weft_model::{Principal, SpiffeId, TrustDomain};
-use weft_proto::weft::identity::v1::{self as proto, JoinRequest, bootstrap_client::BootstrapClient};
-use weft_rpc::channel_pinned;
-use weft_tls::{Bundle, Clock, Svid, SvidCell, SystemClock, Trust, new_key_and_csr, root_sha256};
+use weft_proto::weft::identity::v1::{self as proto, bootstrap_client::BootstrapClient};
+use weft_tls::{Bundle, Clock, Svid, SvidCell, SystemClock, Trust, new_key_and_csr};
 
 const PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const DEFAULT_PATIENCE: Duration = Duration::from_secs(60);
-/// No token file is longer.
-const MAX_TOKEN_FILE: u64 = 4096;
-
-/// Where a join token comes from. It is read only when it is needed.
-#[derive(Debug, Clone)]
-pub enum TokenSource {
-    /// Handed over in memory, by flag or environment.
-    Given(JoinToken),
-    /// The only content of a file.
-    File(PathBuf),
-}
-
-impl TokenSource {
-    /// From the text of a flag or environment variable.
-    pub fn text(text: &str) -> Result<Self, EnrollError> {
-        Ok(Self::Given(text.parse()?))
-    }
-
-    fn read(&self) -> Result<JoinToken, EnrollError> {
-        let path = match self {
-            Self::Given(token) => return Ok(token.clone()),
-            Self::File(path) => path,
-        };
-        let error = |source| EnrollError::File {
-            path: path.clone(),
-            source,
-        };
-        if fs::metadata(path).map_err(error)?.len() > MAX_TOKEN_FILE {
-            return Err(error(std::io::Error::other("it is too long for a join token")));
-        }
-        let text = zeroize::Zeroizing::new(fs::read_to_string(path).map_err(error)?);
-        JoinToken::from_str(&text).map_err(|source| EnrollError::TokenFile {
-            path: path.clone(),
-            source,
-        })
-    }
-}
-
 /// How a process wants to become a member.
 #[derive(Debug)]
 pub struct Enrollment {
@@ -63,6 +25,7 @@ pub struct Enrollment {
     folder: PathBuf,
     address: String,
     token: Option<TokenSource>,
+    kubernetes: Option<KubernetesJoin>,
     clock: Clock,
     look_every: Duration,
     patience: Duration,
@@ -89,6 +52,7 @@ impl Enrollment {
             folder,
             address,
             token: None,
+            kubernetes: None,
             clock: SystemClock::shared(),
             look_every: Duration::from_secs(1),
             patience: DEFAULT_PATIENCE,
@@ -98,6 +62,12 @@ impl Enrollment {
     /// The token for the first start, and for one after the certificate expired.
     pub fn token(mut self, token: TokenSource) -> Self {
         self.token = Some(token);
+        self
+    }
+
+    /// Instead of a join token: the token that Kubernetes gave this process's pod, whenever one is needed.
+    pub fn kubernetes(mut self, by: KubernetesJoin) -> Self {
+        self.kubernetes = Some(by);
         self
     }
 
@@ -181,7 +151,7 @@ impl Enrollment {
         if now <= identity.not_after {
             return Ok(Some(held));
         }
-        if self.token.is_none() {
+        if self.token.is_none() && self.kubernetes.is_none() {
             return Err(EnrollError::Expired {
                 id,
                 folder,
@@ -193,28 +163,23 @@ impl Enrollment {
     }
 
     async fn join(&self, folder: &Folder, trust_domain: &TrustDomain) -> Result<Held, EnrollError> {
-        let token = match &self.token {
-            Some(source) => source.read()?,
-            None => {
+        let means = match (&self.kubernetes, &self.token) {
+            (Some(by), _) => Means::Kubernetes(by.clone()),
+            (None, Some(source)) => Means::token(source)?,
+            (None, None) => {
                 return Err(EnrollError::NoToken {
                     id: self.id.clone(),
                     folder: folder.path().to_path_buf(),
                 });
             }
         };
-        let expect = trust_domain.service("identity")?;
-        let channel = channel_pinned(&self.address, token.root_sha256(), expect, self.clock.clone())?;
-        let mut client = BootstrapClient::new(channel);
+        let mut client = BootstrapClient::new(means.channel(&self.address, trust_domain, &self.clock)?);
         let made = new_key_and_csr()?;
         let deadline = tokio::time::Instant::now() + self.patience;
         let mut pause = PAUSE;
-        let reply = loop {
-            let request = JoinRequest {
-                token: token.reveal().to_string(),
-                csr_der: made.csr_der.clone(),
-            };
-            let status = match client.join(request).await {
-                Ok(reply) => break reply.into_inner(),
+        let (svid, bundle) = loop {
+            let status = match means.ask(&mut client, &self.id, made.csr_der.clone()).await? {
+                Ok(answer) => break answer,
                 Err(status) => status,
             };
             let error = self.sort(&status);
@@ -230,13 +195,9 @@ impl Enrollment {
             address: self.address.clone(),
             reason,
         };
-        let bundle = read_bundle(reply.bundle, trust_domain).map_err(unusable)?;
-        if !bundle.roots.iter().any(|r| root_sha256(r) == token.root_sha256()) {
-            return Err(unusable(
-                "its trust bundle does not hold the root that the token pins".into(),
-            ));
-        }
-        let chain = read_chain(reply.svid).map_err(unusable)?;
+        let bundle = read_bundle(bundle, trust_domain).map_err(unusable)?;
+        means.check(&bundle).map_err(unusable)?;
+        let chain = read_chain(svid).map_err(unusable)?;
         let svid = Svid::new(chain.clone(), &made.key)?;
         if *svid.id() != self.id {
             return Err(EnrollError::TokenForOther {
@@ -247,7 +208,7 @@ impl Enrollment {
         // The certificate last: when it is there, all of it is.
         folder.store_bundle(&bundle)?;
         folder.store_svid(&made.key, &chain)?;
-        tracing::info!(id = %self.id, token = token.id(), serial = svid.identity().serial, "joined the mesh");
+        tracing::info!(id = %self.id, by = means.name(), serial = svid.identity().serial, "joined the mesh");
         // What is revoked comes with the first message of the bundle's stream.
         Ok(Held {
             svid,

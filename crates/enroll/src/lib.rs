@@ -1,7 +1,7 @@
 //! How a process becomes a member of the mesh and stays one.
 //!
 //! Owns: the folder that holds a process's key, certificate and trust bundle; joining with a
-//! token; renewal at half of the certificate's life; following the trust bundle. What crosses the
+//! token of the mesh or of Kubernetes; renewal at half of the certificate's life; following the trust bundle. What crosses the
 //! border is a [`Member`]: an [`SvidCell`](weft_tls::SvidCell) and a [`Trust`](weft_tls::Trust)
 //! that stay current by themselves.
 //!
@@ -21,10 +21,12 @@ mod error;
 mod files;
 mod join;
 mod keep;
+mod means;
 mod revoked;
 mod token;
 
 pub use error::EnrollError;
-pub use join::{Enrollment, Member, TokenSource};
+pub use join::{Enrollment, Member};
+pub use means::{KubernetesJoin, TokenSource};
 pub use revoked::add_revocation;
 pub use token::{JoinToken, TokenError};

@@ -11,7 +11,7 @@ mod spiffe;
 pub use identity::NumericIdentity;
 pub use labels::{APP_ID_LABEL, Labels, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL};
 pub use name::{NameError, check_app_id, check_dns_label, check_name, match_pattern};
-pub use spiffe::{Principal, SpiffeError, SpiffeId, TrustDomain};
+pub use spiffe::{Principal, SpiffeError, SpiffeId, SvidForm, TrustDomain};
 
 /// The product's version, as every binary prints it and every hello carries it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -3,7 +3,8 @@
 //! Syntax as in the SPIFFE-ID standard (sections 2.1 to 2.4): lower-case trust domain, path
 //! segments of letters, digits, `.`, `-`, `_`, no empty or dot segments, at most 2048 bytes.
 
-use crate::name::{check_app_id, check_dns_label};
+use crate::name::{check_app_id, check_dns_label, check_name};
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// A SPIFFE ID is refused above this many bytes (SPIFFE-ID, section 2.3).
@@ -112,8 +113,61 @@ pub enum Principal {
         /// App-id, or the service account's name where there is no app-id.
         name: String,
     },
+    /// A workload named by its service account: `/ns/<namespace>/sa/<service-account>`.
+    ServiceAccount {
+        /// Namespace of the workload.
+        namespace: String,
+        /// The service account's name.
+        name: String,
+    },
     /// Any other path: known to the CA, without rights in Weft.
     Other,
+}
+
+/// Which of a workload's names its SPIFFE ID is made of. One for the whole mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SvidForm {
+    /// `/ns/<namespace>/<app-id>`, with the service account where there is no app-id: as Dapr.
+    #[default]
+    AppId,
+    /// `/ns/<namespace>/sa/<service-account>`: as SPIRE and other meshes.
+    ServiceAccount,
+}
+
+impl SvidForm {
+    /// The name that the last part of the ID is made of, and that host patterns are about.
+    pub fn name<'a>(self, app_id: &'a str, service_account: &'a str) -> &'a str {
+        // What Kubernetes names an account that nobody named.
+        let account = if service_account.is_empty() {
+            "default"
+        } else {
+            service_account
+        };
+        match self {
+            Self::AppId if !app_id.is_empty() => app_id,
+            Self::AppId | Self::ServiceAccount => account,
+        }
+    }
+
+    /// The ID of a workload with [`SvidForm::name`] `name`.
+    pub fn id(self, domain: &TrustDomain, namespace: &str, name: &str) -> Result<SpiffeId, SpiffeError> {
+        match self {
+            Self::AppId => domain.workload(namespace, name),
+            Self::ServiceAccount => SpiffeId::new(domain, &format!("/ns/{namespace}/sa/{name}")),
+        }
+    }
+
+    /// Namespace and name, if this is a workload's ID of this form.
+    pub fn read(self, id: &SpiffeId) -> Option<(String, String)> {
+        match (self, id.principal()) {
+            (Self::AppId, Principal::Workload { namespace, name })
+            | (Self::ServiceAccount, Principal::ServiceAccount { namespace, name }) => {
+                Some((namespace, name))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl SpiffeId {
@@ -156,6 +210,9 @@ impl SpiffeId {
     pub fn principal(&self) -> Principal {
         let mut segments = self.path().split('/').skip(1);
         let four = (segments.next(), segments.next(), segments.next(), segments.next());
+        if segments.next().is_some() {
+            return Principal::Other;
+        }
         match four {
             (Some("weft"), Some("service"), Some(name), None) if check_dns_label(name).is_ok() => {
                 Principal::Service(name.into())
@@ -166,6 +223,14 @@ impl SpiffeId {
                 if check_dns_label(namespace).is_ok() && check_app_id(name).is_ok() =>
             {
                 Principal::Workload {
+                    namespace: namespace.into(),
+                    name: name.into(),
+                }
+            }
+            (Some("ns"), Some(namespace), Some("sa"), Some(name))
+                if check_dns_label(namespace).is_ok() && check_name(name).is_ok() =>
+            {
+                Principal::ServiceAccount {
                     namespace: namespace.into(),
                     name: name.into(),
                 }
@@ -229,6 +294,33 @@ mod tests {
         assert_eq!(principal("spiffe://td/weft/node/n1/x"), Principal::Other);
         assert_eq!(principal("spiffe://td/weft/node"), Principal::Other);
         assert_eq!(principal("spiffe://td"), Principal::Other);
+    }
+
+    #[test]
+    fn each_form_makes_and_reads_its_own_ids() {
+        let domain = TrustDomain::default();
+        for (form, path) in [
+            (SvidForm::AppId, "/ns/shop/cart"),
+            (SvidForm::ServiceAccount, "/ns/shop/sa/runner"),
+        ] {
+            let name = form.name("cart", "runner");
+            let id = form.id(&domain, "shop", name).unwrap();
+            assert_eq!(id.path(), path);
+            assert_eq!(form.read(&id), Some(("shop".into(), name.into())));
+            let other = match form {
+                SvidForm::AppId => SvidForm::ServiceAccount,
+                SvidForm::ServiceAccount => SvidForm::AppId,
+            };
+            assert_eq!(other.read(&id), None);
+        }
+        assert_eq!(SvidForm::AppId.name("", "runner"), "runner");
+        assert_eq!(SvidForm::AppId.name("", ""), "default");
+        assert_eq!(SvidForm::ServiceAccount.name("cart", ""), "default");
+        // An app that is called "sa" is no service account, and one segment more is neither.
+        let app = domain.workload("shop", "sa").unwrap();
+        assert_eq!(SvidForm::ServiceAccount.read(&app), None);
+        let deep = SpiffeId::new(&domain, "/ns/shop/sa/runner/x").unwrap();
+        assert_eq!(deep.principal(), Principal::Other);
     }
 
     #[test]

@@ -216,7 +216,9 @@ impl Limiter {
             Caller::Tls(peer) => {
                 let class = match peer.id.principal() {
                     Principal::Service(_) | Principal::Node(_) | Principal::Admin(_) => &inner.members,
-                    Principal::Workload { .. } | Principal::Other => &inner.strangers,
+                    Principal::Workload { .. } | Principal::ServiceAccount { .. } | Principal::Other => {
+                        &inner.strangers
+                    }
                 };
                 (class, Key::Id(peer.id.to_string()))
             }

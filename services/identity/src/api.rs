@@ -1,6 +1,7 @@
 //! The gRPC face: messages in, [`Core`]'s decisions, messages out.
 
 use crate::{
+    attest::Evidence,
     authority::Issued,
     core::{Core, Published},
     db::{AuditRow, Filter, Replica, State},
@@ -19,16 +20,18 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use weft_drain::Watcher;
 use weft_model::Principal;
+use weft_proto::weft::identity::v1::attest_request::Evidence as Proof;
 use weft_proto::weft::identity::v1::{
-    AckBundleRequest, AckBundleResponse, AuditEntry, Authority, BackupRequest, BackupResponse,
-    CreateJoinTokenRequest, CreateJoinTokenResponse, GetAuthorityRequest, GetAuthorityResponse, JoinRequest,
-    JoinResponse, ListAuditRequest, ListAuditResponse, ListRevocationsRequest, ListRevocationsResponse,
-    ReinstateRequest, ReinstateResponse, RenewRequest, RenewResponse, Replica as ReplicaMessage, Revocation,
-    RevokeRequest, RevokeResponse, RotateRequest, RotateResponse, RotateTarget, SignAdminRequest,
-    SignAdminResponse, SignJwtRequest, SignJwtResponse, SignWorkloadRequest, SignWorkloadResponse, Svid,
-    SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse, WatchNodesRequest, WatchNodesResponse,
-    admin_server::Admin, bootstrap_server::Bootstrap, certificates_server::Certificates,
-    members_server::Members, trust_server::Trust,
+    AckBundleRequest, AckBundleResponse, AttestRequest, AttestResponse, AuditEntry, Authority, BackupRequest,
+    BackupResponse, CreateJoinTokenRequest, CreateJoinTokenResponse, GetAuthorityRequest,
+    GetAuthorityResponse, JoinRequest, JoinResponse, ListAuditRequest, ListAuditResponse,
+    ListRevocationsRequest, ListRevocationsResponse, ReinstateRequest, ReinstateResponse, RenewRequest,
+    RenewResponse, Replica as ReplicaMessage, Revocation, RevokeRequest, RevokeResponse, RotateRequest,
+    RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse, SignJwtRequest, SignJwtResponse,
+    SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest,
+    WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
+    bootstrap_server::Bootstrap, certificates_server::Certificates, members_server::Members,
+    trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::{Bundle, root_sha256};
@@ -124,6 +127,26 @@ impl Bootstrap for Api {
         let JoinRequest { token, csr_der } = request.into_inner();
         let (issued, roots) = self.core.join(&caller, &token, &csr_der).await?;
         Ok(Response::new(JoinResponse {
+            svid: svid(issued),
+            bundle: bundle(&roots),
+        }))
+    }
+
+    async fn attest(&self, request: Request<AttestRequest>) -> Result<Response<AttestResponse>, Status> {
+        let caller = caller(&request)?;
+        let AttestRequest {
+            evidence,
+            csr_der,
+            spiffe_id,
+        } = request.into_inner();
+        let evidence = match &evidence {
+            Some(Proof::KubernetesToken(token)) => Evidence::Kubernetes { token },
+            Some(Proof::Jwt(token)) => Evidence::Jwt { token },
+            None => Evidence::Insecure,
+        };
+        let wanted = Some(spiffe_id.as_str()).filter(|id| !id.is_empty());
+        let (issued, roots) = self.core.attest(&caller, &evidence, wanted, &csr_der).await?;
+        Ok(Response::new(AttestResponse {
             svid: svid(issued),
             bundle: bundle(&roots),
         }))

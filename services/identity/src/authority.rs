@@ -12,7 +12,7 @@ use rcgen::{
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 use time::OffsetDateTime;
-use weft_model::{Principal, SpiffeId};
+use weft_model::{Principal, SpiffeId, check_dns_label, check_name};
 use weft_tls::NODE_EXTENSION_OID;
 
 /// A certificate begins this long before it is made, for verifiers whose clock is behind.
@@ -241,12 +241,22 @@ fn serial() -> Result<(SerialNumber, String), AuthorityError> {
 }
 
 /// The name by which tools that know nothing of SPIFFE, such as grpcurl, check whom they call: the
-/// binary's. Nothing of Weft reads it.
+/// binary's, or a workload's as clients of Dapr's sentry know it. Nothing of Weft reads it.
 fn dns_name(id: &SpiffeId) -> Result<Option<SanType>, AuthorityError> {
     let name = match id.principal() {
         Principal::Service(name) => format!("weft-{name}"),
         Principal::Node(_) => "weft-agent".to_owned(),
-        Principal::Admin(_) | Principal::Workload { .. } | Principal::Other => return Ok(None),
+        // An app-id may have characters that no DNS name has.
+        Principal::Workload { namespace, name } | Principal::ServiceAccount { namespace, name }
+            if check_dns_label(&name).is_ok() =>
+        {
+            let name = format!("{name}.{namespace}.svc.{}", id.trust_domain());
+            match check_name(&name) {
+                Ok(()) => name,
+                Err(_) => return Ok(None),
+            }
+        }
+        _ => return Ok(None),
     };
     Ok(Some(SanType::DnsName(name.try_into()?)))
 }

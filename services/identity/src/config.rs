@@ -1,9 +1,9 @@
 //! What the service can be told, and what is refused.
 
-use crate::{authority::KeyType, kek::KekSource};
+use crate::{attest::AttestationConfig, authority::KeyType, kek::KekSource};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
-use weft_model::TrustDomain;
+use weft_model::{SvidForm, TrustDomain};
 use weft_rpc::Rate;
 use weft_telemetry::TelemetryConfig;
 
@@ -36,6 +36,8 @@ pub struct Config {
     pub policy_addr: Option<String>,
     /// The authority.
     pub ca: CaConfig,
+    /// Evidence beside join tokens that is taken for who somebody is.
+    pub attestation: AttestationConfig,
     /// How much one caller may ask.
     pub limits: LimitsConfig,
     /// Logs, metrics, traces.
@@ -94,6 +96,9 @@ pub struct CaConfig {
     /// Lifetime of workloads' certificates, seconds.
     #[serde(deserialize_with = "ttl")]
     pub workload_ttl_seconds: u64,
+    /// Which of a workload's names its SPIFFE ID is made of: app-id or service-account. The policy service
+    /// must be told the same.
+    pub svid_form: SvidForm,
     /// Entries of the audit record that are kept.
     pub audit_entries: u64,
 }
@@ -167,6 +172,7 @@ impl Default for Config {
             trust_domain: TrustDomain::default().as_str().to_owned(),
             policy_addr: None,
             ca: CaConfig::default(),
+            attestation: AttestationConfig::default(),
             limits: LimitsConfig::default(),
             telemetry: TelemetryConfig::default(),
         }
@@ -215,6 +221,7 @@ impl Default for CaConfig {
             service_ttl_seconds: DAY,
             node_ttl_seconds: DAY,
             workload_ttl_seconds: DAY,
+            svid_form: SvidForm::default(),
             audit_entries: 100_000,
         }
     }

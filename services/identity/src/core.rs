@@ -4,6 +4,7 @@
 
 use crate::{
     acks::Acks,
+    attest::Attestor,
     audit::{Gate, Verdict},
     authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
@@ -14,6 +15,7 @@ use crate::{
     kek::Kek,
     members::Members,
     own,
+    reason::Reason,
     recorder::Recorder,
     refused::Refused,
     registry::Registry,
@@ -67,6 +69,7 @@ pub struct Core {
     /// Whether the authority was made now.
     pub(crate) is_new: bool,
     pub(crate) registry: Registry,
+    pub(crate) attestor: Attestor,
     /// Names of nodes as they join.
     pub(crate) joins: broadcast::Sender<String>,
     clock: Clock,
@@ -87,7 +90,12 @@ pub(crate) type Decision<T> = Result<T, Refused>;
 
 impl Core {
     /// Opens the database; makes root and issuer when there are none.
-    pub async fn open(config: &Config, clock: Clock, counts: Counts) -> Result<Self, StartError> {
+    pub async fn open(
+        config: &Config,
+        clock: Clock,
+        counts: Counts,
+        insecure: bool,
+    ) -> Result<Self, StartError> {
         let trust_domain = config.parsed_trust_domain()?;
         let now = clock.unix_seconds();
         let db = match &config.database_url {
@@ -126,7 +134,10 @@ impl Core {
         let stored = usable(&db, &kek, &maker, stored, now).await?;
         let live = Live::open(stored, &kek, now)?;
         let published = publication(&live, &trust_domain);
+        let form = config.ca.svid_form;
+        let attestor = Attestor::new(&config.attestation, &trust_domain, form, &clock, &db, insecure).await?;
         let core = Self {
+            attestor,
             recorder: Recorder::start(db.clone()),
             db,
             kek,
@@ -345,22 +356,23 @@ impl Core {
         if let Err(refused) = &checked
             && refused.is_decision()
         {
-            self.record_refusal(asked.clone(), refused.to_string()).await;
+            self.record_refusal(asked.clone(), refused.reason(), refused.to_string())
+                .await;
         }
         checked
     }
 
     /// Records a refusal that anybody who reaches the port can bring about: a flood of them is counted.
-    pub(crate) async fn record_strangers(&self, asked: Audit, refused: String) {
+    pub(crate) async fn record_strangers(&self, asked: Audit, why: Reason, refused: String) {
         match self.gate.ask(asked.time) {
             Verdict::LeaveOut => {
-                self.counts.refused(asked.action);
+                self.counts.refused(asked.action, why);
                 tracing::debug!(action = asked.action, reason = refused, "refused, not recorded");
             }
-            Verdict::Record { left_out: 0 } => self.record_refusal(asked, refused).await,
+            Verdict::Record { left_out: 0 } => self.record_refusal(asked, why, refused).await,
             Verdict::Record { left_out } => {
                 let reason = format!("{refused} (and {left_out} more refusals before it were not recorded)");
-                self.record_refusal(asked, reason).await;
+                self.record_refusal(asked, why, reason).await;
             }
         }
     }
@@ -375,17 +387,18 @@ impl Core {
             "asks {} too often ({} calls refused)",
             limited.method, limited.refused
         );
-        self.record_strangers(asked, text).await;
+        self.record_strangers(asked, Reason::RateLimited, text).await;
     }
 
     /// A refusal stands even if it can not be recorded.
-    pub(crate) async fn record_refusal(&self, asked: Audit, reason: String) {
-        self.counts.refused(asked.action);
+    pub(crate) async fn record_refusal(&self, asked: Audit, why: Reason, reason: String) {
+        self.counts.refused(asked.action, why);
         tracing::warn!(
             action = asked.action,
             caller = asked.caller,
             asked = asked.spiffe_id,
             reason,
+            why = why.as_str(),
             "refused"
         );
         let recorded = Recorded {

@@ -1,5 +1,6 @@
 //! The service's metrics, `weft_identity_*`.
 
+use crate::reason::Reason;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -12,10 +13,16 @@ struct Decision {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
 /// Counters and gauges. Clones share.
 #[derive(Debug, Clone, Default)]
 pub struct Counts {
     decisions: Family<Decision, Counter>,
+    refused: Family<Why, Counter>,
     own_certificate: Gauge,
     workloads: Gauge,
 }
@@ -28,6 +35,11 @@ impl Counts {
             "decisions",
             "Certificates and tokens given out or refused, by method",
             counts.decisions.clone(),
+        );
+        metrics.register(
+            "refused",
+            "Certificates and tokens refused, by reason",
+            counts.refused.clone(),
         );
         metrics.register(
             "own_certificate_expiry_timestamp_seconds",
@@ -51,7 +63,9 @@ impl Counts {
             .inc();
     }
 
-    pub(crate) fn refused(&self, action: &'static str) {
+    pub(crate) fn refused(&self, action: &'static str, why: Reason) {
+        let reason = why.as_str();
+        self.refused.get_or_create(&Why { reason }).inc();
         self.decisions
             .get_or_create(&Decision {
                 action,
@@ -79,13 +93,15 @@ mod tests {
         let metrics = Metrics::new("identity");
         let counts = Counts::register(&metrics);
         counts.issued("join");
-        counts.refused("join");
-        counts.refused("join");
+        counts.refused("join", Reason::TokenExpired);
+        counts.refused("join", Reason::PodNotOnNode);
         counts.workloads(3);
         let text = metrics.text();
         for line in [
             "weft_identity_decisions_total{action=\"join\",outcome=\"issue\"} 1",
             "weft_identity_decisions_total{action=\"join\",outcome=\"refuse\"} 2",
+            "weft_identity_refused_total{reason=\"POD_NOT_ON_NODE\"} 1",
+            "weft_identity_refused_total{reason=\"TOKEN_EXPIRED\"} 1",
             "weft_identity_registry_workloads 3",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");

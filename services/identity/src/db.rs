@@ -5,12 +5,14 @@ mod audit;
 mod backup;
 mod replicas;
 mod revocations;
+mod tokens;
 mod trust;
 
 pub use audit::{Audit, AuditRow, Filter, Recorded};
 pub use backup::Image;
 pub use replicas::Replica;
 pub use revocations::{Revocation, Target};
+pub use tokens::TokenUse;
 pub use trust::{
     Cross, NewIssuer, NewJwtKey, NewRoot, Op, State, StoredIssuer, StoredJwtKey, StoredRoot, StoredTrust,
 };
@@ -24,7 +26,7 @@ static SQLITE: sqlx::migrate::Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: sqlx::migrate::Migrator = sqlx::migrate!("migrations/postgres");
 
 /// A join token's record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TokenRecord {
     /// SHA-256 of the secret.
     pub secret_sha256: Vec<u8>,
@@ -174,31 +176,52 @@ impl Db {
                 .bind(id)
                 .execute(&mut **tx)
                 .await?;
-            sqlx::query(
-                "INSERT INTO members (kind, name, may_host, joined_at) VALUES ($1, $2, $3, $4) \
-                 ON CONFLICT (kind, name) DO UPDATE SET may_host = excluded.may_host, joined_at = excluded.joined_at",
-            )
-            .bind(&token.kind)
-            .bind(&token.name)
-            .bind(patterns_json(&token.may_host))
-            .bind(int(now))
-            .execute(&mut **tx)
-            .await?;
             Ok(())
         }
         .await;
-        written.map_err(|e| self.error(&e))
+        written.map_err(|e| self.error(&e))?;
+        self.add_member(tx, token, "join-token", now).await
     }
 
-    /// What a member may host; `None` when nobody of this name joined.
-    pub async fn member(&self, kind: &str, name: &str) -> Result<Option<Vec<HostPattern>>, StoreError> {
-        let text: sqlx::Result<Option<String>> =
-            sqlx::query_scalar("SELECT may_host FROM members WHERE kind = $1 AND name = $2")
-                .bind(kind)
-                .bind(name)
-                .fetch_optional(self.store.pool())
-                .await;
-        text.and_then(|t| t.map(|t| patterns_from(&t)).transpose())
+    /// Makes somebody a member, or replaces what is known of it; `attested` says how it proved who it is.
+    pub async fn add_member(
+        &self,
+        tx: &mut Tx,
+        record: &TokenRecord,
+        attested: &str,
+        now: u64,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO members (kind, name, may_host, joined_at, attested) VALUES ($1, $2, $3, $4, $5) \
+             ON CONFLICT (kind, name) DO UPDATE SET may_host = excluded.may_host, joined_at = excluded.joined_at, \
+             attested = excluded.attested",
+        )
+        .bind(&record.kind)
+        .bind(&record.name)
+        .bind(patterns_json(&record.may_host))
+        .bind(int(now))
+        .bind(attested)
+        .execute(&mut **tx)
+        .await
+        .map(|_| ())
+        .map_err(|e| self.error(&e))
+    }
+
+    /// What a member may host and how it proved who it is; `None` when nobody of this name joined.
+    pub async fn member(
+        &self,
+        kind: &str,
+        name: &str,
+    ) -> Result<Option<(Vec<HostPattern>, String)>, StoreError> {
+        let row = sqlx::query("SELECT may_host, attested FROM members WHERE kind = $1 AND name = $2")
+            .bind(kind)
+            .bind(name)
+            .fetch_optional(self.store.pool())
+            .await;
+        let read = |row: AnyRow| -> sqlx::Result<_> {
+            Ok((patterns_from(row.try_get("may_host")?)?, row.try_get("attested")?))
+        };
+        row.and_then(|row| row.map(read).transpose())
             .map_err(|e| self.error(&e))
     }
 

@@ -1,6 +1,9 @@
 //! Why the service does not start.
 
-use crate::{authority::AuthorityError, config::ConfigError, kek::KekError, supplied::SuppliedError};
+use crate::{
+    attest::FetchError, authority::AuthorityError, config::ConfigError, kek::KekError,
+    supplied::SuppliedError,
+};
 use std::path::PathBuf;
 use weft_model::SpiffeError;
 use weft_rpc::RpcError;
@@ -71,6 +74,12 @@ pub enum StartError {
     /// The database did not take the record of the service's own certificate.
     #[error("own certificate: {0}")]
     NotRecorded(String),
+    /// The cluster's address and credentials.
+    #[error("attestation.kubernetes: {0}")]
+    Kubernetes(String),
+    /// The place of keys that tokens are verified with.
+    #[error("attestation.jwt: {0}")]
+    Jwks(#[from] FetchError),
     /// Names.
     #[error(transparent)]
     SpiffeId(#[from] SpiffeError),

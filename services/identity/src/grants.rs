@@ -130,10 +130,11 @@ impl Core {
         }
         let (id, name) = self.workload_id(&workload)?;
         asked.spiffe_id = id.to_string();
-        let may_host = self.member(Kind::Node, &node).await?;
-        let may_host = may_host.ok_or_else(|| {
+        let member = self.member(Kind::Node, &node).await?;
+        let member = member.ok_or_else(|| {
             Refused::denied(Reason::NotAMember, format!("node {node:?} is no member")).about("member", &node)
         })?;
+        let may_host = &member.may_host;
         if !may_host.iter().any(|p| p.matches(&workload.namespace, &name)) {
             let text = format!(
                 "node {node:?} may not host {}/{name}: none of its {} host patterns matches; join it with a \
@@ -145,33 +146,34 @@ impl Core {
             );
             return Err(Refused::denied(Reason::HostingNotPermitted, text).about("identity", id.as_str()));
         }
+        if member.by_kubernetes {
+            // The registry has it from the node; Kubernetes has it from nobody on the node.
+            self.attestor.hosts(&node, &workload.namespace, &name).await?;
+        }
         Ok((id, node))
     }
 
     /// The ID follows from namespace and name. What the registry derived must agree with it, so
     /// that a mistake there can not name something else.
     fn workload_id(&self, workload: &Workload) -> Decision<(SpiffeId, String)> {
-        let name = if workload.app_id.is_empty() {
-            &workload.service_account
-        } else {
-            &workload.app_id
-        };
-        let id = self
-            .trust_domain
-            .workload(&workload.namespace, name)
+        let form = self.settings.svid_form;
+        let name = form.name(&workload.app_id, &workload.service_account);
+        let id = form
+            .id(&self.trust_domain, &workload.namespace, name)
             .map_err(|e| Refused::denied(Reason::NotNameable, e.to_string()))?;
-        if !matches!(id.principal(), Principal::Workload { .. }) {
+        if form.read(&id).is_none() {
             let text = format!("{}/{name} can not be named in a SPIFFE ID", workload.namespace);
             return Err(Refused::denied(Reason::NotNameable, text));
         }
         if !workload.spiffe_id.is_empty() && workload.spiffe_id != id.as_str() {
             let text = format!(
-                "the registry names {:?}, its namespace and name make {id}",
+                "the registry names {:?}, its namespace and name make {id}; svid_form must be the same for \
+                 the identity and the policy service",
                 workload.spiffe_id
             );
             return Err(Refused::denied(Reason::RegistryContradicts, text));
         }
-        Ok((id, name.clone()))
+        Ok((id, name.to_owned()))
     }
 
     /// An operator's certificate. One that is asked for with an operator's certificate ends no later than

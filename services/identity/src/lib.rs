@@ -8,9 +8,11 @@
 mod acks;
 mod admin;
 mod api;
+mod attest;
 mod audit;
 mod authority;
 mod backup;
+mod bootstrap;
 mod config;
 mod core;
 mod counts;
@@ -39,6 +41,7 @@ mod supplied;
 mod tokens;
 mod upkeep;
 
+pub use attest::{AttestationConfig, FetchError, JwtAlgorithm, JwtConfig, KubernetesConfig, NodeAgent};
 pub use authority::KeyType;
 pub use backup::{RestoreError, restore};
 pub use config::{CaConfig, Config, ConfigError, LimitsConfig};

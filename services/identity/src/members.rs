@@ -2,6 +2,7 @@
 //! answers are kept for a while.
 
 use crate::{
+    attest::BY_KUBERNETES,
     core::{Core, Decision},
     pattern::HostPattern,
     tokens::Kind,
@@ -19,7 +20,14 @@ const SHARED: Duration = Duration::from_secs(1);
 /// More members than these are asked for anew.
 const KEPT: usize = 100_000;
 
-type Patterns = Arc<[HostPattern]>;
+/// A member as it joined last.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// What a node may host.
+    pub may_host: Arc<[HostPattern]>,
+    /// Whether Kubernetes speaks for it, and is asked what runs on it.
+    pub by_kubernetes: bool,
+}
 
 /// The answers.
 #[derive(Debug, Default)]
@@ -29,27 +37,27 @@ pub struct Members {
 
 #[derive(Debug, Default)]
 struct Known {
-    patterns: HashMap<(Kind, String), (Instant, Patterns)>,
+    members: HashMap<(Kind, String), (Instant, Member)>,
     /// Rises with each join: an answer from before one is not kept.
     joins: u64,
 }
 
 impl Members {
-    fn get(&self, key: &(Kind, String), shared: bool) -> Result<Patterns, u64> {
+    fn get(&self, key: &(Kind, String), shared: bool) -> Result<Member, u64> {
         let known = self.known.lock();
-        match known.patterns.get(key) {
-            Some((since, patterns)) if !shared || since.elapsed() < SHARED => Ok(patterns.clone()),
+        match known.members.get(key) {
+            Some((since, member)) if !shared || since.elapsed() < SHARED => Ok(member.clone()),
             _ => Err(known.joins),
         }
     }
 
-    fn put(&self, key: (Kind, String), joins: u64, answer: (Instant, Patterns)) {
+    fn put(&self, key: (Kind, String), joins: u64, answer: (Instant, Member)) {
         let mut known = self.known.lock();
-        if known.patterns.len() >= KEPT {
-            known.patterns.clear();
+        if known.members.len() >= KEPT {
+            known.members.clear();
         }
         if known.joins == joins {
-            known.patterns.insert(key, answer);
+            known.members.insert(key, answer);
         }
     }
 
@@ -57,22 +65,26 @@ impl Members {
     pub fn forget(&self, kind: Kind, name: &str) {
         let mut known = self.known.lock();
         known.joins += 1;
-        known.patterns.remove(&(kind, name.to_owned()));
+        known.members.remove(&(kind, name.to_owned()));
     }
 }
 
 impl Core {
-    /// What a member may host; `None` when nobody of this name joined.
-    pub(crate) async fn member(&self, kind: Kind, name: &str) -> Decision<Option<Patterns>> {
+    /// A member; `None` when nobody of this name joined.
+    pub(crate) async fn member(&self, kind: Kind, name: &str) -> Decision<Option<Member>> {
         let key = (kind, name.to_owned());
         let joins = match self.members.get(&key, self.db.is_shared()) {
-            Ok(patterns) => return Ok(Some(patterns)),
+            Ok(member) => return Ok(Some(member)),
             Err(joins) => joins,
         };
         let asked = Instant::now();
-        let found: Option<Patterns> = self.db.member(kind.as_str(), name).await?.map(Into::into);
-        if let Some(patterns) = &found {
-            self.members.put(key, joins, (asked, patterns.clone()));
+        let found = self.db.member(kind.as_str(), name).await?;
+        let found = found.map(|(may_host, attested)| Member {
+            may_host: may_host.into(),
+            by_kubernetes: attested == BY_KUBERNETES,
+        });
+        if let Some(member) = &found {
+            self.members.put(key, joins, (asked, member.clone()));
         }
         Ok(found)
     }

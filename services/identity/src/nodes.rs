@@ -68,7 +68,7 @@ impl NodeWatch {
     async fn one(&self, name: String) -> Decision<pb::WatchNodesResponse> {
         let mut told = pb::WatchNodesResponse::default();
         match self.core.db.member(Kind::Node.as_str(), &name).await? {
-            Some(may_host) => told.upserts.push(node(name, may_host)),
+            Some((may_host, _)) => told.upserts.push(node(name, may_host)),
             None => told.removed_names.push(name),
         }
         Ok(told)

@@ -76,6 +76,42 @@ reasons! {
     JoinTokenExpired = "JOIN_TOKEN_EXPIRED",
     /// Workloads do not join
     WorkloadsDoNotJoin = "WORKLOADS_DO_NOT_JOIN",
+    /// The caller asks too often
+    RateLimited = "RATE_LIMITED",
+    /// This kind of evidence is not configured here
+    AttestationOff = "ATTESTATION_OFF",
+    /// What vouches for the evidence can not be asked now
+    AttestorAway = "ATTESTOR_AWAY",
+    /// The token is none of its kind
+    TokenMalformed = "TOKEN_MALFORMED",
+    /// The token is not vouched for, or says something that is not taken
+    TokenInvalid = "TOKEN_INVALID",
+    /// The token has expired
+    TokenExpired = "TOKEN_EXPIRED",
+    /// The token is not valid yet
+    TokenNotYetValid = "TOKEN_NOT_YET_VALID",
+    /// The token is for another audience
+    TokenAudience = "TOKEN_AUDIENCE",
+    /// The token is signed with an algorithm that is not permitted
+    TokenAlgorithm = "TOKEN_ALGORITHM",
+    /// The token is signed with a key that its issuer does not have
+    TokenKey = "TOKEN_KEY",
+    /// The token is for another subject than the identity that was asked for
+    TokenSubject = "TOKEN_SUBJECT",
+    /// The token was used already, for another key
+    TokenReplayed = "TOKEN_REPLAYED",
+    /// The token is bound to no pod
+    TokenUnbound = "TOKEN_UNBOUND",
+    /// The pod of the token is gone or has ended
+    PodGone = "POD_GONE",
+    /// Another pod has the name of the token's
+    PodReplaced = "POD_REPLACED",
+    /// The pod runs on another node than the one that asks
+    PodElsewhere = "POD_ELSEWHERE",
+    /// The evidence is for another identity than the one that was asked for
+    OtherIdentity = "OTHER_IDENTITY",
+    /// Kubernetes has no such pod on the node
+    PodNotOnNode = "POD_NOT_ON_NODE",
     /// The operator supplies what was to be made here
     AuthoritySupplied = "AUTHORITY_SUPPLIED",
     /// A rotation is under way that this one would disturb

@@ -6,6 +6,8 @@ use weft_rpc::{Admit, MethodRoles};
 pub const ROLES: MethodRoles = MethodRoles(&[
     // The token is the proof. A workload's certificate is refused in the handler.
     ("/weft.identity.v1.Bootstrap/Join", &[Admit::Anonymous]),
+    // The evidence is the proof.
+    ("/weft.identity.v1.Bootstrap/Attest", &[Admit::Anonymous]),
     // Operators ask anew, on the local socket.
     (
         "/weft.identity.v1.Certificates/Renew",
@@ -54,7 +56,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles() {
         let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 16);
+        assert_eq!(methods.len(), 17);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

@@ -4,7 +4,7 @@ use crate::{
     authority::Issued,
     core::{Core, Decision, OWN_NAME, ttl},
     csr,
-    db::{Audit, TokenRecord},
+    db::{Audit, TokenRecord, Tx},
     pattern::{self, HostPattern},
     reason::Reason,
     refused::Refused,
@@ -101,7 +101,7 @@ impl Core {
         Ok((token, record.expires_at))
     }
 
-    fn member_id(&self, kind: Kind, name: &str, may_host: &[HostPattern]) -> Decision<SpiffeId> {
+    pub(crate) fn member_id(&self, kind: Kind, name: &str, may_host: &[HostPattern]) -> Decision<SpiffeId> {
         let invalid = |e: &dyn std::fmt::Display| Refused::field("name", e.to_string());
         match kind {
             Kind::Service => {
@@ -139,7 +139,8 @@ impl Core {
         if let Err(refused) = &outcome
             && refused.is_decision()
         {
-            self.record_strangers(asked, refused.to_string()).await;
+            self.record_strangers(asked, refused.reason(), refused.to_string())
+                .await;
         }
         outcome
     }
@@ -152,7 +153,10 @@ impl Core {
         csr: &[u8],
     ) -> Decision<(Issued, Bundle)> {
         if let Some(id) = caller.spiffe_id()
-            && matches!(id.principal(), Principal::Workload { .. } | Principal::Other)
+            && !matches!(
+                id.principal(),
+                Principal::Service(_) | Principal::Node(_) | Principal::Admin(_)
+            )
         {
             let text = format!("{id} is a workload's certificate: workloads do not join");
             return Err(Refused::denied(Reason::WorkloadsDoNotJoin, text));
@@ -174,28 +178,37 @@ impl Core {
         asked.spiffe_id = id.to_string();
         let issued = self.sign(&id, None, self.member_ttl(kind), &key)?;
         self.db.admit(&mut tx, token.id(), &record, self.now()).await?;
-        if !self
-            .db
-            .keep_until(&mut tx, issued.issuer_id, issued.not_after)
-            .await?
-        {
-            return Err(Refused::stale_issuer());
-        }
-        self.db
-            .audit_in(
-                &mut tx,
-                &self.issuance("join", &asked.caller, asked.attested, &issued),
-            )
-            .await?;
-        self.db.commit(tx).await?;
-        self.members.forget(kind, &record.name);
-        if kind == Kind::Node {
-            // Nobody follows yet when the policy service itself joins.
-            let _ = self.joins.send(record.name.clone());
-        }
-        self.counts.issued("join");
+        self.finish_join(tx, asked, &issued, kind, &record.name).await?;
         tracing::info!(%id, token = token.id(), serial = issued.serial, "joined");
         Ok((issued, self.bundle()))
+    }
+
+    /// Records who was admitted and ends the transaction; then everybody may know.
+    pub(crate) async fn finish_join(
+        &self,
+        mut tx: Tx,
+        asked: &Audit,
+        issued: &Issued,
+        kind: Kind,
+        name: &str,
+    ) -> Decision<()> {
+        let kept = self
+            .db
+            .keep_until(&mut tx, issued.issuer_id, issued.not_after)
+            .await?;
+        if !kept {
+            return Err(Refused::stale_issuer());
+        }
+        let entry = self.issuance(asked.action, &asked.caller, asked.attested, issued);
+        self.db.audit_in(&mut tx, &entry).await?;
+        self.db.commit(tx).await?;
+        self.members.forget(kind, name);
+        if kind == Kind::Node {
+            // Nobody follows yet when the policy service itself joins.
+            let _ = self.joins.send(name.to_owned());
+        }
+        self.counts.issued(asked.action);
+        Ok(())
     }
 }
 

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use weft_bpf::Origins;
 use weft_capture::{Capture, CaptureLimits, Streams};
 use weft_drain::Watcher;
-use weft_enroll::{Enrollment, Member, TokenSource};
+use weft_enroll::{EnrollError, Enrollment, KubernetesJoin, Member, TokenSource};
 use weft_flows::FlowLog;
 use weft_model::TrustDomain;
 use weft_proto::weft::{dataplane::v1::Capability, policy::v1::Workload};
@@ -418,6 +418,12 @@ async fn enroll(
         enrollment = enrollment.token(TokenSource::text(&token.0)?);
     } else if let Some(file) = &config.join_token_file {
         enrollment = enrollment.token(TokenSource::File(file.clone()));
+    } else if let Some(token_file) = &config.join_kubernetes_token_file {
+        let anchors = config.trust_anchors_file.as_ref();
+        enrollment = enrollment.kubernetes(KubernetesJoin {
+            token_file: token_file.clone(),
+            trust_anchors_file: anchors.ok_or(EnrollError::NoTrustAnchors)?.clone(),
+        });
     }
     Ok(enrollment.enroll(drain).await?)
 }

@@ -41,6 +41,10 @@ pub struct AgentConfig {
     pub join_token: Option<Secret>,
     /// A file with it.
     pub join_token_file: Option<PathBuf>,
+    /// Instead of a join token, for an agent that runs as a pod: the projected service-account token.
+    pub join_kubernetes_token_file: Option<PathBuf>,
+    /// With it: the roots that the identity service is believed by, PEM.
+    pub trust_anchors_file: Option<PathBuf>,
     /// Keys, certificates and the last good state.
     pub data_dir: PathBuf,
     /// gRPC for operators (mTLS).
@@ -129,6 +133,8 @@ impl Default for AgentConfig {
             placement: "127.0.0.1:7302".into(),
             join_token: None,
             join_token_file: None,
+            join_kubernetes_token_file: None,
+            trust_anchors_file: None,
             data_dir: weft_config::state_dir("agent"),
             listen: "127.0.0.1:7304".into(),
             handoff_fd: None,
@@ -190,6 +196,14 @@ pub struct Flags {
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     join_token_file: Option<PathBuf>,
+    /// Join as the node that this pod runs on: file with the projected service-account token
+    #[arg(long, env = "WEFT_JOIN_KUBERNETES_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_kubernetes_token_file: Option<PathBuf>,
+    /// The mesh's roots (PEM), to know the identity service by at the first start
+    #[arg(long, env = "WEFT_TRUST_ANCHORS_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trust_anchors_file: Option<PathBuf>,
     /// Folder for keys, certificates and the last good state
     #[arg(long, env = "WEFT_AGENT_DATA_DIR", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]

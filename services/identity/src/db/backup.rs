@@ -78,6 +78,14 @@ pub struct ImageMember {
     pub may_host: Vec<HostPattern>,
     /// Seconds since the Unix epoch.
     pub joined_at: u64,
+    /// How it proved who it is.
+    #[serde(default = "by_token")]
+    pub attested: String,
+}
+
+/// Backups from before there was anything else.
+fn by_token() -> String {
+    "join-token".into()
 }
 
 /// A revocation.
@@ -98,16 +106,18 @@ pub struct ImageRevocation {
 impl Db {
     /// Reads everything but keys, which stay sealed in what it answers.
     pub async fn image(&self, trust: &StoredTrust, now: u64) -> Result<Image, StoreError> {
-        let rows = sqlx::query("SELECT kind, name, may_host, joined_at FROM members ORDER BY kind, name")
-            .fetch_all(self.store.pool())
-            .await
-            .map_err(|e| self.error(&e))?;
+        let rows =
+            sqlx::query("SELECT kind, name, may_host, joined_at, attested FROM members ORDER BY kind, name")
+                .fetch_all(self.store.pool())
+                .await
+                .map_err(|e| self.error(&e))?;
         let member = |row: &sqlx::any::AnyRow| -> sqlx::Result<ImageMember> {
             Ok(ImageMember {
                 kind: row.try_get("kind")?,
                 name: row.try_get("name")?,
                 may_host: super::patterns_from(row.try_get("may_host")?)?,
                 joined_at: super::unsigned(row.try_get("joined_at")?),
+                attested: row.try_get("attested")?,
             })
         };
         let members: sqlx::Result<Vec<_>> = rows.iter().map(member).collect();
@@ -208,13 +218,16 @@ async fn write(tx: &mut Tx, image: &Image, now: u64) -> sqlx::Result<bool> {
         ids.insert(it.id, id);
     }
     for it in &image.members {
-        sqlx::query("INSERT INTO members (kind, name, may_host, joined_at) VALUES ($1, $2, $3, $4)")
-            .bind(it.kind.as_str())
-            .bind(it.name.as_str())
-            .bind(patterns_json(&it.may_host))
-            .bind(int(it.joined_at))
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO members (kind, name, may_host, joined_at, attested) VALUES ($1, $2, $3, $4, $5)",
+        )
+        .bind(it.kind.as_str())
+        .bind(it.name.as_str())
+        .bind(patterns_json(&it.may_host))
+        .bind(int(it.joined_at))
+        .bind(it.attested.as_str())
+        .execute(&mut **tx)
+        .await?;
     }
     for it in &image.revocations {
         let target = match it.target.parse() {

@@ -1,6 +1,7 @@
 //! The identity service on real sockets, with real clients.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod attest;
 mod authority;
 mod backup;
 mod binary;

@@ -6,8 +6,8 @@ use tonic::{Code, Status, transport::Channel};
 use weft_identity::{Kind, ROLES};
 use weft_proto::weft::{
     identity::v1::{
-        AckBundleRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest, JoinRequest,
-        ListAuditRequest, ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest,
+        AckBundleRequest, AttestRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest,
+        JoinRequest, ListAuditRequest, ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest,
         RotateRequest, RotateTarget, SignAdminRequest, SignJwtRequest, SignWorkloadRequest, SvidUse,
         WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
         certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
@@ -27,6 +27,14 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
                 .join(JoinRequest { token, csr_der })
                 .await
                 .map(|_| ())
+        }
+        "Attest" => {
+            let request = AttestRequest {
+                csr_der,
+                spiffe_id: td().workload("shop", "guest").unwrap().to_string(),
+                evidence: None,
+            };
+            BootstrapClient::new(channel).attest(request).await.map(|_| ())
         }
         "Renew" => CertificatesClient::new(channel)
             .renew(RenewRequest { csr_der })
@@ -168,7 +176,7 @@ async fn workload(rig: &Rig, node: &SvidCell) -> SvidCell {
 
 #[tokio::test]
 async fn each_role_may_call_its_methods_and_no_others() {
-    let rig = Rig::new().await;
+    let rig = Rig::insecure().await;
     let known = Workload {
         id: "n1/shop/cart/1".into(),
         node: "n1".into(),
@@ -198,6 +206,10 @@ async fn each_role_may_call_its_methods_and_no_others() {
     let admitted: &[(&str, &[&str])] = &[
         (
             "/weft.identity.v1.Bootstrap/Join",
+            &["service", "node", "admin", "none", "local"],
+        ),
+        (
+            "/weft.identity.v1.Bootstrap/Attest",
             &["service", "node", "admin", "none", "local"],
         ),
         ("/weft.identity.v1.Certificates/Renew", &["service", "node"]),

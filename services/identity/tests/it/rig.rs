@@ -11,6 +11,7 @@ use weft_model::{SpiffeId, TrustDomain};
 use weft_proto::weft::identity::v1::{
     AuditEntry, ListAuditRequest, SignAdminRequest, admin_client::AdminClient,
 };
+use weft_telemetry::Metrics;
 use weft_tls::{Expect, ManualClock, Svid, SvidCell, new_key_and_csr};
 
 pub const NOW: u64 = 1_800_000_000;
@@ -21,6 +22,7 @@ pub struct Rig {
     pub dir: TempDir,
     pub clock: ManualClock,
     pub handle: Handle,
+    pub metrics: Metrics,
     trigger: Trigger,
 }
 
@@ -55,13 +57,26 @@ impl Rig {
     }
 
     pub async fn configured(settings: Config, dir: TempDir, clock: ManualClock) -> Self {
+        Self::in_env(settings, dir, clock, |env| env).await
+    }
+
+    /// As `weft dev` starts it: whoever asks is believed.
+    pub async fn insecure() -> Self {
+        let dir = TempDir::new().unwrap();
+        let clock = ManualClock::at(NOW);
+        Self::in_env(config(&dir), dir, clock, Env::insecure_attestation).await
+    }
+
+    async fn in_env(settings: Config, dir: TempDir, clock: ManualClock, change: fn(Env) -> Env) -> Self {
         let (trigger, watcher) = weft_drain::channel();
-        let env = Env::new(watcher).clock(clock.shared());
-        let handle = weft_identity::start_with(settings, env).await.unwrap();
+        let metrics = Metrics::new("identity");
+        let env = Env::new(watcher).clock(clock.shared()).metrics(&metrics);
+        let handle = weft_identity::start_with(settings, change(env)).await.unwrap();
         Self {
             dir,
             clock,
             handle,
+            metrics,
             trigger,
         }
     }
@@ -83,6 +98,7 @@ impl Rig {
             clock,
             handle,
             trigger,
+            ..
         } = self;
         let listen = handle.address();
         // All tasks end where they are.
@@ -159,6 +175,14 @@ impl Rig {
             .unwrap()
             .into_inner();
         cell(reply.svid.unwrap().chain_der, &made.key)
+    }
+
+    /// How often something was refused for this reason.
+    pub fn refused(&self, reason: &str) -> u64 {
+        let line = format!("weft_identity_refused_total{{reason=\"{reason}\"}} ");
+        let text = self.metrics.text();
+        let count = text.lines().find_map(|l| l.strip_prefix(line.as_str()));
+        count.map_or(0, |n| n.parse().unwrap())
     }
 
     pub async fn audit(&self) -> Vec<AuditEntry> {

@@ -1,0 +1,359 @@
+//! Kubernetes speaks for its pods: the API server says whose a service-account token is
+//! (TokenReview), and what the pod it is bound to is called and where it runs.
+//!
+//! The token alone is not believed: a pod that is gone, that another of its name has replaced, or
+//! that has ended gets nothing, however long its token would still be good for.
+
+use super::config::{KubernetesConfig, NodeAgent};
+use crate::{core::Decision, error::StartError, pattern::HostPattern, reason::Reason, refused::Refused};
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    core::v1 as core_v1,
+};
+use kube::{
+    Api, Client, Config,
+    api::{ListParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::Semaphore;
+use weft_model::{SvidForm, TrustDomain, check_app_id};
+
+/// Extra fields of a token that is bound to a pod (KEP-1205).
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+/// The annotation by which Dapr's users name their apps.
+const APP_ID: &str = "dapr.io/app-id";
+/// How Kubernetes writes the name of a service account.
+const ACCOUNT: &str = "system:serviceaccount:";
+/// Questions on their way to the API server at once; more wait.
+const AT_ONCE: usize = 64;
+/// The pods of one namespace on one node: more than any node runs.
+const MAX_PODS: u32 = 1000;
+/// How long the pods of a node are remembered. A pod that left keeps its name so much longer.
+const REMEMBERED: Duration = Duration::from_secs(2);
+const MAX_REMEMBERED: usize = 4096;
+
+/// A pod that runs, as the API server knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Pod {
+    pub namespace: String,
+    pub name: String,
+    pub service_account: String,
+    /// Its annotation; empty for none.
+    pub app_id: String,
+    pub node: String,
+}
+
+/// What a token says of itself, after the API server has vouched for it.
+#[derive(Debug, PartialEq, Eq)]
+struct Bound {
+    namespace: String,
+    service_account: String,
+    pod: String,
+    uid: String,
+}
+
+type Names = Arc<Vec<Pod>>;
+
+/// The cluster.
+pub(super) struct Kubernetes {
+    client: Client,
+    audiences: Vec<String>,
+    node_agents: Vec<NodeAgent>,
+    may_host: Vec<HostPattern>,
+    timeout: Duration,
+    at_once: Semaphore,
+    /// Pods by node and namespace.
+    pods: Mutex<HashMap<(String, String), (Instant, Names)>>,
+}
+
+impl std::fmt::Debug for Kubernetes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kubernetes")
+            .field("audiences", &self.audiences)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The audiences of this mesh: its own, and those that Dapr's injector projects tokens for.
+fn own_audiences(trust_domain: &TrustDomain) -> Vec<String> {
+    vec![
+        format!("spiffe://{trust_domain}/weft/service/identity"),
+        format!("spiffe://{trust_domain}/ns/dapr-system/dapr-sentry"),
+        "dapr.io/sentry".into(),
+    ]
+}
+
+async fn client(settings: &KubernetesConfig) -> Result<Client, StartError> {
+    let unusable = |e: &dyn std::fmt::Display| StartError::Kubernetes(e.to_string());
+    let mut config = match &settings.kubeconfig {
+        Some(path) => {
+            let read = Kubeconfig::read_from(path).map_err(|e| unusable(&e))?;
+            // Reads only what the file names; nothing is asked.
+            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
+                .await
+                .map_err(|e| unusable(&e))?
+        }
+        None => Config::incluster().map_err(|e| {
+            unusable(&format!(
+                "{e}; outside of a cluster, set attestation.kubernetes.kubeconfig"
+            ))
+        })?,
+    };
+    let timeout = Duration::from_secs(settings.timeout_seconds);
+    config.connect_timeout = Some(timeout);
+    config.read_timeout = Some(timeout);
+    config.write_timeout = Some(timeout);
+    Client::try_from(config).map_err(|e| unusable(&e))
+}
+
+impl Kubernetes {
+    /// Prepares a client; asks nothing yet.
+    pub async fn new(settings: &KubernetesConfig, trust_domain: &TrustDomain) -> Result<Self, StartError> {
+        let audiences = match settings.audiences.as_slice() {
+            [] => own_audiences(trust_domain),
+            set => set.to_vec(),
+        };
+        Ok(Self {
+            client: client(settings).await?,
+            audiences,
+            node_agents: settings.node_agents.clone(),
+            may_host: settings.may_host.clone(),
+            timeout: Duration::from_secs(settings.timeout_seconds),
+            at_once: Semaphore::new(AT_ONCE),
+            pods: Mutex::default(),
+        })
+    }
+
+    /// What nodes of this cluster may host at most.
+    pub fn may_host(&self) -> &[HostPattern] {
+        &self.may_host
+    }
+
+    /// Whether a pod may be the node that it runs on.
+    pub fn is_agent(&self, pod: &Pod) -> bool {
+        self.node_agents
+            .iter()
+            .any(|agent| (&agent.namespace, &agent.service_account) == (&pod.namespace, &pod.service_account))
+    }
+
+    /// The pod that a token is bound to.
+    pub async fn attest(&self, token: &str, who: &mut String) -> Decision<Pod> {
+        let bound = self.review(token, who).await?;
+        let pods: Api<core_v1::Pod> = Api::namespaced(self.client.clone(), &bound.namespace);
+        let found = self.ask("read the pod", pods.get_opt(&bound.pod)).await?;
+        check_pod(&bound, found)
+    }
+
+    async fn review(&self, token: &str, who: &mut String) -> Decision<Bound> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                audiences: Some(self.audiences.clone()),
+                token: Some(token.to_owned()),
+            },
+            ..TokenReview::default()
+        };
+        let reviews: Api<TokenReview> = Api::all(self.client.clone());
+        let plain = PostParams::default();
+        let answer = self.ask("review the token", reviews.create(&plain, &review));
+        let status = answer.await?.status.unwrap_or_default();
+        let user = status.user.unwrap_or_default();
+        if status.authenticated != Some(true) {
+            // Its own words, for example that the token has expired, are for the caller as well.
+            let said = status.error.unwrap_or_default();
+            let said: String = said.chars().filter(|c| !c.is_control()).take(200).collect();
+            let (reason, why) = match said.as_str() {
+                "" => (Reason::TokenInvalid, "it gave no reason".to_owned()),
+                text if text.contains("expired") => (Reason::TokenExpired, said),
+                text if text.contains("audience") => (Reason::TokenAudience, said),
+                _ => (Reason::TokenInvalid, said),
+            };
+            return Err(Refused::denied(
+                reason,
+                format!("Kubernetes does not vouch for the token: {why}"),
+            ));
+        }
+        if let Some(name) = &user.username {
+            name.clone_into(who);
+        }
+        let meant = status.audiences.unwrap_or_default();
+        // An API server that knows nothing of audiences answers with none.
+        if !meant.iter().any(|audience| self.audiences.contains(audience)) {
+            let reason = format!(
+                "the token is for {}, and must be for one of {}",
+                list(&meant),
+                list(&self.audiences)
+            );
+            return Err(Refused::denied(Reason::TokenAudience, reason));
+        }
+        let bound = bound(&user)?;
+        *who = format!(
+            "{ACCOUNT}{}:{} (pod {})",
+            bound.namespace, bound.service_account, bound.pod
+        );
+        Ok(bound)
+    }
+
+    /// Whether a pod of this name is on the node.
+    pub async fn hosts(&self, form: SvidForm, node: &str, namespace: &str, name: &str) -> Decision<bool> {
+        let is = |pods: &[Pod]| {
+            pods.iter()
+                .any(|pod| form.name(&pod.app_id, &pod.service_account) == name)
+        };
+        let key = (node.to_owned(), namespace.to_owned());
+        let remembered = self.pods.lock().get(&key).cloned();
+        if let Some((since, pods)) = remembered
+            && since.elapsed() < REMEMBERED
+            && is(&pods)
+        {
+            return Ok(true);
+        }
+        let asked = Instant::now();
+        let on_node = ListParams::default()
+            .fields(&format!("spec.nodeName={node}"))
+            .limit(MAX_PODS);
+        let pods: Api<core_v1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let found = self.ask("list the node's pods", pods.list(&on_node)).await?;
+        // The selector is the server's to obey; what it sends is looked at all the same.
+        let pods: Vec<Pod> = found
+            .items
+            .into_iter()
+            .filter_map(|pod| live(pod, namespace).ok())
+            .filter(|pod| pod.node == node)
+            .collect();
+        let hosted = is(&pods);
+        let mut known = self.pods.lock();
+        if known.len() >= MAX_REMEMBERED {
+            known.clear();
+        }
+        known.insert(key, (asked, Arc::new(pods)));
+        Ok(hosted)
+    }
+
+    /// One question, with an end.
+    async fn ask<T>(&self, what: &str, question: impl Future<Output = kube::Result<T>>) -> Decision<T> {
+        let answer = tokio::time::timeout(self.timeout, async {
+            // The semaphore is never closed.
+            let _place = self.at_once.acquire().await;
+            question.await
+        });
+        let why = match answer.await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(kube::Error::Api(status))) => match status.code {
+                429 => "the API server has too many requests; ask again later".to_owned(),
+                403 => {
+                    tracing::error!(
+                        what,
+                        message = status.message,
+                        "the API server does not permit it: this service needs create on tokenreviews, and get and list on pods"
+                    );
+                    "the API server does not permit it; the identity service's log says what is missing"
+                        .into()
+                }
+                code => format!("the API server answered with status {code}"),
+            },
+            Ok(Err(error)) => {
+                tracing::warn!(what, %error, "the API server's answer can not be used");
+                "the API server can not be reached or gave no sensible answer".into()
+            }
+            Err(_) => format!("the API server did not answer within {:?}", self.timeout),
+        };
+        Err(Refused::unavailable(
+            Reason::AttestorAway,
+            format!("could not {what}: {why}"),
+        ))
+    }
+}
+
+fn list(all: &[String]) -> String {
+    match all {
+        [] => "no audience".into(),
+        all => all.join(", "),
+    }
+}
+
+/// Namespace, account and pod of a token that was vouched for.
+fn bound(user: &UserInfo) -> Decision<Bound> {
+    let name = user.username.as_deref().unwrap_or_default();
+    let account = name.strip_prefix(ACCOUNT).and_then(|rest| rest.split_once(':'));
+    let Some((namespace, service_account)) = account.filter(|(n, a)| !n.is_empty() && !a.is_empty()) else {
+        let reason = format!("the token is of {name:?}, which is no service account");
+        return Err(Refused::denied(Reason::TokenUnbound, reason));
+    };
+    let extra = |key: &str| match user.extra.as_ref().and_then(|e| e.get(key)).map(Vec::as_slice) {
+        Some([one]) if !one.is_empty() => Some(one.clone()),
+        _ => None,
+    };
+    let (Some(pod), Some(uid)) = (extra(POD_NAME), extra(POD_UID)) else {
+        let reason = format!(
+            "the token of {name} is bound to no pod: project one into the pod (serviceAccountToken), a token of \
+             a Secret is not taken"
+        );
+        return Err(Refused::denied(Reason::TokenUnbound, reason));
+    };
+    Ok(Bound {
+        namespace: namespace.into(),
+        service_account: service_account.into(),
+        pod,
+        uid,
+    })
+}
+
+fn check_pod(bound: &Bound, found: Option<core_v1::Pod>) -> Decision<Pod> {
+    let which = format!("pod {}/{}", bound.namespace, bound.pod);
+    let Some(found) = found else {
+        return Err(Refused::denied(Reason::PodGone, format!("{which} is gone")));
+    };
+    if found.metadata.uid.as_ref() != Some(&bound.uid) {
+        let reason = format!("{which} was replaced by another of its name since the token was made");
+        return Err(Refused::denied(Reason::PodReplaced, reason));
+    }
+    let pod = live(found, &bound.namespace)
+        .map_err(|why| Refused::denied(Reason::PodGone, format!("{which} {why}")))?;
+    if pod.service_account != bound.service_account {
+        let reason = format!(
+            "{which} runs as service account {:?}, the token is of {:?}",
+            pod.service_account, bound.service_account
+        );
+        return Err(Refused::denied(Reason::OtherIdentity, reason));
+    }
+    if !pod.app_id.is_empty()
+        && let Err(error) = check_app_id(&pod.app_id)
+    {
+        return Err(Refused::denied(
+            Reason::OtherIdentity,
+            format!("{which}, annotation {APP_ID}: {error}"),
+        ));
+    }
+    Ok(pod)
+}
+
+/// A pod that was placed and has not ended, or why it is none.
+fn live(pod: core_v1::Pod, namespace: &str) -> Result<Pod, String> {
+    if pod.metadata.deletion_timestamp.is_some() {
+        return Err("is being deleted".into());
+    }
+    let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
+    if matches!(phase.as_str(), "Succeeded" | "Failed") {
+        return Err(format!("has ended ({phase})"));
+    }
+    let spec = pod.spec.unwrap_or_default();
+    let Some(node) = spec.node_name.filter(|node| !node.is_empty()) else {
+        return Err("is on no node yet".into());
+    };
+    let app_id = pod.metadata.annotations.and_then(|mut all| all.remove(APP_ID));
+    Ok(Pod {
+        namespace: namespace.to_owned(),
+        name: pod.metadata.name.unwrap_or_default(),
+        service_account: spec.service_account_name.unwrap_or_default(),
+        app_id: app_id.unwrap_or_default(),
+        node,
+    })
+}
