@@ -13,11 +13,19 @@ const WEFT: &[&str] = &[
     "weft/node/v1/handoff.proto",
 ];
 
+const HUBBLE: &[&str] = &[
+    "hubble/flow/flow.proto",
+    "hubble/relay/relay.proto",
+    "hubble/observer/observer.proto",
+    "hubble/peer/peer.proto",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let out = PathBuf::from(env::var("OUT_DIR")?);
     println!("cargo:rerun-if-changed=weft");
     println!("cargo:rerun-if-changed=spiffe");
+    println!("cargo:rerun-if-changed=hubble");
     let descriptors = protox::compile(WEFT, [&root])?;
     fs::write(out.join("weft.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
@@ -36,5 +44,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .compile_fds(protox::compile(["spiffe/workload.proto"], [&root])?)?;
+    let descriptors = protox::compile(HUBBLE, [&root])?;
+    fs::write(out.join("hubble.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -66,3 +66,24 @@ pub mod dapr {
 pub mod spiffe {
     tonic::include_proto!("_");
 }
+
+/// Encoded `google.protobuf.FileDescriptorSet` of Hubble's packages, with imports.
+#[cfg(feature = "hubble")]
+pub const HUBBLE_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hubble.bin"));
+
+/// Hubble's API, as its clients speak it.
+#[cfg(feature = "hubble")]
+pub mod hubble {
+    pub mod flow {
+        tonic::include_proto!("flow");
+    }
+    pub mod relay {
+        tonic::include_proto!("relay");
+    }
+    pub mod observer {
+        tonic::include_proto!("observer");
+    }
+    pub mod peer {
+        tonic::include_proto!("peer");
+    }
+}

@@ -11,18 +11,14 @@ use crate::{
     metrics::{Listener, Reason},
 };
 use prometheus_client::metrics::gauge::Gauge;
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{io, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::OwnedSemaphorePermit,
 };
 use tokio_util::sync::CancellationToken;
 use weft_bpf::Origins;
-use weft_flows::{Direction, DropReason, Flow, Kind, MethodText, Party, Verdict};
+use weft_flows::{Direction, DropReason, Flow, Kind, Party, Verdict};
 use weft_model::NumericIdentity;
 
 /// After a failure of accept itself (no descriptors left, say).
@@ -186,26 +182,13 @@ pub fn nobody(shared: &Shared, stream: &TcpStream, rule: &str) {
     let to = stream.local_addr().ok();
     let from = stream.peer_addr().ok();
     tracing::warn!(?from, ?to, "connection refused: {rule}");
+    let port = to.map_or(0, |a| a.port());
     shared.flows.record(Flow {
-        time: SystemTime::now(),
         verdict: Verdict::Dropped,
-        direction: Direction::Ingress,
-        kind: Kind::Connection,
-        source: party(from),
-        destination: party(to),
-        destination_port: to.map_or(0, |a| a.port()),
         drop_reason: Some(DropReason::UnknownCaller),
         rule: Some(rule.into()),
-        route: None,
-        method: MethodText::default(),
-        path: "".into(),
-        status: 0,
-        latency: Duration::ZERO,
-        via: None,
-        caller_proof: None,
-        trace_id: [0; 16],
-        traffic: None,
-        packet: None,
+        source_port: from.map_or(0, |a| a.port()),
+        ..Flow::new(Kind::Connection, Direction::Ingress, party(from), party(to), port)
     });
 }
 

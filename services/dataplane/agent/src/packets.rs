@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::io::unix::AsyncFd;
 use weft_bpf::{Counters, Event, Events};
-use weft_flows::{Direction, DropReason, Flow, Kind, MethodText, Packet, Party, Proof, Verdict};
+use weft_flows::{Direction, DropReason, Flow, Kind, Packet, Party, Proof, Verdict};
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1::WorkloadKind;
 
@@ -202,29 +202,17 @@ fn flow(event: &Event, clock: Clock, parties: &mut Parties, tables: &KernelTable
         weft_bpf::Verdict::Dropped => Verdict::Dropped,
         weft_bpf::Verdict::Audit => Verdict::Audit,
     };
+    let direction = if outgoing {
+        Direction::Egress
+    } else {
+        Direction::Ingress
+    };
     Flow {
         time: clock.at(event.time),
         verdict,
-        direction: if outgoing {
-            Direction::Egress
-        } else {
-            Direction::Ingress
-        },
-        kind: Kind::Packet,
-        source,
-        destination,
-        destination_port: event.destination_port,
         drop_reason: (event.reason != 0).then_some(DropReason::Kernel(event.reason)),
         rule: tables.rules().get(event.rule),
-        route: None,
-        method: MethodText::default(),
-        path: "".into(),
-        status: 0,
-        latency: Duration::ZERO,
-        via: None,
         caller_proof: proof,
-        trace_id: [0; 16],
-        traffic: None,
         packet: Some(Packet {
             protocol: event.protocol,
             source_port: event.source_port,
@@ -233,5 +221,12 @@ fn flow(event: &Event, clock: Clock, parties: &mut Parties, tables: &KernelTable
             source: event.source,
             destination: event.destination,
         }),
+        ..Flow::new(
+            Kind::Packet,
+            direction,
+            source,
+            destination,
+            event.destination_port,
+        )
     }
 }

@@ -13,12 +13,12 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
-use weft_flows::{Direction, DropReason, Flow, FlowLog, Kind, MethodText, Traffic, Verdict};
+use weft_flows::{Direction, DropReason, Flow, FlowLog, Kind, Traffic, Verdict};
 use weft_runtime::Tunnels;
 use weft_tunnel::Client;
 
@@ -265,25 +265,10 @@ impl Capture {
 }
 
 fn flow(case: &Case, judged: &Judged, direction: Direction) -> Flow {
+    let (source, destination) = (judged.source.clone(), judged.destination.clone());
     Flow {
-        time: SystemTime::now(),
-        verdict: Verdict::Forwarded,
-        direction,
-        kind: Kind::Connection,
-        source: judged.source.clone(),
-        destination: judged.destination.clone(),
-        destination_port: case.port(),
-        drop_reason: None,
-        rule: None,
-        route: None,
-        method: MethodText::default(),
-        path: Box::default(),
-        status: 0,
-        latency: Duration::ZERO,
         via: case.via(),
         caller_proof: Some(case.proof()),
-        trace_id: [0; 16],
-        traffic: None,
-        packet: None,
+        ..Flow::new(Kind::Connection, direction, source, destination, case.port())
     }
 }

@@ -69,24 +69,19 @@ pub(crate) mod tests {
     pub(crate) fn flow_of(from: &str, to: &str) -> Flow {
         Flow {
             time: std::time::UNIX_EPOCH + Duration::from_millis(1_700_000_000_250),
-            verdict: Verdict::Forwarded,
-            direction: Direction::Egress,
-            kind: Kind::Invoke,
-            source: party(from, 300),
-            destination: party(to, 301),
-            destination_port: 50002,
-            drop_reason: None,
-            rule: None,
-            route: None,
             method: MethodText::new("POST"),
             path: "/checkout".into(),
             status: 200,
             latency: Duration::from_micros(1234),
             via: Some(Via::SameNode),
             caller_proof: Some(Proof::PodListener),
-            trace_id: [0; 16],
-            traffic: None,
-            packet: None,
+            ..Flow::new(
+                Kind::Invoke,
+                Direction::Egress,
+                party(from, 300),
+                party(to, 301),
+                50002,
+            )
         }
     }
 

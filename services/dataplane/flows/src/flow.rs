@@ -10,6 +10,8 @@ use weft_model::NumericIdentity;
 
 /// Longer paths are cut in flows, so that a caller can not fill the log's memory.
 pub const MAX_PATH_BYTES: usize = 256;
+/// Of a host with its port: the longest name there is.
+pub const MAX_AUTHORITY_BYTES: usize = 261;
 
 /// One side of a flow. Made once per workload and shared by all its flows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +179,39 @@ impl Proof {
     }
 }
 
-/// One decision.
+/// A Service as flows name it. Made once and shared by its flows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceName {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// By which HTTP a request came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HttpVersion {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    #[default]
+    Http11,
+    /// HTTP/2.
+    Http2,
+}
+
+impl HttpVersion {
+    /// As HTTP writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http10 => "HTTP/1.0",
+            Self::Http11 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+        }
+    }
+}
+
+/// One decision. [`Flow::new`] makes one that says the least; whoever knows more sets it.
 #[derive(Debug, Clone)]
 pub struct Flow {
     /// When it was made.
@@ -218,6 +252,57 @@ pub struct Flow {
     pub traffic: Option<Traffic>,
     /// Of what the kernel judged: the packet.
     pub packet: Option<Packet>,
+    /// The port it came from; 0 when it is not known. A packet has its own.
+    pub source_port: u16,
+    /// The Service by which the destination was asked for.
+    pub service: Option<Arc<ServiceName>>,
+    /// By which HTTP the request came.
+    pub version: HttpVersion,
+    /// Host and port that the request is for, at most [`MAX_AUTHORITY_BYTES`]; empty when it names none.
+    pub authority: Box<str>,
+    /// Headers that claimed what was not so, and were overwritten.
+    pub forged: Box<[&'static str]>,
+    /// Policy lets it pass with both ends proven only.
+    pub auth: bool,
+}
+
+impl Flow {
+    /// Forwarded, now, and nothing else known.
+    pub fn new(
+        kind: Kind,
+        direction: Direction,
+        source: Arc<Party>,
+        destination: Arc<Party>,
+        destination_port: u16,
+    ) -> Self {
+        Self {
+            time: SystemTime::now(),
+            verdict: Verdict::Forwarded,
+            direction,
+            kind,
+            source,
+            destination,
+            destination_port,
+            drop_reason: None,
+            rule: None,
+            route: None,
+            method: MethodText::default(),
+            path: Box::default(),
+            status: 0,
+            latency: Duration::ZERO,
+            via: None,
+            caller_proof: None,
+            trace_id: [0; 16],
+            traffic: None,
+            packet: None,
+            source_port: 0,
+            service: None,
+            version: HttpVersion::default(),
+            authority: Box::default(),
+            forged: Box::default(),
+            auth: false,
+        }
+    }
 }
 
 /// A packet that the kernel judged.
@@ -274,9 +359,18 @@ impl MethodText {
 
 /// The part of a path that a flow keeps.
 pub fn bounded_path(path: &str) -> Box<str> {
-    let mut end = path.len().min(MAX_PATH_BYTES);
-    while !path.is_char_boundary(end) {
+    bounded(path, MAX_PATH_BYTES)
+}
+
+/// The part of an authority that a flow keeps.
+pub fn bounded_authority(authority: &str) -> Box<str> {
+    bounded(authority, MAX_AUTHORITY_BYTES)
+}
+
+fn bounded(text: &str, most: usize) -> Box<str> {
+    let mut end = text.len().min(most);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    path[..end].into()
+    text[..end].into()
 }

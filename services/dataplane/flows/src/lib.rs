@@ -1,21 +1,22 @@
 //! Flow events: every decision of the agent as one stream.
 //!
-//! Owns: the [`Flow`] value, the bounded [`FlowLog`] that keeps the last ones and feeds followers,
-//! the filters of `weft.dataplane.v1.Flows/Observe`, and how a flow reads on a terminal. What
-//! crosses the border is [`Flow`] (from whoever decides) and the protobuf form (to whoever asks):
-//! ids, times and texts are only made when someone reads a flow, never when it is recorded.
+//! Owns: the [`Flow`] value, the bounded [`FlowLog`] that keeps the last ones and feeds readers, and
+//! what Hubble's API makes of them ([`hubble`]). What crosses the border is [`Flow`] (from whoever
+//! decides) and Hubble's protobuf form (to whoever asks): ids, times and texts are only made when
+//! someone reads a flow, never when it is recorded.
 
 mod convert;
 mod drops;
 mod filter;
 mod flow;
 mod format;
+pub mod hubble;
 mod log;
 
 pub use filter::Filter;
 pub use flow::{
-    Direction, DropReason, Flow, Kind, MAX_PATH_BYTES, MethodText, Packet, Party, Proof, Traffic, Verdict,
-    Via, bounded_path,
+    Direction, DropReason, Flow, HttpVersion, Kind, MAX_AUTHORITY_BYTES, MAX_PATH_BYTES, MethodText, Packet,
+    Party, Proof, ServiceName, Traffic, Verdict, Via, bounded_authority, bounded_path,
 };
 pub use format::{compact, json};
-pub use log::{Counts, FlowLog, Follower, Item, Recorded};
+pub use log::{Counts, FlowLog, Follower, Item, Reader, Recorded, Seen};

@@ -1,8 +1,8 @@
 //! The bounded log: a ring of the last flows, read by any number of followers.
 //!
 //! A writer takes the next number, locks that one slot for the time of a move, and wakes followers
-//! only if there are some. A follower keeps its own position; when the ring has overtaken it, it
-//! learns how many it lost. So a slow follower costs the writers nothing.
+//! only if there are some. A reader keeps its own position; when the ring has overtaken it, it
+//! learns how many it lost. So a slow reader costs the writers nothing.
 
 use crate::{Filter, Flow};
 use parking_lot::Mutex;
@@ -28,13 +28,26 @@ pub struct Recorded {
     pub flow: Flow,
 }
 
-/// What a follower gets.
+/// What a reader gets.
 #[derive(Debug, Clone)]
 pub enum Item {
     /// A flow.
     Flow(Box<Recorded>),
-    /// So many were overwritten before this follower read them.
-    Lost(u64),
+    /// So many were overwritten before this reader came to them.
+    Overwritten(u64),
+    /// So many were lost before they could be recorded.
+    Unrecorded(u64),
+}
+
+/// What is at a place of the log.
+#[derive(Debug)]
+pub enum Seen {
+    /// The flow.
+    Flow(Box<Recorded>),
+    /// Nothing yet: its writer has the number and has not finished.
+    NotYet,
+    /// A later one.
+    Overwritten,
 }
 
 /// How many flows there were, by verdict.
@@ -62,6 +75,8 @@ struct Shared {
     verdicts: [AtomicU64; 4],
     /// Events that were lost before they could be recorded.
     lost: AtomicU64,
+    /// Flows that readers did not come to in time.
+    overwritten: AtomicU64,
 }
 
 /// The log of one agent. Clones share.
@@ -95,6 +110,7 @@ impl FlowLog {
             arrived: Notify::new(),
             verdicts: Default::default(),
             lost: AtomicU64::new(0),
+            overwritten: AtomicU64::new(0),
         }))
     }
 
@@ -135,6 +151,36 @@ impl FlowLog {
         &self.0.node
     }
 
+    /// Tells this run's flows from those of the run before.
+    pub fn run(&self) -> u64 {
+        self.0.run
+    }
+
+    /// How many flows are kept.
+    pub fn capacity(&self) -> u64 {
+        self.0.slots.len() as u64
+    }
+
+    /// How many flows readers did not come to in time, all readers together.
+    pub fn overwritten(&self) -> u64 {
+        self.0.overwritten.load(Ordering::Relaxed)
+    }
+
+    /// What is at a place.
+    pub fn read(&self, sequence: u64) -> Seen {
+        self.0.read(sequence)
+    }
+
+    /// Reads from a place on.
+    pub fn reader(&self, from: u64) -> Reader {
+        self.0.followers.fetch_add(1, Ordering::AcqRel);
+        Reader {
+            log: self.clone(),
+            position: from,
+            lost: self.lost(),
+        }
+    }
+
     /// How many flows were ever recorded.
     pub fn recorded(&self) -> u64 {
         self.0.next.load(Ordering::Acquire)
@@ -165,7 +211,7 @@ impl FlowLog {
             if found.len() >= wanted {
                 break;
             }
-            let Read::Flow(recorded) = log.read(sequence) else {
+            let Seen::Flow(recorded) = log.read(sequence) else {
                 continue;
             };
             if since.is_none_or(|since| recorded.flow.time >= since) && filter.matches(&recorded.flow) {
@@ -182,7 +228,9 @@ impl FlowLog {
         let filter = Filter::from_proto(&request.filters);
         let since = request.since.and_then(|t| SystemTime::try_from(t).ok());
         let follower = request.follow.then(|| self.follow(filter.clone()));
-        let end = follower.as_ref().map_or_else(|| self.recorded(), |f| f.position);
+        let end = follower
+            .as_ref()
+            .map_or_else(|| self.recorded(), |f| f.reader.position);
         let only_new = request.follow && request.last == 0 && since.is_none();
         let past = if only_new {
             Vec::new()
@@ -195,11 +243,8 @@ impl FlowLog {
 
     /// Each flow from now on that passes `filter`.
     pub fn follow(&self, filter: Filter) -> Follower {
-        self.0.followers.fetch_add(1, Ordering::AcqRel);
         Follower {
-            log: self.clone(),
-            position: self.recorded(),
-            lost: self.lost(),
+            reader: self.reader(self.recorded()),
             filter,
         }
     }
@@ -214,17 +259,10 @@ impl FlowLog {
         use pb::observe_response::Item as Wire;
         let item = match item {
             Item::Flow(recorded) => Wire::Flow(self.to_proto(recorded)),
-            Item::Lost(count) => Wire::Lost(*count),
+            Item::Overwritten(count) | Item::Unrecorded(count) => Wire::Lost(*count),
         };
         pb::ObserveResponse { item: Some(item) }
     }
-}
-
-enum Read {
-    Flow(Box<Recorded>),
-    /// Its writer has the number and has not finished yet.
-    NotYet,
-    Overwritten,
 }
 
 impl Shared {
@@ -232,27 +270,31 @@ impl Shared {
         (sequence % self.slots.len() as u64) as usize
     }
 
-    fn read(&self, sequence: u64) -> Read {
+    fn read(&self, sequence: u64) -> Seen {
         match &*self.slots[self.slot(sequence)].lock() {
-            Some(there) if there.sequence == sequence => Read::Flow(Box::new(there.clone())),
-            Some(there) if there.sequence > sequence => Read::Overwritten,
-            _ => Read::NotYet,
+            Some(there) if there.sequence == sequence => Seen::Flow(Box::new(there.clone())),
+            Some(there) if there.sequence > sequence => Seen::Overwritten,
+            _ => Seen::NotYet,
         }
     }
 }
 
-/// Reads flows as they come. Dropping it ends the following.
+/// Reads flows in their order, and as they come. Dropping it ends the reading.
 #[derive(Debug)]
-pub struct Follower {
+pub struct Reader {
     log: FlowLog,
     position: u64,
     /// As many were lost when it was last told.
     lost: u64,
-    filter: Filter,
 }
 
-impl Follower {
-    /// The next flow that passes the filter, or how many were lost. Cancellation-safe.
+impl Reader {
+    /// Where it reads next.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next flow, or how many were lost. Cancellation-safe.
     pub async fn next(&mut self) -> Item {
         loop {
             let log = self.log.0.clone();
@@ -267,45 +309,61 @@ impl Follower {
         }
     }
 
-    /// As [`Follower::next`], without waiting.
+    /// As [`Reader::next`], without waiting.
     pub fn try_next(&mut self) -> Option<Item> {
         let log = self.log.0.clone();
         let lost = log.lost.load(Ordering::Acquire);
         if lost > self.lost {
-            return Some(Item::Lost(lost - std::mem::replace(&mut self.lost, lost)));
+            return Some(Item::Unrecorded(lost - std::mem::replace(&mut self.lost, lost)));
         }
-        loop {
-            let end = log.next.load(Ordering::Acquire);
-            let oldest = end.saturating_sub(log.slots.len() as u64);
-            if self.position < oldest {
-                let lost = oldest - self.position;
-                self.position = oldest;
-                return Some(Item::Lost(lost));
-            }
-            if self.position >= end {
-                return None;
-            }
-            match log.read(self.position) {
-                Read::Flow(recorded) => {
-                    self.position += 1;
-                    if self.filter.matches(&recorded.flow) {
-                        return Some(Item::Flow(recorded));
-                    }
-                }
-                // Its writer notifies when it is there.
-                Read::NotYet => return None,
-                Read::Overwritten => {
-                    self.position += 1;
-                    return Some(Item::Lost(1));
-                }
-            }
+        let end = log.next.load(Ordering::Acquire);
+        let oldest = end.saturating_sub(log.slots.len() as u64);
+        if self.position < oldest {
+            return Some(self.overtaken(oldest - self.position));
         }
+        if self.position >= end {
+            return None;
+        }
+        match log.read(self.position) {
+            Seen::Flow(recorded) => {
+                self.position += 1;
+                Some(Item::Flow(recorded))
+            }
+            // Its writer notifies when it is there.
+            Seen::NotYet => None,
+            Seen::Overwritten => Some(self.overtaken(1)),
+        }
+    }
+
+    fn overtaken(&mut self, by: u64) -> Item {
+        self.position += by;
+        self.log.0.overwritten.fetch_add(by, Ordering::Relaxed);
+        Item::Overwritten(by)
     }
 }
 
-impl Drop for Follower {
+impl Drop for Reader {
     fn drop(&mut self) {
         self.log.0.followers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Reads what passes a filter.
+#[derive(Debug)]
+pub struct Follower {
+    reader: Reader,
+    filter: Filter,
+}
+
+impl Follower {
+    /// The next flow that passes the filter, or how many were lost. Cancellation-safe.
+    pub async fn next(&mut self) -> Item {
+        loop {
+            match self.reader.next().await {
+                Item::Flow(recorded) if !self.filter.matches(&recorded.flow) => {}
+                item => return item,
+            }
+        }
     }
 }
 
@@ -361,26 +419,27 @@ mod tests {
     async fn a_follower_gets_each_flow_once_and_learns_what_it_lost() {
         let log = FlowLog::with_capacity("n1", 4);
         log.record(numbered(0));
-        let mut follower = log.follow(Filter::default());
+        let mut follower = log.reader(log.recorded());
         log.record(numbered(1));
         assert!(matches!(follower.next().await, Item::Flow(r) if r.flow.status == 1));
         (2..12).for_each(|n| log.record(numbered(n)));
         // Ten came, four are held.
-        assert!(matches!(follower.next().await, Item::Lost(6)));
+        assert!(matches!(follower.next().await, Item::Overwritten(6)));
         for want in 8..12 {
             assert!(matches!(follower.next().await, Item::Flow(r) if r.flow.status == want));
         }
         assert!(follower.try_next().is_none());
+        assert_eq!(log.overwritten(), 6);
     }
 
     #[test]
     fn what_was_lost_before_is_told_once_and_only_to_who_follows_then() {
         let log = FlowLog::new("n1");
         log.record_lost(2);
-        let mut follower = log.follow(Filter::default());
+        let mut follower = log.reader(log.recorded());
         log.record_lost(3);
         log.record(numbered(1));
-        assert!(matches!(follower.try_next(), Some(Item::Lost(3))));
+        assert!(matches!(follower.try_next(), Some(Item::Unrecorded(3))));
         assert!(matches!(follower.try_next(), Some(Item::Flow(r)) if r.flow.status == 1));
         assert!(follower.try_next().is_none());
         assert_eq!(log.lost(), 5);
@@ -389,7 +448,7 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_follower_is_woken() {
         let log = FlowLog::new("n1");
-        let mut follower = log.follow(Filter::default());
+        let mut follower = log.reader(log.recorded());
         let reader = tokio::spawn(async move { follower.next().await });
         tokio::task::yield_now().await;
         log.record(numbered(7));
@@ -421,7 +480,7 @@ mod tests {
         };
         let (past, follower) = log.observe(&request);
         assert_eq!(statuses(&past), [2, 3, 4]);
-        let mut follower = follower.unwrap();
+        let mut follower = follower.unwrap().reader;
         log.record(numbered(5));
         assert!(matches!(follower.try_next(), Some(Item::Flow(r)) if r.flow.status == 5));
         let only_new = pb::ObserveRequest {

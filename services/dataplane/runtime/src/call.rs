@@ -99,6 +99,25 @@ impl Call {
             proof,
         }
     }
+
+    /// What its flows have in common; the latency is until now.
+    fn flow(&self, direction: Direction, destination: Arc<Party>) -> Flow {
+        Flow {
+            time: self.time,
+            method: self.method,
+            path: self.path.clone(),
+            latency: self.started.elapsed(),
+            caller_proof: Some(self.proof),
+            trace_id: self.trace_id,
+            ..Flow::new(
+                Kind::Invoke,
+                direction,
+                self.source.clone(),
+                destination,
+                INVOKE_PORT,
+            )
+        }
+    }
 }
 
 impl Runtime {
@@ -209,25 +228,12 @@ impl Runtime {
             (verdict, _) => (verdict, end.reason),
         };
         self.env.flows.record(Flow {
-            time: call.time,
             verdict,
-            direction,
-            kind: Kind::Invoke,
-            source: call.source.clone(),
-            destination: endpoint.party().clone(),
-            destination_port: INVOKE_PORT,
             drop_reason: reason,
             rule: decision.rule,
-            route: None,
-            method: call.method,
-            path: call.path.clone(),
             status: end.status,
-            latency: call.started.elapsed(),
             via: Some(via),
-            caller_proof: Some(call.proof),
-            trace_id: call.trace_id,
-            traffic: None,
-            packet: None,
+            ..call.flow(direction, endpoint.party().clone())
         });
     }
 
@@ -240,25 +246,10 @@ impl Runtime {
         status: u16,
     ) {
         self.env.flows.record(Flow {
-            time: call.time,
             verdict: Verdict::Error,
-            direction: Direction::Egress,
-            kind: Kind::Invoke,
-            source: call.source.clone(),
-            destination: Arc::new(destination),
-            destination_port: INVOKE_PORT,
             drop_reason: Some(reason),
-            rule: None,
-            route: None,
-            method: call.method,
-            path: call.path.clone(),
             status,
-            latency: call.started.elapsed(),
-            via: None,
-            caller_proof: Some(call.proof),
-            trace_id: call.trace_id,
-            traffic: None,
-            packet: None,
+            ..call.flow(Direction::Egress, Arc::new(destination))
         });
     }
 }

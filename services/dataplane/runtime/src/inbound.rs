@@ -9,9 +9,9 @@ use crate::{
 };
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use parking_lot::Mutex;
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 use weft_drain::Watcher;
-use weft_flows::{Direction, DropReason, Flow, Kind, MethodText, Party, Proof, Verdict, Via};
+use weft_flows::{Direction, DropReason, Flow, Kind, Party, Proof, Verdict, Via};
 use weft_l7::{Body, hygiene, serve_connection};
 use weft_model::{NumericIdentity, Principal};
 use weft_tls::PeerIdentity;
@@ -182,26 +182,14 @@ impl Runtime {
             address: None,
             node: peer.node.as_deref().unwrap_or_default().into(),
         };
+        let (source, destination) = (Arc::new(source), endpoint.party().clone());
         self.env.flows.record(Flow {
-            time: SystemTime::now(),
             verdict: Verdict::Dropped,
-            direction: Direction::Ingress,
-            kind: Kind::Invoke,
-            source: Arc::new(source),
-            destination: endpoint.party().clone(),
-            destination_port: INVOKE_PORT,
             drop_reason: Some(DropReason::PeerMismatch),
-            rule: None,
-            route: None,
-            method: MethodText::default(),
-            path: Box::default(),
             status: 403,
-            latency: Default::default(),
             via: Some(Via::Tunnel),
             caller_proof: Some(Proof::TunnelSvid),
-            trace_id: [0; 16],
-            traffic: None,
-            packet: None,
+            ..Flow::new(Kind::Invoke, Direction::Ingress, source, destination, INVOKE_PORT)
         });
     }
 }
