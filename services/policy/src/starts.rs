@@ -1,10 +1,11 @@
 //! Workloads that are starting: a registration is answered when the nodes whose policies name the
 //! new workload's identity have it, so that its first connection is not dropped there as "not known
-//! yet". Nobody waits for longer than the limit: such a node may be slow or cut off.
+//! yet"; and when no node takes its address for that of a workload that left it, by whose policy it
+//! would be judged. Nobody waits for longer than the limit: such a node may be slow or cut off.
 
 use crate::{
     owner::Refused,
-    world::{Taking, World},
+    world::{Awaited, World},
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::{
@@ -22,7 +23,7 @@ type Reply = oneshot::Sender<Result<pb::Workload, Refused>>;
 struct Start {
     reply: Reply,
     workload: pb::Workload,
-    nodes: BTreeMap<String, Taking>,
+    nodes: BTreeMap<String, Awaited>,
     until: Instant,
 }
 
@@ -77,10 +78,10 @@ impl Starts {
             let Some(start) = self.all.get_mut(&number) else {
                 continue;
             };
-            let taking = start.nodes.remove(node);
-            let taking = taking.and_then(|t| world.still_taking(node, &start.workload.id, t));
-            if let Some(taking) = taking {
-                start.nodes.insert(node.to_owned(), taking);
+            let awaited = start.nodes.remove(node);
+            let awaited = awaited.and_then(|a| world.still_taking(node, a));
+            if let Some(awaited) = awaited {
+                start.nodes.insert(node.to_owned(), awaited);
                 continue;
             }
             let last = start.nodes.is_empty();

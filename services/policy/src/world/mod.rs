@@ -14,6 +14,7 @@
 
 mod addresses;
 mod check;
+mod former;
 mod node;
 mod nodes;
 mod policies;
@@ -23,10 +24,10 @@ mod workloads;
 
 pub(crate) use addresses::Name;
 pub(crate) use check::{RegisterError, check as check_workload, check_loopback, svid_name};
-pub(crate) use node::{Session, Taking, WINDOW};
+pub(crate) use node::{Session, WINDOW};
 pub(crate) use resources::ObjectKey;
 
-use node::Node;
+use node::{Node, Taking};
 use nodes::Nodes;
 use policies::Policies;
 use resources::Objects;
@@ -93,6 +94,13 @@ impl Key {
         });
         (self, resource)
     }
+}
+
+/// What a start waits for at a node.
+#[derive(Debug)]
+pub(crate) struct Awaited {
+    key: Key,
+    taking: Taking,
 }
 
 /// What an event touched.
@@ -230,22 +238,40 @@ impl World {
         names
     }
 
-    /// The nodes whose policies name a workload's identity and that do not have it yet.
-    pub(crate) fn takers(&self, workload: &pb::Workload) -> BTreeMap<String, Taking> {
+    /// The nodes that a workload's start waits for: those whose policies name its identity and that do
+    /// not have it yet, and those that take one of its addresses for somebody's who left it.
+    pub(crate) fn takers(&self, workload: &pb::Workload) -> BTreeMap<String, Awaited> {
         let identity = NumericIdentity(workload.identity);
-        let key = Key::new(Kind::Endpoint, workload.id.clone());
-        let named = self.nodes.iter().filter(|(_, (_, s))| s.names(identity));
-        named
-            .filter_map(|(name, (node, _))| Some((name.clone(), node.taking(&key)?)))
-            .collect()
+        let own = Key::new(Kind::Endpoint, workload.id.clone());
+        let former: Vec<Key> = self
+            .workloads
+            .former(workload)
+            .map(|id| Key::new(Kind::Endpoint, id))
+            .collect();
+        let awaited = |node: &Node, key: &Key| {
+            let taking = node.taking(key)?;
+            Some(Awaited {
+                key: key.clone(),
+                taking,
+            })
+        };
+        let nodes = self.nodes.iter().filter_map(|(name, (node, scope))| {
+            let named = scope.names(identity).then(|| awaited(node, &own)).flatten();
+            let waits = named.or_else(|| former.iter().find_map(|key| awaited(node, key)))?;
+            Some((name.clone(), waits))
+        });
+        nodes.collect()
     }
 
     /// How a node stands with what it was taking; `None`: it has it, refused it or is away.
-    pub(crate) fn still_taking(&self, name: &str, id: &str, taking: Taking) -> Option<Taking> {
+    pub(crate) fn still_taking(&self, name: &str, awaited: Awaited) -> Option<Awaited> {
         let (node, _) = self.nodes.get(name)?;
-        match taking {
-            Taking::Sent(version) => node.is_in_flight(version).then_some(taking),
-            Taking::Queued => node.taking(&Key::new(Kind::Endpoint, id)),
+        match awaited.taking {
+            Taking::Sent(version) => node.is_in_flight(version).then_some(awaited),
+            Taking::Queued => Some(Awaited {
+                taking: node.taking(&awaited.key)?,
+                key: awaited.key,
+            }),
         }
     }
 

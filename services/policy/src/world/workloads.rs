@@ -3,6 +3,7 @@
 use super::{
     Key, Kind, Shared, World,
     check::{RegisterError, check, invalid, spiffe_id},
+    former::Former,
 };
 use crate::store::Write;
 use std::{
@@ -85,6 +86,7 @@ pub(crate) struct Workloads {
     by_node: BTreeMap<String, BTreeSet<String>>,
     by_namespace: BTreeMap<String, BTreeSet<String>>,
     by_address: BTreeMap<IpAddr, String>,
+    former: Former,
     given: BTreeMap<NumericIdentity, Given>,
     by_labels: BTreeMap<Labels, NumericIdentity>,
     identities_by_namespace: BTreeMap<String, BTreeSet<NumericIdentity>>,
@@ -141,6 +143,14 @@ impl Workloads {
 
     pub(crate) fn labels(&self, identity: NumericIdentity) -> Option<&Labels> {
         self.given.get(&identity).map(|g| &g.labels)
+    }
+
+    /// Ids of those that left the addresses of a pod last.
+    pub(crate) fn former<'a>(&'a self, message: &'a pb::Workload) -> impl Iterator<Item = &'a str> {
+        let pod = message.kind() == pb::WorkloadKind::Pod;
+        let addresses = message.addresses.iter().filter(move |_| pod);
+        let ids = addresses.filter_map(|a| self.former.of(a.parse().ok()?));
+        ids.filter(|id| *id != message.id)
     }
 
     pub(crate) fn known(&self) -> &Identities {
@@ -331,6 +341,7 @@ impl Workloads {
         for address in old.pod_addresses() {
             if self.by_address.get(&address).is_some_and(|by| by == id) {
                 self.by_address.remove(&address);
+                self.former.left(address, id);
             }
         }
         if let Some(given) = self.given.get_mut(&old.identity) {
