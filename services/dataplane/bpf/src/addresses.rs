@@ -2,9 +2,11 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::layout::packet::{RawAddress, RawPrefix};
 use crate::table::Table;
@@ -109,9 +111,9 @@ pub struct Addresses {
 
 impl Addresses {
     /// Takes the descriptor of the map `addresses`. Needs no capability.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "addresses")?,
+            table: Table::remembered(fd, "addresses", epoch)?,
         })
     }
 

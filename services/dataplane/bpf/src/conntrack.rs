@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::addresses::address;
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::layout::packet::{RawConnection, RawConnectionKey};
 use crate::policy::Direction;
@@ -67,9 +69,9 @@ pub struct Conntrack {
 
 impl Conntrack {
     /// Takes the descriptor of the map `conntrack`.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "conntrack")?,
+            table: Table::remembered(fd, "conntrack", epoch)?,
         })
     }
 

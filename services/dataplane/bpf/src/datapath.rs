@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::addresses::Addresses;
 use crate::conntrack::Conntrack;
 use crate::endpoints::Endpoints;
+use crate::epoch::{self, Epoch};
 use crate::error::Error;
 use crate::events::Events;
 use crate::interfaces::{Interfaces, Sources};
@@ -28,7 +30,8 @@ pub struct Datapath {
 
 impl Datapath {
     /// The descriptors that [`Datapath::from_fds`] takes, by the maps' names.
-    pub const MAPS: [&str; 6] = [
+    pub const MAPS: [&str; 7] = [
+        epoch::NAME,
         "endpoints",
         "addresses",
         "sets",
@@ -44,10 +47,11 @@ impl Datapath {
     }
 
     fn open(mut fd: impl FnMut(&'static str) -> Result<OwnedFd, Error>) -> Result<Self, Error> {
+        let epoch = Arc::new(Epoch::from_fd(&fd(epoch::NAME)?)?);
         Ok(Self {
-            endpoints: Endpoints::from_fd(fd("endpoints")?)?,
-            addresses: Addresses::from_fd(fd("addresses")?)?,
-            sets: Sets::from_fd(fd("sets")?)?,
+            endpoints: Endpoints::from_fd(fd("endpoints")?, &epoch)?,
+            addresses: Addresses::from_fd(fd("addresses")?, &epoch)?,
+            sets: Sets::from_fd(fd("sets")?, &epoch)?,
             policy: Policy::from_fds(fd("policy")?, fd("range_allow")?, fd("range_deny")?)?,
         })
     }
@@ -77,17 +81,21 @@ impl Kernel {
 
     /// The connections that the programs know.
     pub fn conntrack(&self) -> Result<Conntrack, Error> {
-        Conntrack::from_fd(self.map_fd("conntrack")?)
+        Conntrack::from_fd(self.map_fd("conntrack")?, &self.epoch()?)
     }
 
     /// Which interface leads to which pod.
     pub fn interfaces(&self) -> Result<Interfaces, Error> {
-        Interfaces::from_fd(self.map_fd("interfaces")?)
+        Interfaces::from_fd(self.map_fd("interfaces")?, &self.epoch()?)
     }
 
     /// Which addresses endpoints may send from.
     pub fn sources(&self) -> Result<Sources, Error> {
-        Sources::from_fd(self.map_fd("endpoint_addresses")?)
+        Sources::from_fd(self.map_fd("endpoint_addresses")?, &self.epoch()?)
+    }
+
+    pub(crate) fn epoch(&self) -> Result<Arc<Epoch>, Error> {
+        Ok(Arc::new(Epoch::from_fd(&self.map_fd(epoch::NAME)?)?))
     }
 
     /// A descriptor of a map, to be handed to another process: of one that it only reads, read-only.

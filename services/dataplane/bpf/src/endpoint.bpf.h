@@ -6,6 +6,7 @@
 #ifndef WEFT_ENDPOINT_BPF_H
 #define WEFT_ENDPOINT_BPF_H
 
+#include "hurry.bpf.h"
 #include "local.bpf.h"
 #include "packet.bpf.h"
 #include "verdict.bpf.h"
@@ -138,6 +139,9 @@ int from_endpoint(struct __sk_buff *skb)
 	__u16 kind = 0;
 	int reason;
 
+	p.epoch = present_epoch();
+	if (passes_at_once(skb, WEFT_OUT, p.epoch))
+		return TCX_NEXT;
 	p.endpoint = endpoint_behind(skb->ifindex);
 	if (!p.endpoint) {
 		count(WEFT_ENDPOINT_UNKNOWN);
@@ -176,6 +180,9 @@ int to_endpoint(struct __sk_buff *skb)
 	__u16 kind = 0;
 	int reason;
 
+	p.epoch = present_epoch();
+	if (passes_at_once(skb, WEFT_IN, p.epoch))
+		return TCX_NEXT;
 	p.endpoint = endpoint_behind(skb->ifindex);
 	if (!p.endpoint) {
 		count(WEFT_ENDPOINT_UNKNOWN);

@@ -1,7 +1,9 @@
 //! The table of endpoints: what is enforced for each.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::layout::RawEndpoint;
 use crate::table::Table;
@@ -70,9 +72,9 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// Takes the map's descriptor. Needs no capability.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "endpoints")?,
+            table: Table::remembered(fd, "endpoints", epoch)?,
         })
     }
 

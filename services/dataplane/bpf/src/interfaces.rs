@@ -3,8 +3,10 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::addresses::{address, octets};
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::layout::packet::RawSource;
 use crate::table::Table;
@@ -17,9 +19,9 @@ pub struct Interfaces {
 
 impl Interfaces {
     /// Takes the descriptor of the map `interfaces`.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "interfaces")?,
+            table: Table::remembered(fd, "interfaces", epoch)?,
         })
     }
 
@@ -55,9 +57,9 @@ fn raw(endpoint: u32, address: IpAddr) -> RawSource {
 
 impl Sources {
     /// Takes the descriptor of the map `endpoint_addresses`.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "endpoint_addresses")?,
+            table: Table::remembered(fd, "endpoint_addresses", epoch)?,
         })
     }
 

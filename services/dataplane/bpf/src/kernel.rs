@@ -16,7 +16,7 @@ use aya::{Ebpf, EbpfLoader};
 
 use crate::error::Error;
 use crate::fs as filesystems;
-use crate::layout::{COUNTERS, LAYOUT, RawProcess, RawWorkload};
+use crate::layout::{COUNTERS, LAYOUT, PASSING, RawProcess, RawWorkload};
 use crate::links::{self, PROCESS_PROGRAMS, PROGRAMS};
 use crate::processes::Processes;
 use crate::sys::{self, Map};
@@ -155,6 +155,7 @@ impl Kernel {
             .default_map_pin_directory(&maps)
             .map_max_entries("conntrack", options.max_connections.max(1))
             .map_max_entries("events", options.event_bytes)
+            .map_max_entries("passing", passing()?)
             .override_global("tunnel_port", &options.tunnel_port, true)
             .override_global("capture_port", &options.capture_port, true)
             .override_global("root_cgroup", &cgroup_id, true)
@@ -197,6 +198,8 @@ impl Kernel {
         };
         processes.adopt()?;
         let kernel = Self::open(maps, adopted, classifiers, processes)?;
+        // Zero is no epoch; and no program of before is at work any more.
+        kernel.epoch()?.next();
         remove_older_maps(folder)?;
         Ok(kernel)
     }
@@ -341,6 +344,16 @@ pub fn uninstall(bpffs_dir: &Path) -> Result<(), Error> {
         remove_dir(&dir)?;
     }
     remove_dir(bpffs_dir)
+}
+
+/// Entries of the map `passing`: so many for each CPU that there can be.
+fn passing() -> Result<u32, Error> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, source)| Error::Map {
+        map: "passing",
+        action: "size",
+        source,
+    })?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(PASSING))
 }
 
 fn maps_dir(folder: &Path, layout: u32) -> PathBuf {

@@ -28,7 +28,10 @@ static __always_inline __u32 present_generation(__u32 index)
 	return set ? set->generation : 0;
 }
 
-/* 1 if the packet may pass; 0 if it must be looked at. */
+/* It may pass, and so may all that follow in the middle of the connection, while nothing changes. */
+#define WEFT_STEADY 2
+
+/* 0 if the packet must be looked at, else it may pass. */
 __noinline int is_known(const struct weft_packet *p, const struct weft_peer *peer)
 {
 	if (!p || !peer)
@@ -69,12 +72,11 @@ __noinline int is_known(const struct weft_packet *p, const struct weft_peer *pee
 	if (connection.expires <= now)
 		return 0;
 	/* Nothing to write down: neither its state nor, more than once a second, its age. */
-	if (now - connection.used < SECONDS && !(is_reply && connection.proto_state == WEFT_STATE_NEW) &&
-	    (connection.proto_state == WEFT_STATE_CLOSING || p->proto != IPPROTO_TCP ||
-	     !(p->tcp_flags & (TCP_FIN | TCP_RST))))
-		return 1;
-	touch_connection(p, &key, is_reply);
-	return 1;
+	if (now - connection.used >= SECONDS || (is_reply && connection.proto_state == WEFT_STATE_NEW) ||
+	    (connection.proto_state != WEFT_STATE_CLOSING && p->proto == IPPROTO_TCP &&
+	     p->tcp_flags & (TCP_FIN | TCP_RST)))
+		touch_connection(p, &key, is_reply);
+	return connection.proto_state == WEFT_STATE_NEW ? 1 : WEFT_STEADY;
 }
 
 #endif

@@ -6,7 +6,10 @@ pub(crate) mod packet;
 
 /// Goes up with every change of a map's key, value or meaning: maps of another number are not
 /// adopted but made anew.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 3;
+
+/// `WEFT_PASSING`.
+pub(crate) const PASSING: u32 = 1024;
 
 /// `struct weft_workload`.
 #[repr(C)]

@@ -27,6 +27,7 @@ mod counters;
 mod datapath;
 mod diag;
 mod endpoints;
+mod epoch;
 mod error;
 mod events;
 mod fs;
@@ -34,6 +35,7 @@ mod interfaces;
 mod kernel;
 mod layout;
 mod links;
+mod mapping;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod object_tests;

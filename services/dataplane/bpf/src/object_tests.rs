@@ -303,9 +303,11 @@ fn layouts_agree_between_c_and_rust() {
                 generation,
                 identity,
                 rule,
+                peer,
                 proto_state,
                 flags,
-                zero
+                zero,
+                zero2
             }),
         ),
         (

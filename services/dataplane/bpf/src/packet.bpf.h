@@ -40,6 +40,8 @@ struct weft_packet {
 	__u32 fragment_id;
 	/* Number of the endpoint that is judged, and which way the packet goes for it. */
 	__u32 endpoint;
+	/* Before anything was looked up; 0 where nothing is remembered (hurry.bpf.h). */
+	__u32 epoch;
 	/* For ICMP the type and the code. */
 	__u16 sport;
 	__u16 dport;

@@ -93,6 +93,29 @@ struct {
 	__type(value, struct weft_ports);
 } fragments SEC(".maps");
 
+/*
+ * Goes up with each change of interfaces, of addresses of endpoints and others, of endpoints and sets:
+ * user space adds to it in its own memory, after the change.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} epoch SEC(".maps");
+
+/* WEFT_PASSING for each CPU, which alone reads and writes them. Mapped, so that each is one line. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WEFT_PASSING);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct weft_passing);
+} passing SEC(".maps");
+
 /* struct weft_event each. What finds no room is counted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -135,10 +135,13 @@ struct weft_connection {
 	__u32 identity;
 	/* What was said of it. */
 	__u32 rule;
+	/* The peer's number, if it is of this node. */
+	__u32 peer;
 	__u8 proto_state;
 	/* WEFT_CONNECTION_*. */
 	__u8 flags;
 	__u16 zero;
+	__u32 zero2;
 };
 
 /* Each packet is judged, not only those of a changed policy. */
@@ -154,6 +157,27 @@ struct weft_connection {
 #define WEFT_STATE_NEW 0
 #define WEFT_STATE_ANSWERED 1
 #define WEFT_STATE_CLOSING 2
+
+/* Packets that a CPU lets pass at once: see hurry.bpf.h. One line of its cache. */
+struct weft_passing {
+	__u8 saddr[16];
+	__u8 daddr[16];
+	/* Where it is met, and where it came in. */
+	__u32 ifindex;
+	__u32 ingress;
+	__u16 sport;
+	__u16 dport;
+	__u8 proto;
+	__u8 dir;
+	__u16 zero;
+	/* When it was looked at: the epoch, and the clock in units of about a second. */
+	__u32 epoch;
+	__u32 period;
+	__u64 zero2;
+};
+
+/* How many a CPU has. A power of two. */
+#define WEFT_PASSING 1024
 
 /* A datagram in pieces, of which the first alone shows ports. */
 struct weft_fragment {

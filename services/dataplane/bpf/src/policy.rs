@@ -4,7 +4,9 @@
 //! the reverse order. An entry is replaced in one step, so a reader has the old or the new.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::layout::packet::{RawPolicy, RawPolicyKey, RawRange, RawSet};
 use crate::table::Table;
@@ -63,9 +65,9 @@ pub struct Sets {
 
 impl Sets {
     /// Takes the descriptor of the map `sets`. Needs no capability.
-    pub fn from_fd(fd: OwnedFd) -> Result<Self, Error> {
+    pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
-            table: Table::from_fd(fd, "sets")?,
+            table: Table::remembered(fd, "sets", epoch)?,
         })
     }
 

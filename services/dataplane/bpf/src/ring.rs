@@ -4,10 +4,10 @@
 //! the writers' position and the data, mapped twice in a row so that no record is in two parts.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::mapping::Mapping;
 use crate::sys;
 
 /// `BPF_MAP_TYPE_RINGBUF`.
@@ -17,46 +17,6 @@ const BUSY: u32 = 1 << 31;
 const DISCARDED: u32 = 1 << 30;
 /// A record's length and its place, before it.
 const HEADER: u64 = 8;
-
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<libc::c_void>,
-    length: usize,
-}
-
-// SAFETY: memory of the kernel that any thread may read; positions in it are atomics.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(fd: BorrowedFd<'_>, length: usize, offset: usize, write: bool) -> io::Result<Self> {
-        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        let rights = libc::PROT_READ | if write { libc::PROT_WRITE } else { 0 };
-        let null = std::ptr::null_mut();
-        // SAFETY: a new mapping at a place of the kernel's choice, where nothing else is.
-        let start = unsafe { libc::mmap(null, length, rights, libc::MAP_SHARED, fd.as_raw_fd(), offset) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start).ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { start, length })
-    }
-
-    fn at(&self, offset: usize) -> *mut u8 {
-        debug_assert!(offset < self.length);
-        // SAFETY: callers stay below the length, which is that of one mapping.
-        unsafe { self.start.cast::<u8>().add(offset) }.as_ptr()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: made by `new`, and nobody borrows from it any more. It cannot fail for a mapping
-        // that exists, and there would be nothing to do about it.
-        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
-    }
-}
 
 /// The reading end. There must be one per buffer.
 #[derive(Debug)]

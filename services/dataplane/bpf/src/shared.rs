@@ -9,7 +9,8 @@ use crate::sys;
 
 /// What the agent writes: what is desired, and how far it has read the events (a ring buffer's reader
 /// writes its position).
-const WRITTEN: [&str; 10] = [
+const WRITTEN: [&str; 11] = [
+    "epoch",
     "endpoints",
     "addresses",
     "sets",

@@ -93,7 +93,7 @@ impl Kernel {
 
     /// The table of endpoints.
     pub fn endpoints(&self) -> Result<Endpoints, Error> {
-        Endpoints::from_fd(self.map_fd("endpoints")?)
+        Endpoints::from_fd(self.map_fd("endpoints")?, &self.epoch()?)
     }
 
     /// The endpoint number of the process whose packets go from one address to another, if one's do.

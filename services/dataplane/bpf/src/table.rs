@@ -1,8 +1,11 @@
-//! A map by its name: what goes wrong is said with it, and a full one is told apart.
+//! A map by its name: what goes wrong is said with it, and a full one is told apart. Of those whose
+//! content the programs remember with connections, each change begins a new epoch.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
+use crate::epoch::Epoch;
 use crate::error::Error;
 use crate::sockets::typed;
 use crate::sys::{Map, Plain};
@@ -12,6 +15,7 @@ use crate::sys::{Map, Plain};
 pub(crate) struct Table<K, V> {
     name: &'static str,
     map: Map<K, V>,
+    epoch: Option<Arc<Epoch>>,
 }
 
 impl<K: Plain, V: Plain> Table<K, V> {
@@ -19,12 +23,30 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Ok(Self {
             name,
             map: typed(fd, name)?,
+            epoch: None,
         })
+    }
+
+    /// The same for a table that the programs remember.
+    pub(crate) fn remembered(fd: OwnedFd, name: &'static str, epoch: &Arc<Epoch>) -> Result<Self, Error> {
+        Ok(Self {
+            epoch: Some(epoch.clone()),
+            ..Self::from_fd(fd, name)?
+        })
+    }
+
+    /// After whatever was attempted: what failed may have been done.
+    fn changed(&self) {
+        if let Some(epoch) = &self.epoch {
+            epoch.next();
+        }
     }
 
     /// Makes or replaces an entry, in one step.
     pub(crate) fn set(&self, key: &K, value: &V) -> Result<(), Error> {
-        self.map.update(key, value, 0).map_err(|source| {
+        let written = self.map.update(key, value, 0);
+        self.changed();
+        written.map_err(|source| {
             // Hash tables and tries say it differently.
             match source.raw_os_error() {
                 Some(libc::E2BIG | libc::ENOSPC) => Error::Full {
@@ -42,9 +64,9 @@ impl<K: Plain, V: Plain> Table<K, V> {
 
     /// Returns whether there was one.
     pub(crate) fn remove(&self, key: &K) -> Result<bool, Error> {
-        self.map
-            .delete(key)
-            .map_err(|source| self.failed("remove from", source))
+        let removed = self.map.delete(key);
+        self.changed();
+        removed.map_err(|source| self.failed("remove from", source))
     }
 
     /// What it holds at about this moment.

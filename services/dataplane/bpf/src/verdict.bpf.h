@@ -5,6 +5,7 @@
 
 #include "conntrack.bpf.h"
 #include "events.bpf.h"
+#include "hurry.bpf.h"
 #include "known.bpf.h"
 #include "local.bpf.h"
 #include "packet.bpf.h"
@@ -87,7 +88,10 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	__u8 dir = p->dir;
 	int known = 0, reason, is_reply = 0;
 
-	if (is_known(p, peer))
+	known = is_known(p, peer);
+	if (known == WEFT_STEADY)
+		let_pass(skb, p);
+	if (known)
 		return WEFT_PASS;
 	if (!find_endpoint(p->endpoint, &endpoint)) {
 		count(WEFT_ENDPOINT_UNKNOWN);

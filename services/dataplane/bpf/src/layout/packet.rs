@@ -95,9 +95,11 @@ pub(crate) struct RawConnection {
     pub(crate) generation: u32,
     pub(crate) identity: u32,
     pub(crate) rule: u32,
+    pub(crate) peer: u32,
     pub(crate) proto_state: u8,
     pub(crate) flags: u8,
     pub(crate) zero: u16,
+    pub(crate) zero2: u32,
 }
 
 /// `struct weft_event`.

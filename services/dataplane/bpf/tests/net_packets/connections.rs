@@ -1,9 +1,12 @@
 //! Answers, errors, changes of policy, and what happens when there are too many connections.
 
-use weft_bpf::{Address, Direction, Options};
+use weft_bpf::{Address, Direction, Hooked, Options};
 
 use crate::packet::{ACK, FIN, ICMP, ICMPV6, Packet, RST, SYN, TCP, UDP};
-use crate::rig::{ALLOW, DENY, DENY_IN, DENY_OUT, Family, POD, REMOTE_IDENTITY, Rig, families, key};
+use crate::rig::{
+    ALLOW, DENY, DENY_IN, DENY_OUT, Family, IFINDEX, OTHER_IFINDEX, POD, REMOTE_IDENTITY, Rig, UPLINK,
+    families, key,
+};
 
 const BOTH: u32 = DENY_IN | DENY_OUT;
 
@@ -256,4 +259,138 @@ fn events_that_find_no_room_are_counted() {
     assert_eq!(rig.count("packets_dropped"), 100);
     assert!(!rig.passes(Direction::In, &packet));
     assert_eq!(rig.told().len(), 1, "there is room again");
+}
+
+/// A packet in the middle of a connection passes without being looked at; that ends with each change of
+/// what it hangs on.
+#[test]
+fn what_lets_a_packet_pass_at_once_ends_with_each_change() {
+    let rig = Rig::new();
+    rig.set(BOTH);
+    for family in families() {
+        for (direction, protocol) in [Direction::In, Direction::Out]
+            .into_iter()
+            .flat_map(|d| [(d, TCP), (d, UDP)])
+        {
+            let (from, to) = match direction {
+                Direction::In => (family.remote, family.pod),
+                Direction::Out => (family.pod, family.remote),
+            };
+            let rule = key(direction, REMOTE_IDENTITY, protocol, 80);
+            rig.rule(rule, ALLOW);
+            let packet = |flags| match protocol {
+                TCP => Packet::tcp((from, 40000), (to, 80), flags),
+                _ => Packet::udp((from, 40000), (to, 80)),
+            };
+            let (opening, middle, back) = (packet(SYN), packet(ACK), other(direction));
+            assert!(rig.passes(direction, &opening));
+            assert!(rig.passes(back, &opening.answer(SYN | ACK)));
+            let both = |passes: bool| {
+                // Twice: the first one that is looked at lets the next pass.
+                for _ in 0..2 {
+                    assert_eq!(rig.passes(direction, &middle), passes, "{middle:?}");
+                    assert_eq!(rig.passes(back, &middle.answer(ACK)), passes, "{middle:?}");
+                }
+            };
+            both(true);
+            // The address is somebody else's, and again its own.
+            let address = rig.datapath.addresses.find(family.remote).unwrap().unwrap();
+            let of_another = Address {
+                identity: 4711,
+                ..address
+            };
+            rig.datapath
+                .addresses
+                .set(family.remote.into(), of_another)
+                .unwrap();
+            both(false);
+            rig.datapath.addresses.set(family.remote.into(), address).unwrap();
+            both(true);
+            // What is enforced.
+            rig.rule(rule, DENY);
+            both(false);
+            rig.rule(rule, ALLOW);
+            both(true);
+            rig.datapath.endpoints.remove(POD).unwrap();
+            both(false);
+            rig.endpoint(|_| {});
+            both(true);
+            // Where it is; and what it may send from, which says nothing of what it gets.
+            let (interfaces, sources) = (rig.kernel.interfaces().unwrap(), rig.kernel.sources().unwrap());
+            interfaces.remove(IFINDEX).unwrap();
+            both(false);
+            interfaces.set(IFINDEX, POD).unwrap();
+            both(true);
+            sources.remove(POD, family.pod).unwrap();
+            let (gets, sends) = match direction {
+                Direction::In => (middle.clone(), middle.answer(ACK)),
+                Direction::Out => (middle.answer(ACK), middle.clone()),
+            };
+            for _ in 0..2 {
+                assert!(rig.passes(Direction::In, &gets));
+                assert!(!rig.passes(Direction::Out, &sends));
+            }
+            sources.add(POD, family.pod).unwrap();
+            both(true);
+            // And the connection itself.
+            assert_eq!(rig.kernel.conntrack().unwrap().forget_endpoint(POD).unwrap(), 1);
+            assert!(!rig.passes(back, &middle.answer(ACK)));
+            rig.no_rule(rule);
+            assert!(!rig.passes(direction, &middle));
+        }
+    }
+}
+
+/// What passes at once costs a fraction of what is looked at: a stream is made of such packets.
+#[test]
+fn a_packet_in_the_middle_of_a_connection_costs_a_fraction() {
+    let rig = Rig::new();
+    let [family, _] = families();
+    let nanoseconds = |packet: &Packet| {
+        let hook = Hooked::Interface(Direction::In);
+        let run = |_| {
+            rig.kernel
+                .test_run(hook, (IFINDEX, UPLINK), &packet.frame(), 20_000)
+        };
+        // The machine may have been busy with something else.
+        (0..5).map(|n| run(n).unwrap().nanoseconds).min().unwrap()
+    };
+    let packet = |flags| Packet::tcp((family.remote, 40000), (family.pod, 80), flags);
+    assert!(rig.passes(Direction::In, &packet(SYN)));
+    assert!(rig.passes(Direction::Out, &packet(SYN).answer(SYN | ACK)));
+    let (middle, opening) = (nanoseconds(&packet(ACK)), nanoseconds(&packet(SYN)));
+    // With an option of IP it is looked at: all is looked up, and found as known.
+    let mut looked_at = packet(ACK).frame();
+    looked_at[14] = 0x46;
+    looked_at[17] += 4;
+    looked_at.splice(34..34, [1, 1, 1, 0]);
+    let hook = Hooked::Interface(Direction::In);
+    let run = |_| {
+        rig.kernel
+            .test_run(hook, (IFINDEX, UPLINK), &looked_at, 20_000)
+            .unwrap()
+    };
+    let known = (0..5).map(|n| run(n).nanoseconds).min().unwrap();
+    println!("in the middle {middle} ns, looked at {known} ns, opening {opening} ns");
+    assert!(middle * 2 < known && middle * 2 < opening);
+}
+
+/// Whoever knows a connection's addresses and ports is not its peer: between pods of a node the interface
+/// tells.
+#[test]
+fn a_packet_of_a_known_connection_comes_in_where_its_peer_is() {
+    let mut rig = Rig::new();
+    for family in families() {
+        let opening = Packet::tcp((family.other, 40000), (family.pod, 80), SYN);
+        let middle = Packet::tcp((family.other, 40000), (family.pod, 80), ACK);
+        assert!(rig.passes_by(Direction::In, &opening, OTHER_IFINDEX));
+        assert!(rig.passes(Direction::Out, &opening.answer(SYN | ACK)));
+        for _ in 0..3 {
+            assert!(rig.passes_by(Direction::In, &middle, OTHER_IFINDEX));
+            for elsewhere in [UPLINK, IFINDEX] {
+                assert!(!rig.passes_by(Direction::In, &middle, elsewhere), "{middle:?}");
+                assert_eq!(rig.reason(), 132);
+            }
+        }
+    }
 }
