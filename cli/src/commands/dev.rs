@@ -40,7 +40,8 @@ pub struct Dev {
     /// [default: /var/lib/weft/dev for root, else $XDG_STATE_HOME/weft/dev]
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Folder with manifests: Components, Configurations, Services, CiliumNetworkPolicies; watched
+    /// Folder with manifests, as `weft get` shows them: Services, Gateways and routes, network policies,
+    /// Components, Configurations; watched
     #[arg(long, value_name = "DIR")]
     resources: Option<PathBuf>,
     /// Folder for the local sockets [default: /run/weft for root, else $XDG_RUNTIME_DIR/weft]
@@ -115,7 +116,7 @@ impl Dev {
             preflight::ports(&[7301, 7302, 7303, 7304])?;
         }
         let (trigger, drain) = weft_drain::channel();
-        let sockets = [run.join("agent.sock"), run.join("identity.sock")];
+        let sockets = ["agent.sock", "identity.sock", "policy.sock"].map(|name| run.join(name));
         let parts = Parts {
             state,
             run,
@@ -189,6 +190,7 @@ impl Dev {
         let config = weft_policy::Config {
             listen: parts.listen(7303),
             state_dir: parts.state.join("policy"),
+            run_dir: Some(parts.run.clone()),
             resources: self.resources.clone(),
             identity_addr: at.to_string(),
             // There is no other node, and without root all apps are on loopback.

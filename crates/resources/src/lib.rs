@@ -9,6 +9,7 @@
 
 mod dapr;
 mod fields;
+pub mod gateway;
 mod meta;
 mod policy;
 mod selector;
@@ -16,6 +17,7 @@ mod service;
 mod tree;
 
 pub use dapr::DaprObject;
+pub use gateway::{Gateway, GatewayClass, Grant, Route};
 pub use meta::Meta;
 pub use policy::{
     CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule,
@@ -108,26 +110,64 @@ pub enum Kind {
     CiliumClusterwideNetworkPolicy,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `v1` Namespace: for its labels.
+    Namespace,
+    /// `gateway.networking.k8s.io/v1` GatewayClass.
+    GatewayClass,
+    /// `gateway.networking.k8s.io/v1` Gateway.
+    Gateway,
+    /// `gateway.networking.k8s.io/v1` HTTPRoute.
+    HttpRoute,
+    /// `gateway.networking.k8s.io/v1` GRPCRoute.
+    GrpcRoute,
+    /// `gateway.networking.k8s.io/v1` ReferenceGrant.
+    ReferenceGrant,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [
+    /// Every kind.
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
         Self::CiliumNetworkPolicy,
         Self::CiliumClusterwideNetworkPolicy,
         Self::NetworkPolicy,
+        Self::Namespace,
+        Self::GatewayClass,
+        Self::Gateway,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::ReferenceGrant,
     ];
 
-    /// As in `apiVersion`.
-    pub fn api_version(self) -> &'static str {
+    /// The values of `apiVersion` under which it is read; the first is today's.
+    pub fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Service => "v1",
-            Self::Component | Self::Configuration => "dapr.io/v1alpha1",
-            Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => "cilium.io/v2",
-            Self::NetworkPolicy => "networking.k8s.io/v1",
+            Self::Service | Self::Namespace => &["v1"],
+            Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
+            Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => &["cilium.io/v2"],
+            Self::NetworkPolicy => &["networking.k8s.io/v1"],
+            Self::GatewayClass | Self::Gateway | Self::ReferenceGrant => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1beta1",
+            ],
+            Self::HttpRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1beta1",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            // There never was a v1beta1 of it.
+            Self::GrpcRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
         }
+    }
+
+    /// As in `apiVersion` today.
+    pub fn api_version(self) -> &'static str {
+        self.api_versions()[0]
     }
 
     /// As in `kind`.
@@ -139,12 +179,44 @@ impl Kind {
             Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::Namespace => "Namespace",
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
         }
+    }
+
+    /// As `kubectl get` names it: plural, then short names.
+    pub fn plural_and_short(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Service => ("services", &["svc"]),
+            Self::Component => ("components", &[]),
+            Self::Configuration => ("configurations", &[]),
+            Self::CiliumNetworkPolicy => ("ciliumnetworkpolicies", &["cnp", "ciliumnp"]),
+            Self::CiliumClusterwideNetworkPolicy => ("ciliumclusterwidenetworkpolicies", &["ccnp"]),
+            Self::NetworkPolicy => ("networkpolicies", &["netpol"]),
+            Self::Namespace => ("namespaces", &["ns"]),
+            Self::GatewayClass => ("gatewayclasses", &["gc"]),
+            Self::Gateway => ("gateways", &["gtw"]),
+            Self::HttpRoute => ("httproutes", &[]),
+            Self::GrpcRoute => ("grpcroutes", &[]),
+            Self::ReferenceGrant => ("referencegrants", &["refgrant"]),
+        }
+    }
+
+    /// The group of `apiVersion`; empty for the core.
+    pub fn group(self) -> &'static str {
+        self.api_version().split_once('/').map_or("", |(group, _)| group)
     }
 
     /// Whether its objects belong to the cluster and have no namespace.
     pub fn is_of_cluster(self) -> bool {
-        self == Self::CiliumClusterwideNetworkPolicy
+        matches!(
+            self,
+            Self::CiliumClusterwideNetworkPolicy | Self::GatewayClass | Self::Namespace
+        )
     }
 }
 
@@ -169,6 +241,18 @@ pub enum Body {
     CiliumClusterwideNetworkPolicy(NetworkPolicy),
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy(NetworkPolicy),
+    /// `v1` Namespace; all that matters of it are its labels.
+    Namespace,
+    /// `gateway.networking.k8s.io/v1` GatewayClass.
+    GatewayClass(GatewayClass),
+    /// `gateway.networking.k8s.io/v1` Gateway.
+    Gateway(Gateway),
+    /// `gateway.networking.k8s.io/v1` HTTPRoute.
+    HttpRoute(Route),
+    /// `gateway.networking.k8s.io/v1` GRPCRoute.
+    GrpcRoute(Route),
+    /// `gateway.networking.k8s.io/v1` ReferenceGrant.
+    ReferenceGrant(Grant),
 }
 
 /// An object of a known kind.
@@ -180,6 +264,8 @@ pub struct Resource {
     pub origin: Origin,
     /// The rest.
     pub body: Body,
+    /// The object as written, without `status`, as JSON: to show it.
+    pub json: Arc<str>,
 }
 
 impl Resource {
@@ -192,6 +278,12 @@ impl Resource {
             Body::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
             Body::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
             Body::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Body::Namespace => Kind::Namespace,
+            Body::GatewayClass(_) => Kind::GatewayClass,
+            Body::Gateway(_) => Kind::Gateway,
+            Body::HttpRoute(_) => Kind::HttpRoute,
+            Body::GrpcRoute(_) => Kind::GrpcRoute,
+            Body::ReferenceGrant(_) => Kind::ReferenceGrant,
         }
     }
 }
@@ -240,7 +332,7 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
     let (api_version, kind) = (api_version.text(problems)?, kind_field.text(problems)?);
     let known = Kind::ALL
         .into_iter()
-        .find(|k| k.api_version() == api_version && k.name() == kind);
+        .find(|k| k.api_versions().contains(&api_version.as_str()) && k.name() == kind);
     let Some(known) = known else {
         let near = Kind::ALL.into_iter().find(|k| k.name() == kind);
         let hint = near.map_or(String::new(), |k| {
@@ -268,6 +360,15 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
             policy::read_cilium(&mut object, problems).map(Body::CiliumClusterwideNetworkPolicy)
         }
         Kind::NetworkPolicy => policy::read_kubernetes(&mut object, problems).map(Body::NetworkPolicy),
+        Kind::Namespace => {
+            object.ignore(&["spec"]);
+            Some(Body::Namespace)
+        }
+        Kind::GatewayClass => gateway::read_class(&mut object, problems).map(Body::GatewayClass),
+        Kind::Gateway => gateway::read_gateway(&mut object, problems).map(Body::Gateway),
+        Kind::HttpRoute => gateway::read_http(&mut object, problems).map(Body::HttpRoute),
+        Kind::GrpcRoute => gateway::read_grpc(&mut object, problems).map(Body::GrpcRoute),
+        Kind::ReferenceGrant => gateway::read_grant(&mut object, problems).map(Body::ReferenceGrant),
     };
     object.finish(problems);
     let (meta, body) = (meta?, body?);
@@ -278,5 +379,14 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
             line: document.line,
         },
         body,
+        json: as_written(document),
     })
+}
+
+fn as_written(document: &tree::Node) -> Arc<str> {
+    let mut json = document.to_json();
+    if let Some(object) = json.as_object_mut() {
+        object.remove("status");
+    }
+    json.to_string().into()
 }

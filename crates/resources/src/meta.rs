@@ -1,7 +1,11 @@
 //! `metadata`.
 
-use crate::fields::{Field, Problems};
+use crate::{
+    fields::{Field, Problems},
+    tree::Value,
+};
 use std::{collections::BTreeMap, fmt};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use weft_model::{check_dns_label, check_name};
 
 /// What names an object.
@@ -15,6 +19,10 @@ pub struct Meta {
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
+    /// `creationTimestamp`, in seconds since the Unix epoch: what came from a cluster says so.
+    pub created: Option<u64>,
+    /// `generation`, likewise.
+    pub generation: Option<u64>,
 }
 
 impl fmt::Display for Meta {
@@ -48,12 +56,32 @@ pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems)
     };
     let labels = map("labels", problems);
     let annotations = map("annotations", problems);
+    let created = object.take("creationTimestamp").and_then(|f| {
+        let text = f.text(problems)?;
+        let time = OffsetDateTime::parse(&text, &Rfc3339).ok();
+        let seconds = time.and_then(|t| u64::try_from(t.unix_timestamp()).ok());
+        if seconds.is_none() {
+            f.fail(
+                problems,
+                format_args!("{text:?} is no time such as 2026-01-31T12:00:00Z"),
+            );
+        }
+        seconds
+    });
+    let generation = object.take("generation").and_then(|f| {
+        let number = match f.node.value {
+            Value::Integer(number) => u64::try_from(number).ok(),
+            _ => None,
+        };
+        if number.is_none() {
+            f.fail(problems, "must be a number that is not negative");
+        }
+        number
+    });
     // Written by clusters, present in what `kubectl get -o yaml` prints.
     object.ignore(&[
         "uid",
         "resourceVersion",
-        "generation",
-        "creationTimestamp",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "managedFields",
@@ -67,5 +95,7 @@ pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems)
         name: name?,
         labels,
         annotations,
+        created,
+        generation,
     })
 }

@@ -74,6 +74,11 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<S
                 "must be given and unique when there are several ports",
             );
         }
+        let same = |p: &ServicePort| (p.port, p.protocol) == (port.port, port.protocol);
+        if ports[..i].iter().any(same) {
+            let path = format!("spec.ports[{i}]");
+            problems.add(spec.line, &path, "port and protocol are those of another port");
+        }
     }
     spec.unsupported(
         &["externalName", "externalIPs", "loadBalancerSourceRanges"],

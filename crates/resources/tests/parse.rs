@@ -55,6 +55,7 @@ fn a_policy_is_read_whole() {
             meta,
             origin,
             body: Body::CiliumNetworkPolicy(policy),
+            ..
         },
     ] = &all[..]
     else {

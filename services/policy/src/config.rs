@@ -18,6 +18,9 @@ pub struct Config {
     pub resources: Option<PathBuf>,
     /// Holds the database `policy.db` and, in `member`, this service's key and certificate.
     pub state_dir: PathBuf,
+    /// Holds `policy.sock` for operators on this machine, and is not a folder of state. Without one
+    /// there is no such socket.
+    pub run_dir: Option<PathBuf>,
     /// Of the SPIFFE IDs that are derived.
     #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
@@ -53,6 +56,7 @@ impl Default for Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 7303)),
             resources: None,
             state_dir: weft_config::state_dir("policy"),
+            run_dir: Some(weft_config::run_dir()),
             trust_domain: TrustDomain::default().as_str().to_owned(),
             identity_addr: "127.0.0.1:7301".into(),
             join_token: None,

@@ -178,25 +178,28 @@ impl Files {
                         name: resource.meta.name.clone(),
                         origin: resource.origin.to_string(),
                         accepted: true,
-                        errors: Vec::new(),
+                        ..Default::default()
                     });
                 }
             }
         }
-        for (path, file) in &self.files {
-            let Some(first) = file.problems.first() else {
-                continue;
-            };
-            // What a bad file is about is not known, so it is listed whatever was asked for.
-            statuses.push(pb::ResourceStatus {
+        // What a bad file is about is not known, so it is listed whatever was asked for.
+        statuses.extend(self.rejected_statuses());
+        statuses
+    }
+
+    /// Each file with something wrong in it.
+    pub(crate) fn rejected_statuses(&self) -> impl Iterator<Item = pb::ResourceStatus> {
+        self.files.iter().filter_map(|(path, file)| {
+            let first = file.problems.first()?;
+            Some(pb::ResourceStatus {
                 kind: "File".to_owned(),
                 name: path.clone(),
                 origin: format!("{path}:{}", first.line),
                 errors: file.problems.iter().map(ToString::to_string).collect(),
                 ..Default::default()
-            });
-        }
-        statuses
+            })
+        })
     }
 
     /// Files that are not in force as they are, a bounded part of them with their first errors.

@@ -12,6 +12,7 @@ mod api;
 mod config;
 mod files;
 mod hosts;
+mod listing;
 mod metrics;
 mod owner;
 mod roles;

@@ -19,6 +19,11 @@ struct Flags {
     #[arg(long, env = "WEFT_POLICY_STATE_DIR", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
+    /// Folder for the local socket that `weft get` asks [default: /run/weft for root, else
+    /// $XDG_RUNTIME_DIR/weft]
+    #[arg(long, env = "WEFT_POLICY_RUN_DIR", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run_dir: Option<PathBuf>,
     /// Trust domain of all SPIFFE IDs
     #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]

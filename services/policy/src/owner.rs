@@ -6,6 +6,7 @@
 use crate::{
     Config,
     files::{Files, Reading},
+    listing,
     metrics::Counts,
     starts::Starts,
     store::{State, Write},
@@ -125,6 +126,10 @@ impl Owner {
         counts: Counts,
     ) -> Result<Self, StoreError> {
         let stored = state.load().await?;
+        world.set_time(now());
+        for (key, created, generation, digest) in stored.objects {
+            world.restore_object(key, created, generation, digest);
+        }
         world.give_addresses_of(config.service_ranges());
         for node in stored.nodes {
             world.restore_node(node);
@@ -277,11 +282,26 @@ impl Owner {
             Event::Rejected { reply } => {
                 let _ = reply.send(self.files.rejected());
             }
+            Event::List { request, reply } if request.objects => {
+                self.world.set_time(now());
+                self.world.note_programmed();
+                let (mut resources, next) = listing::page(&self.world, &request);
+                if next.is_empty() {
+                    resources.extend(self.files.rejected_statuses());
+                }
+                let _ = reply.send(pb::ListResponse {
+                    resources,
+                    nodes: Vec::new(),
+                    next,
+                });
+            }
             Event::List { request, reply } => {
-                let resources = self.files.statuses(&request.kind, &request.namespace);
+                let mut resources = self.files.statuses(&request.kind, &request.namespace);
+                resources.retain(|r| request.name.is_empty() || r.name == request.name || !r.accepted);
                 let _ = reply.send(pb::ListResponse {
                     resources,
                     nodes: self.world.node_statuses(),
+                    next: String::new(),
                 });
             }
         }
@@ -332,6 +352,7 @@ impl Owner {
     /// Takes over what the folder says. If it can not be stored, it is in force all the same: only a bad
     /// file at the next start would miss it.
     async fn read(&mut self, readings: Vec<Reading>) {
+        self.world.set_time(now());
         let paths: BTreeSet<String> = readings.iter().map(|r| r.path.clone()).collect();
         let (changes, writes) = self.files.apply(readings);
         for problem in self.files.problems_of(&paths) {
@@ -343,6 +364,12 @@ impl Owner {
         if let Err(error) = self.state.write(&writes).await {
             tracing::error!(%error, "the last good state of the resources could not be stored");
         }
+        let writes = self.world.seen_writes();
+        if let Err(error) = self.state.write(&writes).await {
+            tracing::error!(%error, "when objects were first seen could not be stored");
+        }
+        // Gateways have Services made for them, which get addresses.
+        self.world.judge_routing();
         self.store_addresses().await;
         if !changes.is_empty() {
             tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
@@ -359,6 +386,8 @@ impl Owner {
     }
 
     async fn look_at_periods(&mut self) {
+        self.world.set_time(now());
+        self.world.note_programmed();
         for identity in self
             .world
             .expired_identities(now().saturating_sub(self.grace.as_secs()))

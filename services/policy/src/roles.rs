@@ -11,7 +11,7 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::Service("identity"), Admit::Node, Admit::Admin],
     ),
     ("/weft.policy.v1.Distribution/Subscribe", &[Admit::Node]),
-    ("/weft.policy.v1.Resources/List", &[Admit::Admin]),
+    ("/weft.policy.v1.Resources/List", &[Admit::Admin, Admit::Local]),
     ("/weft.policy.v1.Resources/Rejected", &[Admit::Node, Admit::Admin]),
 ]);
 
@@ -61,6 +61,8 @@ mod tests {
         assert!(ok("Registry/Register", &node) && !ok("Registry/Register", &admin));
         assert!(ok("Distribution/Subscribe", &node) && !ok("Distribution/Subscribe", &admin));
         assert!(ok("Resources/List", &admin) && !ok("Resources/List", &node));
-        assert!(ok("Registry/Watch", &caller("/weft/service/identity")));
+        let (identity, local) = (caller("/weft/service/identity"), Caller::Local { uid: 0 });
+        assert!(ok("Registry/Watch", &identity));
+        assert!(ok("Resources/List", &local) && !ok("Registry/Watch", &local));
     }
 }

@@ -192,6 +192,10 @@ async fn start_on(
         address: config.listen.to_string(),
         source,
     })?;
+    let local = config.run_dir.as_ref();
+    let local = local
+        .map(|dir| weft_rpc::bind_local(&dir.join("policy.sock")))
+        .transpose()?;
     let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
     let hosts = Hosts::default();
@@ -228,6 +232,10 @@ async fn start_on(
             owner.run(incoming, changed, drain).await;
             Ok(())
         });
+    }
+    if let Some(local) = local {
+        let (server, drain) = (server.clone(), drain.clone());
+        tasks.spawn(async move { Ok(server.serve_local(local, drain).await?) });
     }
     let over_tls = server.serve_tls(listener, Arc::new(tls), trust.clone(), drain);
     tasks.spawn(async move { Ok(over_tls.await?) });

@@ -1,11 +1,12 @@
 //! What must outlive a restart: identities, workloads, and the last good content of each file.
 
-use crate::world::Name;
+use crate::world::{Name, ObjectKey};
 use prost::Message;
 use sqlx::{Row, migrate::Migrator};
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use weft_model::{Labels, NumericIdentity};
 use weft_proto::weft::policy::v1 as pb;
+use weft_resources::Kind;
 use weft_store::{Store, StoreError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -51,6 +52,15 @@ pub(crate) enum Write {
     RemoveServiceAddress {
         address: IpAddr,
     },
+    Object {
+        key: ObjectKey,
+        created: u64,
+        generation: u64,
+        digest: u64,
+    },
+    RemoveObject {
+        key: ObjectKey,
+    },
 }
 
 impl Write {
@@ -73,6 +83,8 @@ pub(crate) struct Stored {
     pub good_files: BTreeMap<String, Vec<u8>>,
     pub nodes: Vec<pb::Node>,
     pub service_addresses: Vec<(Name, IpAddr)>,
+    /// Objects with when they were seen first, their generation and a digest of their content.
+    pub objects: Vec<(ObjectKey, u64, u64, u64)>,
 }
 
 /// The database.
@@ -142,6 +154,28 @@ impl State {
                 .service_addresses
                 .push(((row.try_get(1)?, row.try_get(2)?), address));
         }
+        for row in sqlx::query("SELECT kind, namespace, name, created, generation, digest FROM object")
+            .fetch_all(self.0.pool())
+            .await?
+        {
+            let kind: String = row.try_get(0)?;
+            // A kind that only a later version knew.
+            let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind) else {
+                continue;
+            };
+            let key = ObjectKey {
+                kind,
+                namespace: row.try_get(1)?,
+                name: row.try_get(2)?,
+            };
+            let [created, generation, digest] = [3, 4, 5].map(|at| row.try_get::<i64, _>(at));
+            stored.objects.push((
+                key,
+                created?.cast_unsigned(),
+                generation?.cast_unsigned(),
+                digest?.cast_unsigned(),
+            ));
+        }
         Ok(stored)
     }
 
@@ -193,6 +227,23 @@ impl State {
                 .bind(name),
                 Write::RemoveServiceAddress { address } => {
                     sqlx::query("DELETE FROM service_address WHERE address = ?").bind(address.to_string())
+                }
+                Write::Object { key, created, generation, digest } => sqlx::query(
+                    "INSERT INTO object (kind, namespace, name, created, generation, digest) VALUES (?, ?, ?, ?, ?, ?)
+                     ON CONFLICT (kind, namespace, name) DO UPDATE SET
+                     created = excluded.created, generation = excluded.generation, digest = excluded.digest",
+                )
+                .bind(key.kind.name())
+                .bind(&key.namespace)
+                .bind(&key.name)
+                .bind(created.cast_signed())
+                .bind(generation.cast_signed())
+                .bind(digest.cast_signed()),
+                Write::RemoveObject { key } => {
+                    sqlx::query("DELETE FROM object WHERE kind = ? AND namespace = ? AND name = ?")
+                        .bind(key.kind.name())
+                        .bind(&key.namespace)
+                        .bind(&key.name)
                 }
             };
             query

@@ -115,6 +115,7 @@ impl Home {
                     .env(format!("WEFT_{service}_LISTEN"), any_port)
                     .env(format!("WEFT_{service}_STATE_DIR"), state)
                     .env("WEFT_IDENTITY_RUN_DIR", self.at("run"))
+                    .env("WEFT_POLICY_RUN_DIR", self.at("run"))
             }
         };
         command

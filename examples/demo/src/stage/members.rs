@@ -69,6 +69,7 @@ impl Stage {
         }
         if name == "policy" {
             command.arg("--resources").arg(self.resources());
+            command.arg("--run-dir").arg(self.identity_run_dir());
         }
         let command = self.logged(command, name)?;
         let user = Spawn::user(CONTROL_USER, CONTROL_USER);

@@ -156,9 +156,12 @@ fn nth(range: &IpNet, n: u64) -> IpAddr {
     }
 }
 
-/// FNV-1a, 64 bits: the same in every build, which the standard library's does not promise.
 fn hash(namespace: &str, name: &str) -> u64 {
-    let bytes = namespace.bytes().chain([b'/']).chain(name.bytes());
+    fnv(namespace.bytes().chain([b'/']).chain(name.bytes()))
+}
+
+/// FNV-1a, 64 bits: the same in every build, which the standard library's does not promise.
+pub(super) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })

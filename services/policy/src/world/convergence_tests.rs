@@ -64,9 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), 0..3u8, s.clone(), 0..3u8, 0..3u8)
             .prop_map(|(node, slot, namespace, app, role)| Step::Register { node, slot, namespace, app, role }),
         2 => (n.clone(), 0..3u8, s.clone()).prop_map(|(node, slot, namespace)| Step::Deregister { node, slot, namespace }),
-        5 => (s.clone(), 0..2u8, 0..5u8, 0..5u8)
+        5 => (s.clone(), 0..2u8, 0..8u8, 0..5u8)
             .prop_map(|(namespace, file, kind, variant)| Step::Object { namespace, file, kind, variant }),
-        2 => (s.clone(), 0..2u8, 0..5u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
+        2 => (s.clone(), 0..2u8, 0..8u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
         1 => Just(Step::Collect),
         2 => (n.clone(), any::<bool>()).prop_map(|(node, remember)| Step::Connect { node, remember }),
         1 => n.clone().prop_map(|node| Step::Disconnect { node }),
@@ -103,6 +103,30 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
         }
         4 => format!(
             "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: o{file}-{namespace}}}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{{peers}}}]}}"
+        ),
+        5 => {
+            let hostname = ["", "hostname: a.test, ", "hostname: '*.test', "][usize::from(app)];
+            let from = if variant < 3 { "All" } else { "Same" };
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n{meta}\nspec: {{gatewayClassName: cilium, listeners: [{{name: l, {hostname}port: {}, protocol: HTTP, allowedRoutes: {{namespaces: {{from: {from}}}}}}}]}}",
+                80 + u16::from(variant)
+            )
+        }
+        6 => {
+            let parent = [
+                "{name: o0, namespace: a}",
+                "{name: o1, namespace: b}",
+                "{kind: Service, group: '', name: o0}",
+                "{kind: Service, group: '', name: o1}",
+                "{name: o0, namespace: a}, {kind: Service, group: '', name: o1}",
+            ][usize::from(variant)];
+            format!(
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n{meta}\nspec: {{parentRefs: [{parent}], hostnames: [a.test], rules: [{{backendRefs: [{{name: o0, namespace: b, port: 80}}, {{name: o{app}, port: 81}}]}}]}}"
+            )
+        }
+        7 => format!(
+            "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\n{meta}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}",
+            if variant < 3 { "a" } else { "b" }
         ),
         1 => format!(
             "apiVersion: v1\nkind: Service\n{meta}\nspec: {{selector: {{app: a{app}}}, ports: [{{port: {}}}]}}",
@@ -182,6 +206,27 @@ impl Agent {
                 pb::resource::Body::Service(service) => {
                     for id in &service.endpoints {
                         assert!(has("endpoint", id), "{service:?} without its endpoint");
+                    }
+                }
+                pb::resource::Body::Gateway(gateway) => {
+                    let service = format!("{}/{}", gateway.namespace, gateway.service);
+                    assert!(has("service", &service), "{gateway:?} without its Service");
+                }
+                pb::resource::Body::Route(route) => {
+                    for attachment in &route.attachments {
+                        let (kind, name) = match attachment.parent.as_ref().unwrap() {
+                            pb::attachment::Parent::Service(p) => {
+                                ("service", format!("{}/{}", p.namespace, p.name))
+                            }
+                            pb::attachment::Parent::Listener(p) => {
+                                ("gateway", format!("{}/{}", p.gateway_namespace, p.gateway))
+                            }
+                        };
+                        assert!(has(kind, &name), "{route:?} without its parent");
+                    }
+                    for target in route.rules[0].backends.iter().filter_map(|b| b.target.as_ref()) {
+                        let name = format!("{}/{}", target.namespace, target.service);
+                        assert!(has("service", &name), "{route:?} without its backend");
                     }
                 }
                 _ => {}

@@ -6,6 +6,9 @@
 //! - endpoints, identities and Services of every namespace in which it hosts a workload or which it asked for;
 //! - endpoints and identities that the policy of one of its workloads names, wherever they are;
 //! - policy sets that govern a workload of its own;
+//! - Gateways with the Services made for them, all of them; routes that are attached to a Gateway, or to a
+//!   Service of a namespace that it needs, and for each route the Services it names with their endpoints
+//!   and identities, wherever they are;
 //! - Components of namespaces in which it hosts a workload with an app-id, if their scopes name one of
 //!   these app-ids or nobody; Configurations of these namespaces.
 //!
@@ -19,7 +22,9 @@ mod node;
 mod nodes;
 mod policies;
 mod resources;
+mod routing;
 mod scope;
+mod seen;
 mod workloads;
 
 pub(crate) use addresses::Name;
@@ -31,7 +36,9 @@ use node::{Node, Taking};
 use nodes::Nodes;
 use policies::Policies;
 use resources::Objects;
+use routing::Routing;
 use scope::Scope;
+use seen::Seen;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -54,6 +61,8 @@ pub(crate) enum Kind {
     Configuration,
     Endpoint,
     Service,
+    Gateway,
+    Route,
 }
 
 /// Names a resource on the wire.
@@ -80,6 +89,8 @@ impl Key {
             Kind::Configuration => "configuration",
             Kind::Endpoint => "endpoint",
             Kind::Service => "service",
+            Kind::Gateway => "gateway",
+            Kind::Route => "route",
         };
         pb::ResourceKey {
             kind: kind.into(),
@@ -127,6 +138,10 @@ pub(crate) struct World {
     workloads: Workloads,
     policies: Policies,
     objects: Objects,
+    routing: Routing,
+    seen: Seen,
+    /// Seconds since the Unix epoch, as the owner told it last.
+    now: u64,
     node_facts: Nodes,
     nodes: BTreeMap<String, (Node, Scope)>,
     followers: BTreeMap<u64, Follower>,
@@ -141,6 +156,9 @@ impl World {
             workloads: Workloads::default(),
             policies: Policies::default(),
             objects: Objects::default(),
+            routing: Routing::default(),
+            seen: Seen::default(),
+            now: 0,
             node_facts: Nodes::default(),
             nodes: BTreeMap::new(),
             followers: BTreeMap::new(),
@@ -148,9 +166,15 @@ impl World {
         }
     }
 
+    /// Tells what time it is.
+    pub(crate) fn set_time(&mut self, now: u64) {
+        self.now = now;
+    }
+
     /// Brings every node's share up to date and sends what changed.
     pub(crate) fn settle(&mut self) {
         self.policies.recompile(&self.workloads, &mut self.dirty);
+        self.judge_routing();
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.keys.is_empty() && dirty.nodes.is_empty() {
             return;
@@ -346,3 +370,6 @@ impl World {
 #[cfg(test)]
 #[path = "convergence_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+mod routing_tests;

@@ -43,6 +43,19 @@ pub(crate) enum Taking {
     Sent(u64),
 }
 
+/// How a node stands with what it should have at a key. What is worse comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// Its stream ended.
+    Away,
+    /// It could not apply it.
+    Refused,
+    /// It has not confirmed it yet.
+    Waiting,
+    /// It confirmed it.
+    Has,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Node {
@@ -135,6 +148,19 @@ impl Node {
         let with = |sent: &&Sent| sent.keys.as_ref().is_none_or(|keys| keys.contains(key));
         let sent = self.in_flight.iter().rev().find(with)?;
         Some(Taking::Sent(sent.version))
+    }
+
+    /// How it stands with what it should have at `key`.
+    pub(crate) fn standing(&self, key: &Key) -> Standing {
+        if self.session.is_none() {
+            Standing::Away
+        } else if self.refused.contains(key) {
+            Standing::Refused
+        } else if self.taking(key).is_some() || !self.desired.contains_key(key) {
+            Standing::Waiting
+        } else {
+            Standing::Has
+        }
     }
 
     /// Whether a version was sent on the present stream and not answered.

@@ -7,7 +7,11 @@ use super::{
 };
 use crate::store::Write;
 use ipnet::IpNet;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 use weft_policy_engine::PolicyObject;
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::{Body, Meta, Resource, Service, TargetPort};
@@ -34,8 +38,12 @@ impl ObjectKey {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
-    /// By namespace and name.
+    /// By namespace and name: what manifests say, then what was made.
     services: BTreeMap<String, BTreeMap<String, Service>>,
+    /// Those of manifests.
+    written: BTreeSet<Name>,
+    /// Those that were made for Gateways. One of a manifest with the same name counts instead.
+    made: BTreeMap<Name, Service>,
     built: BTreeMap<Key, Shared>,
     scopes: BTreeMap<Key, Vec<String>>,
     addresses: Addresses,
@@ -77,6 +85,67 @@ impl Objects {
         if old != resource {
             dirty.keys.insert(key);
         }
+    }
+
+    pub(super) fn service(&self, namespace: &str, name: &str) -> Option<&Service> {
+        self.services.get(namespace)?.get(name)
+    }
+
+    /// Whether a Service is one that was made.
+    pub(super) fn is_made(&self, name: &Name) -> bool {
+        self.made.contains_key(name) && !self.written.contains(name)
+    }
+
+    /// Services that were made.
+    pub(super) fn made(&self) -> impl Iterator<Item = &Name> {
+        self.made.keys().filter(|name| !self.written.contains(name))
+    }
+
+    pub(super) fn addresses_of(&self, name: &Name) -> &[IpAddr] {
+        self.addresses.of(name)
+    }
+
+    /// Takes what a manifest says.
+    fn set_written(
+        &mut self,
+        name: Name,
+        service: Option<Service>,
+        workloads: &Workloads,
+        dirty: &mut Dirty,
+    ) {
+        let service = match service {
+            Some(service) => {
+                self.written.insert(name.clone());
+                Some(service)
+            }
+            None => {
+                self.written.remove(&name);
+                self.made.get(&name).cloned()
+            }
+        };
+        self.set_service((&name.0, &name.1), service, workloads, dirty);
+    }
+
+    /// Takes what a Gateway needs. Returns whether anything changed by it.
+    pub(super) fn set_made(
+        &mut self,
+        name: &Name,
+        service: Option<Service>,
+        workloads: &Workloads,
+        dirty: &mut Dirty,
+    ) -> bool {
+        if self.made.get(name) == service.as_ref() {
+            return false;
+        }
+        match service.clone() {
+            Some(service) => self.made.insert(name.clone(), service),
+            None => self.made.remove(name),
+        };
+        if self.written.contains(name) {
+            return false;
+        }
+        self.set_service((&name.0, &name.1), service, workloads, dirty);
+        true
     }
 
     fn set_service(
@@ -206,6 +275,7 @@ impl World {
 
     /// After a restart, once the objects are read: addresses of Services that are gone are free.
     pub(crate) fn sweep_addresses(&mut self) {
+        self.judge_routing();
         let services = &self.objects.services;
         let there = |(namespace, name): &Name| services.get(namespace).is_some_and(|s| s.contains_key(name));
         self.objects.addresses.sweep(there);
@@ -218,6 +288,7 @@ impl World {
 
     /// Adds, replaces or removes an object.
     pub(crate) fn set_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
+        self.seen.set(key, resource, self.now);
         let (namespace, name) = (key.namespace.as_str(), key.name.as_str());
         match key.kind {
             weft_resources::Kind::CiliumNetworkPolicy
@@ -241,13 +312,31 @@ impl World {
                     Body::Service(service) => Some(service.clone()),
                     _ => None,
                 });
+                let name = (key.namespace.clone(), key.name.clone());
+                self.routing.service_changed(&name);
                 self.objects
-                    .set_service((namespace, name), service, &self.workloads, &mut self.dirty);
+                    .set_written(name, service, &self.workloads, &mut self.dirty);
             }
             weft_resources::Kind::Component | weft_resources::Kind::Configuration => {
                 self.set_dapr_object(key, resource);
             }
+            weft_resources::Kind::Namespace
+            | weft_resources::Kind::GatewayClass
+            | weft_resources::Kind::Gateway
+            | weft_resources::Kind::HttpRoute
+            | weft_resources::Kind::GrpcRoute
+            | weft_resources::Kind::ReferenceGrant => self.set_routing_object(key, resource),
         }
+    }
+
+    /// What was seen of an object before a restart.
+    pub(crate) fn restore_object(&mut self, key: ObjectKey, created: u64, generation: u64, digest: u64) {
+        self.seen.restore(key, created, generation, digest);
+    }
+
+    /// Forgets what was seen of objects that are gone. What changed is to be stored.
+    pub(crate) fn seen_writes(&mut self) -> Vec<Write> {
+        self.seen.sweep()
     }
 
     fn set_dapr_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {

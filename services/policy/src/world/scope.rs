@@ -84,6 +84,8 @@ impl World {
             let ids = self.workloads.with_identity(*identity);
             keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
         }
+        keys.extend(self.routing.gateways());
+        keys.extend(self.routing.needs.keys(&scope.namespaces));
         for namespace in scope.apps.keys() {
             keys.extend(self.objects.dapr_of(namespace));
         }
@@ -94,13 +96,18 @@ impl World {
 
     /// What a node with this scope should have at one key.
     pub(super) fn wanted(&self, node: &str, scope: &Scope, key: &Key) -> Option<Shared> {
+        let needs = &self.routing.needs;
         match key.kind {
             Kind::Node => self.node_facts.resource(&key.name),
             Kind::Identity => {
                 let number = NumericIdentity(key.name.parse().ok()?);
                 let labels = self.workloads.labels(number)?;
                 let near = labels.namespace().is_some_and(|n| scope.namespaces.contains(n));
-                (near || scope.named.contains(&number)).then(|| self.workloads.identity_resource(number))?
+                let mut with = self.workloads.with_identity(number);
+                let wanted = near
+                    || scope.named.contains(&number)
+                    || with.any(|id| needs.wants_endpoint(id, &scope.namespaces));
+                wanted.then(|| self.workloads.identity_resource(number))?
             }
             Kind::PolicySet => {
                 let identity = *scope.sets.get(&key.name)?;
@@ -118,15 +125,21 @@ impl World {
                     return Some(key.clone().with(pb::resource::Body::Endpoint(endpoint)).1);
                 }
                 let near = scope.namespaces.contains(&workload.message.namespace);
-                (near || scope.named.contains(&workload.identity)).then(|| workload.as_peer.clone())
+                let wanted = near
+                    || scope.named.contains(&workload.identity)
+                    || needs.wants_endpoint(&key.name, &scope.namespaces);
+                wanted.then(|| workload.as_peer.clone())
             }
             Kind::Service => {
                 let (namespace, _) = key.name.split_once('/')?;
-                scope
-                    .namespaces
-                    .contains(namespace)
-                    .then(|| self.objects.resource(key))?
+                let wanted =
+                    scope.namespaces.contains(namespace) || needs.wants_service(&key.name, &scope.namespaces);
+                wanted.then(|| self.objects.resource(key))?
             }
+            Kind::Gateway => self.routing.resource(key),
+            Kind::Route => needs
+                .wants_route(&key.name, &scope.namespaces)
+                .then(|| self.routing.resource(key))?,
             Kind::Component | Kind::Configuration => {
                 let (namespace, _) = key.name.split_once('/')?;
                 let apps = scope.apps.get(namespace)?;

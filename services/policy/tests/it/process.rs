@@ -26,7 +26,9 @@ fn binary(dir: &Path) -> Command {
             "json",
         ])
         .arg("--state-dir")
-        .arg(dir.join("state"));
+        .arg(dir.join("state"))
+        .arg("--run-dir")
+        .arg(dir.join("run"));
     command
 }
 

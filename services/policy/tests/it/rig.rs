@@ -95,6 +95,7 @@ impl Rig {
             listen: ([127, 0, 0, 1], 0).into(),
             resources: Some(dir.path().join("resources")),
             state_dir: dir.path().join("state"),
+            run_dir: Some(dir.path().join("run")),
             // The nodes of most tests acknowledge when the test says so, not meanwhile.
             start_wait_milliseconds: 0,
             ..Config::default()

@@ -43,6 +43,7 @@ impl Control {
             insecure_loopback: address.is_loopback(),
             resources: Some(folder.join("resources")),
             state_dir: folder.join("policy"),
+            run_dir: None,
             identity_addr: identity.address().to_string(),
             ..weft_policy::Config::default()
         };
