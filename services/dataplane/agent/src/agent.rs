@@ -40,6 +40,7 @@ use weft_enroll::{EnrollError, Enrollment, KubernetesJoin, Member, TokenSource};
 use weft_flows::FlowLog;
 use weft_model::TrustDomain;
 use weft_proto::weft::{dataplane::v1::Capability, policy::v1::Workload};
+use weft_proxy::{Proxy, ProxyLimits};
 use weft_runtime::{AppContext, Environment as Surroundings, Runtime, RuntimeLimits, Tunnels};
 use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, Expect, Trust};
@@ -268,8 +269,16 @@ pub async fn start(
         Arc::new(view.clone()),
         TunnelLimits::default(),
     );
+    let proxy = Proxy::new(
+        Arc::new(view.clone()),
+        mesh.routing.clone(),
+        Tunnels::new(tunnels.clone()),
+        flows.clone(),
+        ProxyLimits::default(),
+    );
     let capture = Capture::new(
         Arc::new(view.clone()),
+        proxy.clone(),
         tunnels.clone(),
         flows.clone(),
         CaptureLimits::default(),
@@ -337,6 +346,7 @@ pub async fn start(
     spawn(&mut tasks, subscription.run(drain.clone()));
     spawn(&mut tasks, subscription::save(mesh, data.mesh, drain.clone()));
     spawn(&mut tasks, capture.maintain(mesh_touched, drain.clone()));
+    spawn(&mut tasks, proxy.maintain(drain.clone()));
     spawn(&mut tasks, shared.runtime.clone().maintain(drain.clone()));
     spawn(
         &mut tasks,

@@ -23,14 +23,14 @@ pub fn update(view: &View, node: &str, own_addresses: &[IpAddr], pages: Pages) -
         if pages.all {
             here.extend(view.locals.all().iter().map(|l| l.id.to_string()));
             for (kind, name) in sent.names() {
-                resource(&mut update, sent, node, own_addresses, kind, name);
+                resource(&mut update, sent, (view, node, own_addresses), kind, name);
             }
         } else {
             for (kind, name) in &pages.resources {
                 if kind == "endpoint" {
                     here.insert(name.clone());
                 }
-                resource(&mut update, sent, node, own_addresses, kind, name);
+                resource(&mut update, sent, (view, node, own_addresses), kind, name);
             }
         }
         for id in here {
@@ -56,8 +56,7 @@ pub fn update(view: &View, node: &str, own_addresses: &[IpAddr], pages: Pages) -
 fn resource(
     update: &mut Update,
     sent: &dyn Sent,
-    node: &str,
-    own_addresses: &[IpAddr],
+    (view, node, own_addresses): (&View, &str, &[IpAddr]),
     kind: &str,
     name: &str,
 ) {
@@ -82,7 +81,10 @@ fn resource(
         }
         "service" => {
             let found = match body {
-                Some(Body::Service(service)) => Some(service_of(service)),
+                Some(Body::Service(service)) => {
+                    let routed = view.mesh.routing.takes(&service.namespace, &service.name);
+                    Some(service_of(service, routed))
+                }
                 _ => None,
             };
             update.services.push((id, found));
@@ -149,7 +151,8 @@ fn node_of(node: &pb::Node, own: bool, own_addresses: &[IpAddr]) -> Node {
     }
 }
 
-fn service_of(service: &pb::Service) -> Service {
+/// `routed`: requests to it are routed one by one, so connections go to the proxy.
+fn service_of(service: &pb::Service, routed: bool) -> Service {
     let ports = service.ports.iter().filter_map(|port| {
         let transport = match port.protocol {
             0 | 6 => Transport::Tcp,
@@ -160,7 +163,7 @@ fn service_of(service: &pb::Service) -> Service {
             port: u16::try_from(port.port).ok().filter(|p| *p != 0)?,
             target: u16::try_from(port.target_port).unwrap_or(0),
             transport,
-            capture: is_routed(&port.app_protocol) && transport == Transport::Tcp,
+            capture: routed && transport == Transport::Tcp,
         })
     });
     Service {
@@ -168,12 +171,6 @@ fn service_of(service: &pb::Service) -> Service {
         ports: ports.collect(),
         endpoints: service.endpoints.iter().map(|id| id.as_str().into()).collect(),
     }
-}
-
-/// Whether requests to a port are routed one by one. No route is read yet, so none are: a Service
-/// that says it speaks HTTP is balanced by connection like any other.
-fn is_routed(_app_protocol: &str) -> bool {
-    false
 }
 
 #[cfg(test)]
@@ -203,12 +200,22 @@ mod tests {
             protocol,
             ..Default::default()
         };
-        let service = service_of(&pb::Service {
+        let told = pb::Service {
             cluster_ips: vec!["10.96.0.1".into(), "fd96::1".into()],
             ports: vec![port(6, 80), port(17, 53), port(132, 9), port(6, 0)],
             endpoints: vec!["a".into()],
             ..Default::default()
-        });
+        };
+        let service = service_of(&told, false);
+        assert!(service.ports.iter().all(|p| !p.capture));
+        // With routes its connections are taken; datagrams are not.
+        let routed = service_of(&told, true);
+        assert!(
+            routed
+                .ports
+                .iter()
+                .all(|p| p.capture == (p.transport == Transport::Tcp))
+        );
         assert_eq!(service.addresses.len(), 2);
         let transports: Vec<Transport> = service.ports.iter().map(|p| p.transport).collect();
         assert_eq!(transports, [Transport::Tcp, Transport::Udp]);

@@ -12,10 +12,16 @@ use crate::{
     places::{Meaning, Places},
 };
 use parking_lot::RwLock;
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 use tokio::sync::watch;
 use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
+use weft_proxy::{Backends, Member, Routing, Speaks};
+use weft_route::spec::BackendRef;
 use weft_runtime::Endpoint;
 
 /// Most resources of one kind that are held: a bound on memory, far above a node's need.
@@ -87,6 +93,8 @@ pub struct Mesh {
     pub journal: Journal,
     /// What is to be asked for.
     pub interest: Interest,
+    /// Routes and gateways, as requests meet them.
+    pub routing: Arc<Routing>,
     /// Policy is under audit on this node.
     audit: bool,
 }
@@ -123,6 +131,7 @@ impl Mesh {
             touched: watch::Sender::new(0),
             journal: Journal::default(),
             interest: Interest::default(),
+            routing: Arc::default(),
             audit: false,
         }
     }
@@ -154,6 +163,7 @@ impl Mesh {
     /// rest is in force all the same.
     pub fn apply(&self, update: pb::SubscribeResponse) -> Vec<String> {
         let mut problems = Vec::new();
+        let routing = routing_part(&update);
         // Policies are compiled before the lock is taken.
         let upserts: Vec<Change> = update
             .upserts
@@ -168,6 +178,10 @@ impl Mesh {
             epoch: update.epoch,
             version: update.version,
         };
+        let named: HashSet<(String, String)> = match update.removes.is_empty() {
+            true => HashSet::new(),
+            false => upserts.iter().map(|change| change.key()).map(owned).collect(),
+        };
         {
             let mut tables = self.tables.write();
             let mut journal = self.journal.write();
@@ -175,15 +189,27 @@ impl Mesh {
                 tables.clear();
                 journal.all();
             }
-            for key in update.removes {
-                journal.resource(&key.kind, &key.name);
-                tables.remove(&key);
-            }
             for change in upserts {
                 let (kind, name) = change.key();
                 journal.resource(kind, name);
                 if let Err(problem) = tables.put(change) {
                     problems.push(problem);
+                }
+            }
+        }
+        // Between what comes and what goes: a route never names what is not here yet, or no more.
+        let routed = self.routing.apply(&routing);
+        problems.extend(routed.problems);
+        {
+            let mut tables = self.tables.write();
+            let mut journal = self.journal.write();
+            for service in &routed.services {
+                journal.resource("service", service);
+            }
+            for key in update.removes {
+                if !named.contains(&(key.kind.clone(), key.name.clone())) {
+                    journal.resource(&key.kind, &key.name);
+                    tables.remove(&key);
                 }
             }
             tables.position = position.clone();
@@ -271,6 +297,33 @@ impl Mesh {
         (meaning, found)
     }
 
+    /// The Service that has an address, with the port of it.
+    pub fn service_at(&self, at: SocketAddr) -> Option<BackendRef> {
+        let tables = self.tables.read();
+        let (service, port) = tables.places.service_at(at)?;
+        let (namespace, name) = service.split_once('/')?;
+        Some(BackendRef {
+            namespace: namespace.into(),
+            name: name.into(),
+            port,
+        })
+    }
+
+    /// The endpoints of a Service's port; `None` when there is no such thing.
+    pub fn backends(&self, service: &BackendRef, v4: bool) -> Option<Arc<Backends>> {
+        let tables = self.tables.read();
+        let endpoint = |id: &str| tables.endpoints.endpoint(id);
+        let key = format!("{}/{}", service.namespace, service.name);
+        let ready = |id: &str| endpoint(id).is_some();
+        let (members, speaks) = tables.places.members(&key, service.port, v4, ready)?;
+        let member = |(id, address)| {
+            let endpoint = endpoint(id)?;
+            Some(Member { endpoint, address })
+        };
+        let members = members.into_iter().filter_map(member).collect();
+        Some(Backends::new(members, Speaks::of(speaks)))
+    }
+
     /// The port of all nodes' tunnels.
     pub fn tunnel_port(&self) -> u16 {
         self.tables.read().endpoints.here().1
@@ -299,6 +352,22 @@ impl Mesh {
         // The sender lives in `self`, so the wait ends by the condition only.
         let _ = changed.wait_for(|_| self.policy_of(id).is_some()).await;
     }
+}
+
+/// The gateways and routes of an update.
+fn routing_part(update: &pb::SubscribeResponse) -> pb::SubscribeResponse {
+    let routed = |resource: &&pb::Resource| matches!(&resource.body, Some(Body::Route(_) | Body::Gateway(_)));
+    let gone = |key: &&pb::ResourceKey| matches!(key.kind.as_str(), "route" | "gateway");
+    pb::SubscribeResponse {
+        snapshot: update.snapshot,
+        upserts: update.upserts.iter().filter(routed).cloned().collect(),
+        removes: update.removes.iter().filter(gone).cloned().collect(),
+        ..Default::default()
+    }
+}
+
+fn owned((kind, name): (&str, &str)) -> (String, String) {
+    (kind.to_owned(), name.to_owned())
 }
 
 enum Change {
@@ -508,6 +577,110 @@ mod tests {
         assert!(problems[0].contains("bad"), "{problems:?}");
         assert!(mesh.read(|e| e.message("a").is_some()));
         assert!(mesh.policy_of("a").is_none());
+    }
+
+    /// Service default/web with a route to itself, and an endpoint.
+    fn routed() -> Vec<pb::Resource> {
+        let service = pb::Service {
+            namespace: "default".into(),
+            name: "web".into(),
+            cluster_ips: vec!["10.96.0.1".into()],
+            ports: vec![pb::ServicePort {
+                port: 80,
+                target_port: 8080,
+                app_protocol: "kubernetes.io/h2c".into(),
+                ..Default::default()
+            }],
+            endpoints: vec!["a".into(), "absent".into()],
+            ..Default::default()
+        };
+        let parent = pb::ServiceParent {
+            namespace: "default".into(),
+            name: "web".into(),
+            port: 0,
+        };
+        let route = pb::Route {
+            kind: "HTTPRoute".into(),
+            namespace: "default".into(),
+            name: "web".into(),
+            attachments: vec![pb::Attachment {
+                parent: Some(pb::attachment::Parent::Service(parent)),
+                hostnames: Vec::new(),
+            }],
+            rules: vec![pb::RouteRule::default()],
+            ..Default::default()
+        };
+        let mut a = endpoint("a", "web", "");
+        if let Some(Body::Endpoint(e)) = &mut a.body {
+            let workload = e.workload.as_mut().unwrap();
+            workload.node = "n2".into();
+            workload.kind = pb::WorkloadKind::Pod.into();
+            workload.addresses = vec!["fd00::5".into(), "10.1.0.5".into()];
+        }
+        vec![
+            a,
+            resource("service", "default/web", Body::Service(service)),
+            resource("route", "HTTPRoute/default/web", Body::Route(route)),
+        ]
+    }
+
+    #[test]
+    fn routes_are_kept_with_all_else_and_tell_the_kernel_which_services_to_take() {
+        let mesh = Mesh::new("n1", 15008);
+        assert!(mesh.apply(update(1, routed())).is_empty());
+        mesh.journal.open();
+        mesh.journal.take();
+        let web = mesh.service_at("10.96.0.1:80".parse().unwrap()).unwrap();
+        assert_eq!((&*web.namespace, &*web.name, web.port), ("default", "web", 80));
+        assert!(mesh.service_at("10.96.0.1:81".parse().unwrap()).is_none());
+        // By the family asked for; nobody is where nothing was told of.
+        for (v4, address) in [(true, "10.1.0.5:8080"), (false, "[fd00::5]:8080")] {
+            let backends = mesh.backends(&web, v4).unwrap();
+            let addresses: Vec<String> = backends.members().iter().map(|m| m.address.to_string()).collect();
+            assert_eq!(
+                (addresses, backends.speaks()),
+                (vec![address.to_owned()], Speaks::Http2)
+            );
+        }
+        let other = BackendRef { port: 81, ..web };
+        assert!(mesh.backends(&other, true).is_none());
+
+        let again = Mesh::new("n1", 15008);
+        assert!(again.apply(mesh.snapshot()).is_empty());
+        assert!(again.routing.takes("default", "web"));
+        // Without its last route the Service is the kernel's again, and it is told so.
+        let gone = pb::SubscribeResponse {
+            removes: vec![pb::ResourceKey {
+                kind: "route".into(),
+                name: "HTTPRoute/default/web".into(),
+            }],
+            ..update(2, Vec::new())
+        };
+        assert!(mesh.apply(gone).is_empty());
+        assert!(!mesh.routing.takes("default", "web"));
+        let changed = mesh.journal.take().resources;
+        assert!(
+            changed.contains(&("service".into(), "default/web".into())),
+            "{changed:?}"
+        );
+    }
+
+    #[test]
+    fn a_route_that_can_not_be_used_is_named() {
+        let mesh = Mesh::new("n1", 15008);
+        let mut upserts = routed();
+        if let Some(Body::Route(route)) = &mut upserts[2].body {
+            route.rules[0].backends.push(pb::RouteBackend {
+                weight: u32::MAX,
+                ..Default::default()
+            });
+        }
+        let problems = mesh.apply(update(1, upserts));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].contains("HTTPRoute/default/web: rules[0].backends[0].weight"),
+            "{problems:?}"
+        );
     }
 
     #[test]

@@ -170,6 +170,35 @@ impl Places {
         })
     }
 
+    /// The Service that has an address: `<namespace>/<name>`, and the port of it.
+    pub fn service_at(&self, at: SocketAddr) -> Option<(&str, u16)> {
+        let at = SocketAddr::new(at.ip().to_canonical(), at.port());
+        let (name, _) = self.frontends.get(&at)?.first()?;
+        Some((name, at.port()))
+    }
+
+    /// The ready endpoints of a Service's TCP port with their addresses, of IPv4 or IPv6 where they
+    /// have one, and what the port says it speaks. `None`: no such Service or port.
+    pub fn members(
+        &self,
+        service: &str,
+        port: u16,
+        v4: bool,
+        ready: impl Fn(&str) -> bool,
+    ) -> Option<(Vec<(&str, SocketAddr)>, &str)> {
+        let found = self.services.get(service)?;
+        let tcp = |p: &pb::ServicePort| matches!(p.protocol, 0 | TCP) && p.port == u32::from(port);
+        let number = found.ports.iter().position(tcp)?;
+        let mut members = self.backends(service, number, v4, &ready);
+        let other = self.backends(service, number, !v4, &ready);
+        let only = other
+            .into_iter()
+            .filter(|(id, _)| !members.iter().any(|(there, _)| there == id));
+        let only: Vec<_> = only.collect();
+        members.extend(only);
+        Some((members, &found.ports[number].app_protocol))
+    }
+
     fn backends(
         &self,
         service: &str,

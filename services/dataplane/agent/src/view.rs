@@ -7,9 +7,9 @@ use std::{io, net::SocketAddr, sync::Arc};
 use tokio::net::TcpStream;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
-use weft_policy_engine::{PeerRef, Verdict};
+use weft_policy_engine::{PeerRef, RequestFacts, Verdict};
 use weft_proto::weft::policy::v1::WorkloadKind;
-use weft_runtime::{AppDialer, Decision, Directory, Endpoint, Judge, Place, Question, Target};
+use weft_runtime::{AppDialer, Decision, Directory, Endpoint, Judge, Place, Question, RequestLine, Target};
 use weft_tls::PeerIdentity;
 
 /// IANA number of TCP.
@@ -89,6 +89,16 @@ fn unknown(peer: &PeerIdentity, node: &str) -> Arc<Party> {
 
 impl Judge for View {
     fn judge(&self, question: &Question<'_>) -> Decision {
+        self.decide(question, None)
+    }
+
+    fn judge_request(&self, question: &Question<'_>, request: &RequestLine<'_>) -> Decision {
+        self.decide(question, Some(request))
+    }
+}
+
+impl View {
+    fn decide(&self, question: &Question<'_>, request: Option<&RequestLine<'_>>) -> Decision {
         let Some(policy) = self.mesh.policy_of(question.workload) else {
             // Not here yet, or not usable: closed.
             return Decision::refuse(
@@ -104,11 +114,22 @@ impl Judge for View {
             identity: other.identity,
             address: other.address,
         };
-        let verdict = policy.set().judge(direction, peer, TCP, question.port);
+        let set = policy.set();
+        let verdict = match request {
+            None => set.judge(direction, peer, TCP, question.port),
+            Some(line) => {
+                let facts = RequestFacts {
+                    method: line.method,
+                    path: line.path,
+                    host: line.host,
+                    headers: line.headers,
+                };
+                set.judge_request(direction, peer, TCP, question.port, &facts)
+            }
+        };
         let rule = policy.text(verdict.rule());
         let decision = match verdict {
-            // What rules say of single requests is not judged yet: closed, never open.
-            Verdict::Allowed { redirect: true, .. } => Decision::refuse(DropReason::PolicyDenied, rule),
+            Verdict::Allowed { redirect: true, .. } => Decision::by_request(rule),
             Verdict::Allowed { auth: true, .. } if !question.authenticated => {
                 Decision::refuse(DropReason::AuthRequired, rule)
             }
@@ -333,6 +354,78 @@ mod tests {
         assert_eq!(ask("a", Direction::Ingress, &caller(400), 3500).refused, refused);
         assert_eq!(ask("a", Direction::Egress, &caller(401), 50002).refused, None);
         assert_eq!(ask("b", Direction::Ingress, &caller(400), 50002).refused, refused);
+    }
+
+    #[test]
+    fn rules_of_requests_close_the_connection_and_open_single_requests() {
+        let view = view();
+        let rule = RuleRef {
+            kind: "CiliumNetworkPolicy".into(),
+            namespace: "default".into(),
+            name: "cart".into(),
+            path: "ingress[0]".into(),
+        };
+        let entry = Entry {
+            deny: false,
+            rule: Arc::new(rule),
+            protocol: Some(TCP),
+            ports: Ports::Range(80, 80),
+            redirect: true,
+            http: Default::default(),
+            auth: true,
+            peers: Peers::any(),
+        };
+        let ingress = DirectionPolicy {
+            default_deny: true,
+            entries: vec![entry],
+            ..Default::default()
+        };
+        let mut wire = pb::PolicySet::from(&PolicySet::new(ingress, DirectionPolicy::default()));
+        wire.ingress.as_mut().unwrap().entries[0].http = vec![pb::HttpRule {
+            method: "GET".into(),
+            path: "/public/.*".into(),
+            ..Default::default()
+        }];
+        let callee = workload("a", "n1", 300);
+        send(
+            &view,
+            vec![callee.clone()],
+            Some(PolicySet::try_from(&wire).unwrap()),
+        );
+        let callee = party(&callee);
+        let question = |port, authenticated| Question {
+            direction: Direction::Ingress,
+            workload: "a",
+            source: &callee,
+            destination: &callee,
+            port,
+            authenticated,
+        };
+        let headers = http::HeaderMap::new();
+        let ask = |method, path, port, authenticated| {
+            let line = RequestLine {
+                method,
+                path,
+                host: "cart",
+                headers: &headers,
+            };
+            view.judge_request(&question(port, authenticated), &line)
+        };
+        let whole = view.judge(&question(80, true));
+        assert!(whole.by_request && whole.refused.is_some());
+        let allowed = ask("GET", "/public/a", 80, true);
+        assert_eq!((allowed.refused, allowed.by_request), (None, false));
+        assert!(allowed.rule.unwrap().contains("default/cart"));
+        // One thing differs each time: method, path, port, proof.
+        let denied = Some(DropReason::PolicyDenied);
+        assert_eq!(ask("PUT", "/public/a", 80, true).refused, denied);
+        assert_eq!(ask("GET", "/secret", 80, true).refused, denied);
+        assert_eq!(ask("GET", "/public/a", 81, true).refused, denied);
+        assert!(!view.judge(&question(81, true)).by_request);
+        assert_eq!(
+            ask("GET", "/public/a", 80, false).refused,
+            Some(DropReason::AuthRequired)
+        );
     }
 
     #[test]

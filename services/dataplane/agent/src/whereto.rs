@@ -3,16 +3,44 @@
 use crate::{locals::Local, places::Meaning, view::View};
 use futures::future::BoxFuture;
 use std::{io, net::SocketAddr, sync::Arc};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::watch};
 use weft_capture::{Found, Mesh};
 use weft_flows::Party;
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1::WorkloadKind;
+use weft_proxy::Backends;
+use weft_route::spec::BackendRef;
 use weft_runtime::{AppContext, Endpoint};
 
-impl Mesh for View {
+impl weft_proxy::Mesh for View {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.mesh.touched()
+    }
+
     fn caller(&self, workload: &str) -> Option<Arc<AppContext>> {
         Some(self.locals.get(workload)?.member()?.context.clone())
+    }
+
+    fn endpoint(&self, workload: &str) -> Option<Arc<Endpoint>> {
+        self.mesh.read(|e| e.endpoint(workload))
+    }
+
+    fn backends(&self, service: &BackendRef, v4: bool) -> Option<Arc<Backends>> {
+        self.mesh.backends(service, v4)
+    }
+
+    fn connect(&self, workload: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let (view, workload) = (self.clone(), workload.to_owned());
+        Box::pin(async move {
+            let kind = view.kind(&workload)?;
+            view.host.connect_from(&workload, kind, to).await
+        })
+    }
+}
+
+impl Mesh for View {
+    fn service(&self, at: SocketAddr) -> Option<BackendRef> {
+        self.mesh.service_at(at)
     }
 
     fn find(&self, _caller: &str, to: SocketAddr) -> Found {
@@ -27,21 +55,9 @@ impl Mesh for View {
         }
     }
 
-    fn endpoint(&self, workload: &str) -> Option<Arc<Endpoint>> {
-        self.mesh.read(|e| e.endpoint(workload))
-    }
-
     fn answers_at(&self, workload: &str, address: SocketAddr) -> bool {
         let local = self.locals.get(workload);
         local.is_some_and(|local| answers_at(&local, address, self.mesh.tunnel_port()))
-    }
-
-    fn connect(&self, workload: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
-        let (view, workload) = (self.clone(), workload.to_owned());
-        Box::pin(async move {
-            let kind = view.kind(&workload)?;
-            view.host.connect_from(&workload, kind, to).await
-        })
     }
 }
 

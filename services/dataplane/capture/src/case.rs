@@ -55,6 +55,12 @@ impl Judged {
     pub fn is_refused(&self) -> bool {
         self.sides.iter().any(|(_, decision)| decision.refused.is_some())
     }
+
+    /// Refused as a whole only: rules speak of its single requests.
+    pub fn is_by_request(&self) -> bool {
+        let last = self.sides.last();
+        last.is_some_and(|(_, decision)| decision.refused.is_some() && decision.by_request)
+    }
 }
 
 impl Case {

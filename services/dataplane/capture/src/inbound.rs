@@ -58,7 +58,7 @@ impl Capture {
             address,
         };
         let judged = case.judge(&*self.mesh);
-        if judged.is_refused() {
+        if judged.is_refused() && !judged.is_by_request() {
             self.deny(&case, &judged);
             return incoming.refuse(StatusCode::FORBIDDEN);
         }
@@ -67,6 +67,10 @@ impl Capture {
             self.fail(&case, &judged, DropReason::Overloaded, 0);
             return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
+        if judged.is_by_request() {
+            // Rare among streams, and large.
+            return Box::pin(self.serve_stream(incoming, case, address, drain)).await;
+        }
         let app = match self.dial_app(&endpoint, address).await {
             Ok(app) => app,
             Err(error) => {

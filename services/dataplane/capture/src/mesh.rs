@@ -1,11 +1,10 @@
 //! What a captured connection needs of its surroundings. The agent implements it over its view of
 //! the mesh; all but connecting is answered from memory.
 
-use futures::future::BoxFuture;
-use std::{io, net::SocketAddr, sync::Arc};
-use tokio::net::TcpStream;
+use std::{net::SocketAddr, sync::Arc};
 use weft_flows::Party;
-use weft_runtime::{AppContext, Directory, Endpoint, Judge};
+use weft_route::spec::BackendRef;
+use weft_runtime::Endpoint;
 
 /// Where a connection was meant to go, as the kernel recorded it when the app connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,20 +31,14 @@ pub enum Found {
     Nobody,
 }
 
-/// Who is there, who may, and sockets where workloads are.
-pub trait Mesh: Judge + Directory {
-    /// A workload of this node, as it is now; `None` once it is gone.
-    fn caller(&self, workload: &str) -> Option<Arc<AppContext>>;
-
+/// What addresses mean; all else as the proxy needs it.
+pub trait Mesh: weft_proxy::Mesh {
     /// Whom an address means for `caller`.
     fn find(&self, caller: &str, to: SocketAddr) -> Found;
 
-    /// A workload of the mesh as it is now, wherever it runs.
-    fn endpoint(&self, workload: &str) -> Option<Arc<Endpoint>>;
+    /// The Service that has an address, with the port of it.
+    fn service(&self, at: SocketAddr) -> Option<BackendRef>;
 
     /// Whether who listens at `address` can be nobody but this workload of this node.
     fn answers_at(&self, workload: &str, address: SocketAddr) -> bool;
-
-    /// Connects from where a workload of this node is.
-    fn connect(&self, workload: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>>;
 }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Flow, FlowLog, Kind, Traffic, Verdict};
+use weft_proxy::Proxy;
 use weft_runtime::Tunnels;
 use weft_tunnel::Client;
 
@@ -41,6 +42,7 @@ pub struct Refused {
 /// All captured connections of a node.
 pub struct Capture {
     pub(crate) mesh: Arc<dyn Mesh>,
+    pub(crate) proxy: Arc<Proxy>,
     pub(crate) tunnels: Tunnels,
     pub(crate) limits: CaptureLimits,
     flows: FlowLog,
@@ -99,10 +101,17 @@ impl std::fmt::Debug for Capture {
 }
 
 impl Capture {
-    /// With nothing open.
-    pub fn new(mesh: Arc<dyn Mesh>, tunnels: Client, flows: FlowLog, limits: CaptureLimits) -> Arc<Self> {
+    /// With nothing open. What is to be read request by request is given to `proxy`.
+    pub fn new(
+        mesh: Arc<dyn Mesh>,
+        proxy: Arc<Proxy>,
+        tunnels: Client,
+        flows: FlowLog,
+        limits: CaptureLimits,
+    ) -> Arc<Self> {
         Arc::new(Self {
             mesh,
+            proxy,
             tunnels: Tunnels::new(tunnels),
             limits,
             flows,

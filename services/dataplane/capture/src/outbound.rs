@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
+use weft_proxy::To;
 use weft_runtime::{AppContext, Endpoint};
 use weft_tunnel::OpenError;
 
@@ -29,9 +30,19 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// What becomes of a connection.
+enum Opening {
+    Carry(Case, Judged),
+    /// Its requests are read.
+    Read(To),
+    /// It is written down already.
+    Refused,
+}
+
 impl Capture {
     /// Carries one connection of `caller`, from its judging to its end: by itself, with the
-    /// workload (`gone`), or when the time of the drain is over.
+    /// workload (`gone`), or when the time of the drain is over. Its requests are read where routes or
+    /// rules speak of them.
     pub async fn captured(
         &self,
         caller: Arc<AppContext>,
@@ -40,6 +51,20 @@ impl Capture {
         gone: CancellationToken,
         mut drain: Watcher,
     ) {
+        if let Some(to) = self.routed(asked) {
+            return Box::pin(self.serve_requests(caller, stream, (to, asked), gone, drain)).await;
+        }
+        let (case, judged) = match self.judge(&caller, asked) {
+            Opening::Carry(case, judged) => (case, judged),
+            Opening::Read(to) => {
+                return Box::pin(self.serve_requests(caller, stream, (to, asked), gone, drain)).await;
+            }
+            Opening::Refused => {
+                // An end without an answer must not look like one.
+                let _ = stream.set_zero_linger();
+                return;
+            }
+        };
         let stop = async {
             tokio::select! {
                 () = gone.cancelled() => {}
@@ -50,57 +75,70 @@ impl Capture {
         let opened = async {
             // Dropping it without an answer resets it.
             let opener = Socket::new(stream).ok()?;
-            let (case, judged, answerer, slot) = self.open_other_end(caller, asked).await?;
-            Some((case, judged, opener, answerer, slot))
+            let (answerer, slot) = self.open_other_end(&caller, &case, &judged).await?;
+            Some((opener, answerer, slot))
         };
         let opened = tokio::select! {
             opened = opened => opened,
             () = &mut stop => None,
         };
-        if let Some((case, judged, opener, answerer, _slot)) = opened {
+        if let Some((opener, answerer, _slot)) = opened {
             self.carry(case, judged, End::Tcp(opener), answerer, stop).await;
         }
     }
 
-    async fn open_other_end(
-        &self,
-        caller: Arc<AppContext>,
-        asked: Asked,
-    ) -> Option<(Case, Judged, End, Slot<'_>)> {
+    /// What becomes of a connection that no route takes.
+    fn judge(&self, caller: &Arc<AppContext>, asked: Asked) -> Opening {
         let to = asked.target.unwrap_or(asked.destination);
-        let (callee, address, nobody) = match self.mesh.find(caller.workload(), to) {
+        let found = self.mesh.find(caller.workload(), to);
+        let (callee, address, nobody) = match found.clone() {
             Found::Workload { endpoint, address } => (Callee::Workload(endpoint), address, false),
             Found::Other(party) => (Callee::Other(party), to, false),
             Found::Nobody => (Callee::Other(nobody(to)), to, true),
         };
+        let destination = callee.party().clone();
         let case = Case::Opened {
             caller: caller.clone(),
             callee,
             address,
         };
-        let Case::Opened { callee, .. } = &case else {
-            return None;
-        };
-        let judged = if nobody {
+        if nobody {
             // Nobody is there to be judged; that it was asked for is written down.
             let decision = weft_runtime::Decision::allow(None);
             let judged = Judged {
                 source: caller.party().clone(),
-                destination: callee.party().clone(),
+                destination,
                 sides: vec![(Direction::Egress, decision)],
             };
             self.fail(&case, &judged, DropReason::NoEndpoint, 0);
-            return None;
-        } else {
-            case.judge(&*self.mesh)
-        };
-        if judged.is_refused() {
-            self.deny(&case, &judged);
-            return None;
+            return Opening::Refused;
         }
+        let judged = case.judge(&*self.mesh);
+        if !judged.is_refused() {
+            return Opening::Carry(case, judged);
+        }
+        if judged.is_by_request()
+            && let Some(to) = self.ruled(asked, found)
+        {
+            return Opening::Read(to);
+        }
+        self.deny(&case, &judged);
+        Opening::Refused
+    }
+
+    async fn open_other_end(
+        &self,
+        caller: &Arc<AppContext>,
+        case: &Case,
+        judged: &Judged,
+    ) -> Option<(End, Slot<'_>)> {
+        let Case::Opened { callee, address, .. } = case else {
+            return None;
+        };
+        let address = *address;
         let Some(slot) = self.place(caller.workload(), Direction::Egress) else {
             tracing::warn!(workload = %caller.workload(), "too many captured connections");
-            self.fail(&case, &judged, DropReason::Overloaded, 0);
+            self.fail(case, judged, DropReason::Overloaded, 0);
             return None;
         };
         let made = match callee {
@@ -108,17 +146,17 @@ impl Capture {
                 let limit = self.limits.connect_timeout;
                 self.dial(endpoint.workload(), address, limit).await
             }
-            Callee::Workload(endpoint) => self.tunnel(&caller, endpoint, address).await,
+            Callee::Workload(endpoint) => self.tunnel(caller, endpoint, address).await,
             Callee::Other(_) => {
                 let limit = self.limits.outside_timeout;
                 self.dial(caller.workload(), address, limit).await
             }
         };
         match made {
-            Ok(answerer) => Some((case, judged, answerer, slot)),
+            Ok(answerer) => Some((answerer, slot)),
             Err(Failure { error, status }) => {
                 tracing::debug!(workload = %caller.workload(), %address, %error, "captured connection fails");
-                self.fail(&case, &judged, DropReason::Unreachable, status);
+                self.fail(case, judged, DropReason::Unreachable, status);
                 None
             }
         }

@@ -14,7 +14,7 @@ use crate::{
 use http::{Request, Response, StatusCode, Version, header};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
-use weft_flows::{DropReason, bounded_path};
+use weft_flows::{DropReason, bounded_authority, bounded_path};
 use weft_l7::{Body, SendFailure, Upgrade, hygiene};
 use weft_route::spec::Retry;
 use weft_runtime::RequestLine;
@@ -24,7 +24,7 @@ impl Served {
     /// Answers one request.
     pub(crate) async fn handle(self: Arc<Self>, mut request: Request<Body>) -> Response<Body> {
         let grpc = is_grpc(request.headers());
-        let mut record = Record::new(request.method(), request.uri().path());
+        let mut record = Record::new(&request, self.front.source_port, self.service.clone());
         let Some(source) = self.source() else {
             // Its connection ends with it; this request was on its way.
             return Failure::Denied(DropReason::UnknownCaller).answer(grpc);
@@ -52,13 +52,14 @@ impl Served {
 
     fn prepare(&self, request: &mut Request<Body>, record: &mut Record) -> Result<(Plan, Head), Failure> {
         let mut head = head::read(request).map_err(Failure::Malformed)?;
+        record.authority = bounded_authority(head.host.to_str().unwrap_or_default());
         let headers = request.headers_mut();
-        match &self.front.caller {
+        record.forged = match &self.front.caller {
             Caller::Gateway { client, .. } => gateway::enter(headers, *client, &head.host),
             Caller::Workload(context) => gateway::claims(headers, Some(context.party())),
             // The other agent has seen to it.
-            Caller::Tunnel { .. } => {}
-        }
+            Caller::Tunnel { .. } => Vec::new(),
+        };
         record.trace_id = weft_l7::trace::trace(headers);
         let plan = self.plan(request, &mut head, record)?;
         record.path = bounded_path(head.path.path());

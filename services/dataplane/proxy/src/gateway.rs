@@ -26,12 +26,35 @@ const NOT_SAID: [HeaderName; 9] = [
     HeaderName::from_static("true-client-ip"),
 ];
 
-/// A request enters the mesh.
-pub(crate) fn enter(headers: &mut HeaderMap, client: IpAddr, host: &HeaderValue) {
-    for name in NOT_SAID {
-        headers.remove(name);
+const NOT_SAID_TEXTS: [&str; NOT_SAID.len()] = [
+    "forwarded",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-forwarded-prefix",
+    "x-forwarded-client-cert",
+    "x-real-ip",
+    "x-envoy-external-address",
+    "x-envoy-original-path",
+    "true-client-ip",
+];
+
+/// A request enters the mesh. Answers which headers claimed something and were overwritten.
+pub(crate) fn enter(headers: &mut HeaderMap, client: IpAddr, host: &HeaderValue) -> Vec<&'static str> {
+    let mut forged = claims(headers, None);
+    for (name, text) in NOT_SAID.into_iter().zip(NOT_SAID_TEXTS) {
+        if headers.remove(name).is_some() {
+            forged.push(text);
+        }
     }
-    claims(headers, None);
+    for (name, text) in [
+        (FORWARDED_FOR, "x-forwarded-for"),
+        (FORWARDED_HOST, "x-forwarded-host"),
+        (FORWARDED_PROTO, "x-forwarded-proto"),
+    ] {
+        if headers.contains_key(name) {
+            forged.push(text);
+        }
+    }
     // An address has at most 45 characters.
     let mut text = [0; 48];
     let mut rest = &mut text[..];
@@ -49,23 +72,38 @@ pub(crate) fn enter(headers: &mut HeaderMap, client: IpAddr, host: &HeaderValue)
         Ok(id) => drop(headers.insert(REQUEST_ID, id)),
         Err(_) => drop(headers.remove(REQUEST_ID)),
     }
+    forged
 }
 
-/// Claims of who calls whom, where there are any: of `caller` what is true, otherwise none.
-pub(crate) fn claims(headers: &mut HeaderMap, caller: Option<&Party>) {
-    headers.remove(CALLEE_APP_ID);
-    for (name, truth) in [
-        (CALLER_APP_ID, caller.map(|party| &party.app_id)),
-        (CALLER_NAMESPACE, caller.map(|party| &party.namespace)),
+/// Claims of who calls whom, where there are any: of `caller` what is true, otherwise none. Answers
+/// which were not true.
+pub(crate) fn claims(headers: &mut HeaderMap, caller: Option<&Party>) -> Vec<&'static str> {
+    let mut forged = Vec::new();
+    if headers.remove(CALLEE_APP_ID).is_some() {
+        forged.push("dapr-callee-app-id");
+    }
+    for (name, text, truth) in [
+        (
+            CALLER_APP_ID,
+            "dapr-caller-app-id",
+            caller.map(|party| &party.app_id),
+        ),
+        (
+            CALLER_NAMESPACE,
+            "dapr-caller-namespace",
+            caller.map(|party| &party.namespace),
+        ),
     ] {
-        if !headers.contains_key(&name) {
-            continue;
+        let Some(said) = headers.get(&name) else { continue };
+        if truth.is_none_or(|truth| said.as_bytes() != truth.as_bytes()) {
+            forged.push(text);
         }
         match truth.and_then(|text| HeaderValue::from_str(text).ok()) {
             Some(text) => drop(headers.insert(name, text)),
             None => drop(headers.remove(name)),
         }
     }
+    forged
 }
 
 #[cfg(test)]
@@ -96,7 +134,9 @@ mod tests {
     fn nothing_that_a_client_claims_enters() {
         let mut headers = forged();
         let client = "::ffff:192.0.2.7".parse().unwrap();
-        enter(&mut headers, client, &HeaderValue::from_static("shop.example:80"));
+        let told = enter(&mut headers, client, &HeaderValue::from_static("shop.example:80"));
+        assert_eq!(told.len(), NOT_SAID.len() + 6, "{told:?}");
+        assert!(told.iter().all(|name| forged().contains_key(*name)), "{told:?}");
         let said: Vec<_> = headers
             .iter()
             .map(|(n, v)| (n.as_str(), v.to_str().unwrap()))
@@ -129,8 +169,17 @@ mod tests {
             node: "n1".into(),
         };
         let mut headers = forged();
-        claims(&mut headers, Some(&party));
+        let told = claims(&mut headers, Some(&party));
+        assert_eq!(
+            told,
+            [
+                "dapr-callee-app-id",
+                "dapr-caller-app-id",
+                "dapr-caller-namespace"
+            ]
+        );
         assert_eq!(headers[CALLER_APP_ID], "shop");
+        assert!(claims(&mut headers, Some(&party)).is_empty(), "now it is true");
         assert_eq!(headers[CALLER_NAMESPACE], "default");
         assert!(!headers.contains_key(CALLEE_APP_ID));
         assert_eq!(headers[FORWARDED_FOR], "forged");

@@ -5,13 +5,14 @@ use crate::{
     answer::Failure,
     way::{Sides, Source, Way},
 };
-use http::{Method, StatusCode};
+use http::{Request, StatusCode, Version};
 use std::{
     net::IpAddr,
     sync::Arc,
     time::{Instant, SystemTime},
 };
-use weft_flows::{Direction, Flow, Kind, MethodText, Party, Verdict, bounded_path};
+use weft_flows::{Direction, Flow, HttpVersion, Kind, MethodText, Party, ServiceName, Verdict, bounded_path};
+use weft_l7::Body;
 use weft_model::NumericIdentity;
 
 /// What the flows of one request have in common.
@@ -20,6 +21,13 @@ pub(crate) struct Record {
     started: Instant,
     time: SystemTime,
     method: MethodText,
+    version: HttpVersion,
+    source_port: u16,
+    service: Option<Arc<ServiceName>>,
+    /// For whom it is, as the client wrote it.
+    pub authority: Box<str>,
+    /// Headers that claimed what was not so.
+    pub forged: Vec<&'static str>,
     /// As it is forwarded; as it came until that is known.
     pub path: Box<str>,
     pub route: Option<Arc<str>>,
@@ -27,12 +35,21 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub fn new(method: &Method, path: &str) -> Self {
+    pub fn new(request: &Request<Body>, source_port: u16, service: Option<Arc<ServiceName>>) -> Self {
         Self {
             started: Instant::now(),
             time: SystemTime::now(),
-            method: MethodText::new(method.as_str()),
-            path: bounded_path(path),
+            method: MethodText::new(request.method().as_str()),
+            version: match request.version() {
+                Version::HTTP_10 => HttpVersion::Http10,
+                Version::HTTP_2 => HttpVersion::Http2,
+                _ => HttpVersion::Http11,
+            },
+            source_port,
+            service,
+            authority: Box::default(),
+            forged: Vec::new(),
+            path: bounded_path(request.uri().path()),
             route: None,
             trace_id: [0; 16],
         }
@@ -42,27 +59,22 @@ impl Record {
         self.started
     }
 
-    fn flow(&self, source: &Source, destination: &Arc<Party>, port: u16) -> Flow {
+    fn flow(&self, source: &Source, direction: Direction, destination: &Arc<Party>, port: u16) -> Flow {
+        let (from, to) = (source.party.clone(), destination.clone());
         Flow {
             time: self.time,
-            verdict: Verdict::Forwarded,
-            direction: Direction::Egress,
-            kind: Kind::Http,
-            source: source.party.clone(),
-            destination: destination.clone(),
-            destination_port: port,
-            drop_reason: None,
-            rule: None,
             route: self.route.clone(),
             method: self.method,
             path: self.path.clone(),
-            status: 0,
             latency: self.started.elapsed(),
-            via: None,
             caller_proof: Some(source.proof),
             trace_id: self.trace_id,
-            traffic: None,
-            packet: None,
+            source_port: self.source_port,
+            service: self.service.clone(),
+            version: self.version,
+            authority: self.authority.clone(),
+            forged: self.forged.as_slice().into(),
+            ..Flow::new(Kind::Http, direction, from, to, port)
         }
     }
 
@@ -81,12 +93,16 @@ impl Record {
             }
             proxy.flows.record(Flow {
                 verdict,
-                direction,
                 drop_reason: reason,
                 rule: decision.rule,
                 status,
                 via: way.via,
-                ..self.flow(&way.source, &way.destination, way.goal.address().port())
+                ..self.flow(
+                    &way.source,
+                    direction,
+                    &way.destination,
+                    way.goal.address().port(),
+                )
             });
         }
     }
@@ -120,9 +136,8 @@ impl Record {
         proxy.flows.record(Flow {
             verdict,
             drop_reason,
-            direction,
             status: end.map_or_else(Failure::status, |status| status).as_u16(),
-            ..self.flow(source, &party, asked.port)
+            ..self.flow(source, direction, &party, asked.port)
         });
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
-use weft_flows::{Party, Proof};
+use weft_flows::{Party, Proof, ServiceName};
 use weft_route::spec::BackendRef;
 use weft_runtime::{AppContext, Endpoint};
 use weft_tls::PeerIdentity;
@@ -71,11 +71,15 @@ pub struct Front {
     pub to: To,
     /// The address that was asked for.
     pub address: SocketAddr,
+    /// The port that it came from; 0 when that is not known.
+    pub source_port: u16,
 }
 
 pub(crate) struct Served {
     pub proxy: Arc<Proxy>,
     pub front: Front,
+    /// The Service that was asked for.
+    pub service: Option<Arc<ServiceName>>,
     /// Ends what has become of the connection, when it is no HTTP any more.
     pub gone: CancellationToken,
     pub drain: Watcher,
@@ -96,9 +100,17 @@ struct Known {
 impl Served {
     pub fn new(proxy: Arc<Proxy>, front: Front, gone: CancellationToken, drain: Watcher) -> Arc<Self> {
         let changes = proxy.mesh.changes();
+        let service = match &front.to {
+            To::Service { service, .. } => Some(Arc::new(ServiceName {
+                namespace: service.namespace.clone(),
+                name: service.name.clone(),
+            })),
+            _ => None,
+        };
         Arc::new(Self {
             proxy,
             front,
+            service,
             gone,
             drain,
             changes,

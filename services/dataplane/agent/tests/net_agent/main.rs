@@ -7,6 +7,7 @@ mod carrying;
 #[path = "../common/control.rs"]
 mod control;
 mod packets;
+mod requests;
 mod rig;
 mod rotation;
 mod spiffe;

@@ -30,8 +30,11 @@ use weft_capture::{Asked, Capture, CaptureLimits, Found, Mesh, Streams};
 use weft_drain::{Trigger, Watcher};
 use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Kind, Party, Proof};
 use weft_model::NumericIdentity;
+use weft_proxy::{Backends, Member, Mesh as _, Proxy, ProxyLimits, Speaks};
+use weft_route::spec::BackendRef;
 use weft_runtime::{
-    AppChannel, AppContext, AppSpec, Decision, Directory, Endpoint, Judge, Place, Question, Target,
+    AppChannel, AppContext, AppSpec, Decision, Directory, Endpoint, Judge, Place, Question, RequestLine,
+    Target, Tunnels,
 };
 use weft_tls::{PeerIdentity, SvidCell, Trust};
 use weft_tunnel::{Client, Dialer, Handler, Incoming, Limits, Local, serve};
@@ -57,6 +60,10 @@ pub struct Registry {
     pub services: Mutex<HashMap<SocketAddr, Vec<SocketAddr>>>,
     /// Direction, app-id of the source, and of the destination (an address outside).
     pub denied: Mutex<HashSet<(Direction, String, String)>>,
+    /// Of whom rules at L7 speak: only requests for paths that begin with `/public` may pass.
+    pub ruled: Mutex<HashSet<(Direction, String, String)>>,
+    /// Addresses of services that have a name.
+    pub names: Mutex<HashMap<String, SocketAddr>>,
     pub changed: watch::Sender<u64>,
 }
 
@@ -114,15 +121,43 @@ impl Judge for View {
         if self.registry.denied.lock().contains(&asked) {
             return Decision::refuse(DropReason::PolicyDenied, Some("denied by the test".into()));
         }
+        if self.registry.ruled.lock().contains(&asked) {
+            return Decision::by_request(Some("by request".into()));
+        }
         Decision::allow(Some(if question.authenticated {
             "allowed, authenticated".into()
         } else {
             "allowed".into()
         }))
     }
+
+    fn judge_request(&self, _: &Question<'_>, request: &RequestLine<'_>) -> Decision {
+        match request.path.starts_with("/public") {
+            true => Decision::allow(Some("public".into())),
+            false => Decision::refuse(DropReason::PolicyDenied, Some("not public".into())),
+        }
+    }
 }
 
-impl Mesh for View {
+impl weft_proxy::Mesh for View {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.registry.changed.subscribe()
+    }
+    fn backends(&self, service: &BackendRef, _: bool) -> Option<Arc<Backends>> {
+        let at = *self.registry.names.lock().get(&*service.name)?;
+        let addresses = self.registry.services.lock().get(&at).cloned()?;
+        let member = |address: &SocketAddr| {
+            let known = self.known(|k| k.addresses.contains(address))?;
+            Some(Member {
+                endpoint: self.make(&known),
+                address: *address,
+            })
+        };
+        Some(Backends::new(
+            addresses.iter().filter_map(member).collect(),
+            Speaks::AsAsked,
+        ))
+    }
     fn caller(&self, workload: &str) -> Option<Arc<AppContext>> {
         let known = self.known(|k| *k.id == *workload)?;
         Some(AppContext::new(AppSpec {
@@ -134,6 +169,25 @@ impl Mesh for View {
             channel: AppChannel::default(),
             health: Arc::default(),
         }))
+    }
+    fn endpoint(&self, workload: &str) -> Option<Arc<Endpoint>> {
+        let known = self.known(|k| *k.id == *workload)?;
+        Some(self.make(&known))
+    }
+    fn connect(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
+        TcpStream::connect(to).boxed()
+    }
+}
+
+impl Mesh for View {
+    fn service(&self, at: SocketAddr) -> Option<BackendRef> {
+        let names = self.registry.names.lock();
+        let (name, at) = names.iter().find(|(_, address)| **address == at)?;
+        Some(BackendRef {
+            namespace: "default".into(),
+            name: name.as_str().into(),
+            port: at.port(),
+        })
     }
     fn find(&self, _: &str, to: SocketAddr) -> Found {
         let backends = self.registry.services.lock().get(&to).cloned();
@@ -152,16 +206,9 @@ impl Mesh for View {
             None => Found::Other(outside(to.ip())),
         }
     }
-    fn endpoint(&self, workload: &str) -> Option<Arc<Endpoint>> {
-        let known = self.known(|k| *k.id == *workload)?;
-        Some(self.make(&known))
-    }
     fn answers_at(&self, workload: &str, address: SocketAddr) -> bool {
         self.known(|k| *k.id == *workload && k.addresses.contains(&address))
             .is_some()
-    }
-    fn connect(&self, _: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
-        TcpStream::connect(to).boxed()
     }
 }
 
@@ -206,6 +253,7 @@ pub struct Node {
     pub name: Arc<str>,
     pub view: View,
     pub capture: Arc<Capture>,
+    pub proxy: Arc<Proxy>,
     pub tunnels: Client,
     pub trust: Trust,
     pub flows: FlowLog,
@@ -223,6 +271,8 @@ impl World {
                 workloads: Mutex::default(),
                 services: Mutex::default(),
                 denied: Mutex::default(),
+                ruled: Mutex::default(),
+                names: Mutex::default(),
                 changed: watch::Sender::new(0),
             }),
         }
@@ -245,7 +295,20 @@ impl World {
         let dials = Arc::new(Dials::default());
         let tunnels = Client::new(trust.clone(), dials.clone(), tunnel.clone());
         let flows = FlowLog::new(name);
-        let capture = Capture::new(Arc::new(view.clone()), tunnels.clone(), flows.clone(), limits);
+        let proxy = Proxy::new(
+            Arc::new(view.clone()),
+            Arc::default(),
+            Tunnels::new(tunnels.clone()),
+            flows.clone(),
+            ProxyLimits::default(),
+        );
+        let capture = Capture::new(
+            Arc::new(view.clone()),
+            proxy.clone(),
+            tunnels.clone(),
+            flows.clone(),
+            limits,
+        );
         let (trigger, drain) = weft_drain::channel();
         tokio::spawn(
             capture
@@ -256,6 +319,7 @@ impl World {
             name: name.into(),
             view,
             capture,
+            proxy,
             tunnels,
             trust,
             flows,
@@ -311,6 +375,22 @@ impl World {
             .denied
             .lock()
             .insert((direction, from.into(), to.into()));
+        self.change();
+    }
+
+    /// Rules at L7 speak of it from now on.
+    pub fn rule(&self, direction: Direction, from: &str, to: &str) {
+        self.registry
+            .ruled
+            .lock()
+            .insert((direction, from.into(), to.into()));
+        self.change();
+    }
+
+    /// A service with a name, at an address, with these backends.
+    pub fn service(&self, name: &str, at: SocketAddr, backends: &[SocketAddr]) {
+        self.registry.names.lock().insert(name.into(), at);
+        self.registry.services.lock().insert(at, backends.to_vec());
         self.change();
     }
 

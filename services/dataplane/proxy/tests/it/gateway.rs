@@ -47,6 +47,7 @@ fn front(world: &World) -> Front {
         },
         to: To::Gateway(world.proxy.routing().node_port(80)),
         address: "192.0.2.1:80".parse().unwrap(),
+        source_port: 40_000,
     }
 }
 
@@ -91,6 +92,11 @@ async fn a_request_enters_with_what_is_true_of_it() {
     let directions: Vec<_> = flows.iter().map(|f| f.direction).collect();
     assert_eq!(directions, [Direction::Egress, Direction::Ingress]);
     assert_eq!(&*flows[0].source.app_id, "gateway");
+    let claimed = ["dapr-caller-app-id", "x-forwarded-for", "x-forwarded-proto"];
+    assert_eq!(
+        (&*flows[0].forged, &*flows[0].authority),
+        (&claimed[..], "www.example:80")
+    );
 
     // The listener with the more specific host has it to itself.
     assert_eq!(send(&mut stream, &request("a.shop.example")).await.app(), "shop");

@@ -313,6 +313,7 @@ impl World {
                 service,
             },
             address: "10.96.0.1:80".parse().unwrap(),
+            source_port: 40_000,
         }
     }
 
