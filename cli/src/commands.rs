@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod admin;
+pub mod containers;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod doctor;

@@ -34,6 +34,8 @@ enum Command {
     Dev(commands::dev::Dev),
     /// Run an app in the mesh
     Run(commands::run::Run),
+    /// Register the containers of this machine's Docker engine as workloads
+    Containers(commands::containers::Containers),
     /// Show the agent of this node: what it enforces, its workloads, its connections
     Status(commands::status::Status),
     /// Show flows: who called whom, what was decided, and by which rule
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
             #[cfg(feature = "dev")]
             Command::Dev(c) => c.run().await,
             Command::Run(c) => c.run().await,
+            Command::Containers(c) => c.run().await,
             Command::Status(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),

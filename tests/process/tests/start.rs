@@ -51,6 +51,48 @@ fn without_a_token_the_command_that_makes_one_is_told() {
 }
 
 #[test]
+fn a_token_is_waited_for_and_kept_in_a_file_of_its_own() {
+    let home = Home::new();
+    let file = home.at("policy.token");
+    let create = |more: &[&str]| {
+        let mut create = home.bare("weft");
+        create.args([
+            "identity",
+            "join-token",
+            "create",
+            "--kind",
+            "service",
+            "--name",
+            "policy",
+        ]);
+        create
+            .arg("--run-dir")
+            .arg(home.at("run"))
+            .arg("--out")
+            .arg(&file)
+            .args(more);
+        create
+    };
+    run(&mut create(&[])).says("weft", 1, &["no certificate authority answers"]);
+    assert!(!file.exists(), "a file without a token is left behind");
+    // Asked before there is anybody to ask.
+    let waiting = Serving::start(&mut create(&["--wait", "60"]));
+    let _identity = Serving::start(&mut home.command("weft-identity"));
+    let made = waiting.ended();
+    assert_eq!((made.code, made.stdout.as_str()), (Some(0), ""), "{made:?}");
+    let token = fs::read_to_string(&file).unwrap();
+    assert!(token.starts_with("weft1."), "{token:?}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    run(&mut create(&[])).says("weft", 1, &["policy.token", "--keep"]);
+    assert_eq!(run(&mut create(&["--keep"])).code, Some(0));
+    assert_eq!(
+        fs::read_to_string(&file).unwrap(),
+        token,
+        "the token was replaced"
+    );
+}
+
+#[test]
 fn a_token_file_that_can_not_be_used_is_named() {
     let home = Home::new();
     let garbage = home.file("garbage.token", "weft1.garbage\n");
