@@ -132,7 +132,11 @@ async fn ask(channel: Channel, request: CreateJoinTokenRequest, wait: Duration) 
 }
 
 fn create(path: &Path) -> Result<std::fs::File> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
     file.map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => anyhow::anyhow!(
             "{} is there already; remove it, or let it be with --keep",
