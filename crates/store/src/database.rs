@@ -4,7 +4,7 @@
 
 use crate::{
     StoreError,
-    sqlite::{BUSY_TIMEOUT, MAX_CONNECTIONS, lock, private_file},
+    sqlite::{BUSY_TIMEOUT, MAX_CONNECTIONS, is_sound, lock, private_file},
 };
 use sqlx::{
     Any, AnyConnection, AnyPool, Connection as _, Executor, Transaction,
@@ -57,6 +57,7 @@ impl Database {
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(BUSY_TIMEOUT + Duration::from_secs(5))
             .test_before_acquire(false)
+            .after_release(|connection, _| Box::pin(is_sound(connection)))
             .after_connect(move |connection, _| {
                 let settings = sqlx::AssertSqlSafe(settings.clone());
                 Box::pin(async move { connection.execute(sqlx::raw_sql(settings)).await.map(|_| ()) })
@@ -245,6 +246,35 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(kept, "kept");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_found_no_room_does_not_spoil_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database::file(&dir.path().join("x.db"), &NOTES).await.unwrap();
+        let insert = async |body: String| {
+            let mut tx = database.begin_write().await?;
+            let inserted = sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind(body);
+            let done = inserted.execute(&mut *tx).await;
+            done.map_err(|e| database.error(&e))?;
+            tx.commit().await.map_err(|e| database.error(&e))
+        };
+        for _ in 0..2 * MAX_CONNECTIONS {
+            let mut tx = database.begin_write().await.unwrap();
+            // Of this connection only: the next one has room again.
+            sqlx::query("PRAGMA max_page_count = 1")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            let large = sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind("x".repeat(1 << 20));
+            let error = large.execute(&mut *tx).await.unwrap_err();
+            assert!(
+                matches!(database.error(&error), StoreError::Full { .. }),
+                "{error}"
+            );
+            drop(tx);
+            insert("small".into()).await.unwrap();
+        }
     }
 
     #[tokio::test]

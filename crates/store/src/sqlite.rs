@@ -2,7 +2,7 @@
 
 use crate::StoreError;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Connection, Sqlite, SqlitePool, Transaction,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -62,6 +62,7 @@ impl Store {
         let pool = SqlitePoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
             .acquire_timeout(busy_timeout + Duration::from_secs(5))
+            .after_release(|connection, _| Box::pin(is_sound(connection)))
             .connect_with(options)
             .await
             .map_err(|e| StoreError::classify(path, &e))?;
@@ -106,6 +107,14 @@ impl Store {
     pub async fn close(self) {
         self.pool.close().await;
     }
+}
+
+/// Whether a connection that comes back may be used again. Where a disk is full, SQLite ends the
+/// transaction by itself; sqlx then fails to, counts it as open for ever, and begins no other one.
+pub(crate) async fn is_sound<C: Connection>(connection: &mut C) -> sqlx::Result<bool> {
+    // After whatever rollback is on its way.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// Makes the file readable by its owner only, before SQLite writes to it: SQLite gives its log
