@@ -15,8 +15,9 @@ use time::OffsetDateTime;
 use weft_model::{Principal, SpiffeId, check_dns_label, check_name};
 use weft_tls::NODE_EXTENSION_OID;
 
-/// A certificate begins this long before it is made, for verifiers whose clock is behind.
-const MAX_SKEW: Duration = Duration::from_secs(300);
+/// A certificate begins this long before it is made, for verifiers whose clock is behind: as much as
+/// Dapr's sentry allows for.
+const MAX_SKEW: Duration = Duration::from_secs(900);
 
 /// Why no certificate could be made.
 #[derive(Debug, thiserror::Error)]
@@ -324,14 +325,54 @@ mod tests {
         let peer = PeerIdentity::from_leaf(&issued.chain[0]).unwrap();
         assert_eq!(peer.id.as_str(), "spiffe://cluster.local/ns/default/cart");
         assert_eq!(peer.node.as_deref(), Some("n1"));
-        assert_eq!((peer.not_before, peer.not_after), (NOW - 300, NOW + 3600));
+        assert_eq!((peer.not_before, peer.not_after), (NOW - 360, NOW + 3600));
         assert_eq!(
             (peer.serial.as_str(), peer.serial.len()),
             (issued.serial.as_str(), 32)
         );
+        let day = issue(86_400, NOW, None).unwrap();
+        assert_eq!(day.not_before, NOW - 900);
         let plain = issue(3600, NOW, None).unwrap();
         assert_eq!(PeerIdentity::from_leaf(&plain.chain[0]).unwrap().node, None);
         assert_ne!(plain.serial, issued.serial);
+    }
+
+    #[test]
+    fn a_workload_has_its_spiffe_id_and_a_name_for_dns() {
+        let names = |id: &SpiffeId| {
+            let key = KeyPair::generate().unwrap();
+            let order = Order {
+                id,
+                node: None,
+                lifetime: Duration::from_secs(3600),
+                earliest: 0,
+                key: &key,
+            };
+            let issued = authority(NOW).unwrap().issue(&order, NOW).unwrap();
+            let (_, cert) = x509_parser::parse_x509_certificate(&issued.chain[0]).unwrap();
+            let names = cert.subject_alternative_name().unwrap().unwrap().value;
+            names
+                .general_names
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        let domain = TrustDomain::default();
+        let id = domain.workload("shop", "cart").unwrap();
+        let both = [
+            "URI(spiffe://cluster.local/ns/shop/cart)",
+            "DNSName(cart.shop.svc.cluster.local)",
+        ];
+        assert_eq!(names(&id), both);
+        let id = SpiffeId::new(&domain, "/ns/shop/sa/runner").unwrap();
+        let both = [
+            "URI(spiffe://cluster.local/ns/shop/sa/runner)",
+            "DNSName(runner.shop.svc.cluster.local)",
+        ];
+        assert_eq!(names(&id), both);
+        // Not a name that DNS has.
+        let id = domain.workload("shop", "Cart_1").unwrap();
+        assert_eq!(names(&id), ["URI(spiffe://cluster.local/ns/shop/Cart_1)"]);
     }
 
     #[test]
@@ -359,7 +400,7 @@ mod tests {
             "{error}"
         );
         assert!(!error.to_string().contains('\n'));
-        assert!(authority(NOW - 200).is_ok());
+        assert!(authority(NOW - 600).is_ok());
     }
 
     #[test]

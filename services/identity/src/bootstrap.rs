@@ -74,7 +74,10 @@ impl Core {
         };
         asked.spiffe_id = granted.id.to_string();
         let issued = match granted.id.principal() {
-            Principal::Node(name) => self.admit_node(&asked, &granted, &name, key).await?,
+            Principal::Node(name) => match self.admit_node(&asked, &granted, &name, key).await {
+                Ok(issued) => issued,
+                Err(refused) => return self.refuse(asked, refused).await,
+            },
             _ => {
                 let lifetime = self.settings.workload_ttl();
                 self.give(&asked, &granted.id, None, lifetime, key).await?
@@ -89,6 +92,8 @@ impl Core {
         if refused.is_decision() {
             self.record_strangers(asked, refused.reason(), refused.to_string())
                 .await;
+        } else {
+            self.owe_failure(&asked, &refused);
         }
         Err(refused)
     }
@@ -138,11 +143,8 @@ impl Core {
             may_host: granted.may_host.clone(),
             ..TokenRecord::default()
         };
-        let signed = async {
-            let id = self.member_id(Kind::Node, name, &record.may_host)?;
-            self.sign(&id, None, self.member_ttl(Kind::Node), key)
-        };
-        let issued = self.or_record(asked, signed.await).await?;
+        let id = self.member_id(Kind::Node, name, &record.may_host)?;
+        let issued = self.sign(&id, None, self.member_ttl(Kind::Node), key)?;
         let mut tx = self.db.begin().await?;
         self.db
             .add_member(&mut tx, &record, granted.how, self.now())

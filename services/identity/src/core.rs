@@ -353,13 +353,26 @@ impl Core {
 
     /// Records a refusal and passes the decision on.
     pub(crate) async fn or_record<T>(&self, asked: &Audit, checked: Decision<T>) -> Decision<T> {
-        if let Err(refused) = &checked
-            && refused.is_decision()
-        {
-            self.record_refusal(asked.clone(), refused.reason(), refused.to_string())
-                .await;
+        if let Err(refused) = &checked {
+            if refused.is_decision() {
+                self.record_refusal(asked.clone(), refused.reason(), refused.to_string())
+                    .await;
+            } else {
+                self.owe_failure(asked, refused);
+            }
         }
         checked
+    }
+
+    /// Has the record told, once that is possible, that the database failed in the middle of something.
+    pub(crate) fn owe_failure(&self, asked: &Audit, refused: &Refused) {
+        if let Some(cause) = refused.cause() {
+            self.counts.refused(asked.action, refused.reason());
+            self.recorder.owe(Audit {
+                reason: format!("nothing was given out: {cause}"),
+                ..asked.clone()
+            });
+        }
     }
 
     /// Records a refusal that anybody who reaches the port can bring about: a flood of them is counted.

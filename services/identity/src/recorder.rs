@@ -1,19 +1,31 @@
 //! Writes the record of what is given out, in batches: each commit reaches the disk before any of
 //! its callers answers, and while one is on its way the next ones gather.
+//!
+//! What could not be recorded was not given out. That is recorded too, as soon as the database can be
+//! written again.
 
 use crate::{
     db::{Audit, Db, Recorded},
     refused::Refused,
 };
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
+    time::timeout,
 };
+use weft_store::StoreError;
 
 /// Entries of one transaction, and those that wait for the next.
 const BATCH: usize = 512;
 const QUEUE: usize = 4 * BATCH;
+/// What failed while the database was away and is remembered; more is only counted.
+const OWED: usize = 4 * BATCH;
+/// How often the database is tried for them.
+const RETRY: Duration = Duration::from_secs(1);
 
 struct Item {
     recorded: Recorded,
@@ -47,6 +59,18 @@ impl Recorder {
         self.put(recorded, Some(begins)).await
     }
 
+    /// Records later that something failed: nobody waits for it.
+    pub fn owe(&self, entry: Audit) {
+        let item = Item {
+            recorded: Recorded { entry, issuer_id: 0 },
+            own_begins: None,
+            done: oneshot::channel().0,
+        };
+        if self.queue.try_send(item).is_err() {
+            tracing::error!("a failure could not be recorded: too much waits for the database");
+        }
+    }
+
     async fn put(&self, recorded: Recorded, own_begins: Option<u64>) -> Result<(), Refused> {
         let (done, answer) = oneshot::channel();
         let item = Item {
@@ -72,7 +96,23 @@ async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
     // Until when the database knows that each issuer is needed.
     let mut kept: HashMap<i64, u64> = HashMap::new();
     let mut batch = Vec::with_capacity(BATCH);
-    while items.recv_many(&mut batch, BATCH).await > 0 {
+    let mut owed = Owed::default();
+    loop {
+        let received = if owed.is_empty() {
+            items.recv_many(&mut batch, BATCH).await
+        } else {
+            match timeout(RETRY, items.recv_many(&mut batch, BATCH)).await {
+                Ok(received) => received,
+                Err(_) => {
+                    owed.pay(&db).await;
+                    continue;
+                }
+            }
+        };
+        if received == 0 {
+            owed.pay(&db).await;
+            return;
+        }
         // Callers that went away are recorded all the same: what they asked for was signed.
         let outcome = commit(&db, &mut kept, &batch).await;
         match outcome {
@@ -87,9 +127,12 @@ async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
                     let _ = item.done.send(result);
                 }
             }
-            Err(refused) => {
+            Err(error) => {
                 kept.clear();
+                let cause = error.to_string();
+                let refused = Refused::from(error);
                 for item in batch.drain(..) {
+                    owed.add(item.recorded.entry, &cause);
                     let _ = item.done.send(Err(refused.clone()));
                 }
             }
@@ -97,8 +140,60 @@ async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
     }
 }
 
+/// What is not recorded yet because the database failed.
+#[derive(Default)]
+struct Owed {
+    entries: VecDeque<Audit>,
+    /// Beyond [`OWED`].
+    more: u64,
+}
+
+impl Owed {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    fn add(&mut self, entry: Audit, cause: &str) {
+        if self.entries.len() >= OWED {
+            self.more += 1;
+            return;
+        }
+        // A refusal stands as it is; of an issuance, nothing left the service.
+        let reason = match entry.reason.as_str() {
+            "" => format!("nothing was given out, because it could not be recorded: {cause}"),
+            _ => entry.reason.clone(),
+        };
+        self.entries.push_back(Audit {
+            serial: String::new(),
+            not_after: 0,
+            reason,
+            ..entry
+        });
+    }
+
+    /// Writes all of it, or none.
+    async fn pay(&mut self, db: &Db) {
+        if let Some(last) = self.entries.back_mut()
+            && self.more > 0
+        {
+            let more = std::mem::take(&mut self.more);
+            last.reason = format!("{} (and {more} more after it were not recorded)", last.reason);
+        }
+        let written = async {
+            let mut tx = db.begin().await?;
+            let all: Vec<&Audit> = self.entries.iter().collect();
+            db.audit_all(&mut tx, &all).await?;
+            db.commit(tx).await
+        };
+        match written.await {
+            Ok(()) => self.entries.clear(),
+            Err(error) => tracing::debug!(%error, owed = self.entries.len(), "the database is still away"),
+        }
+    }
+}
+
 /// One transaction. Answers which issuers were dropped meanwhile: what they signed is not recorded.
-async fn commit(db: &Db, kept: &mut HashMap<i64, u64>, batch: &[Item]) -> Result<Vec<i64>, Refused> {
+async fn commit(db: &Db, kept: &mut HashMap<i64, u64>, batch: &[Item]) -> Result<Vec<i64>, StoreError> {
     let mut needed: HashMap<i64, (u64, u64)> = HashMap::new();
     for Recorded { entry, issuer_id } in batch.iter().map(|i| &i.recorded) {
         if *issuer_id != 0 {

@@ -24,6 +24,8 @@ pub struct Refused {
     field: Option<&'static str>,
     retry_after: Option<Duration>,
     about: Option<(&'static str, String)>,
+    /// Why the service could not decide, for the audit record alone.
+    cause: Option<String>,
 }
 
 impl Refused {
@@ -36,6 +38,7 @@ impl Refused {
             field: None,
             retry_after: None,
             about: None,
+            cause: None,
         }
     }
 
@@ -124,6 +127,11 @@ impl Refused {
         self.reason
     }
 
+    /// What the audit record is told when the database can be used again, if it could not be.
+    pub fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
     /// Whether it was decided; otherwise the service could not decide.
     pub fn is_decision(&self) -> bool {
         self.decision
@@ -143,6 +151,7 @@ impl From<StoreError> for Refused {
         let text = "the identity service can not use its database; its log says why";
         Self {
             decision: false,
+            cause: Some(error.to_string()),
             ..Self::unavailable(Reason::DatabaseUnavailable, text)
         }
     }

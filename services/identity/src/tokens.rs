@@ -136,11 +136,13 @@ impl Core {
     pub async fn join(&self, caller: &Caller, token: &str, csr: &[u8]) -> Decision<(Issued, Bundle)> {
         let mut asked = self.asked("join", caller, "");
         let outcome = self.try_join(caller, &mut asked, token, csr).await;
-        if let Err(refused) = &outcome
-            && refused.is_decision()
-        {
-            self.record_strangers(asked, refused.reason(), refused.to_string())
-                .await;
+        if let Err(refused) = &outcome {
+            if refused.is_decision() {
+                self.record_strangers(asked, refused.reason(), refused.to_string())
+                    .await;
+            } else {
+                self.owe_failure(&asked, refused);
+            }
         }
         outcome
     }

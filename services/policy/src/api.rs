@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use weft_drain::Watcher;
-use weft_model::check_dns_label;
+use weft_model::{SvidForm, check_dns_label};
 use weft_proto::weft::policy::v1 as pb;
 
 /// A node that connects and says nothing is let go after this long.
@@ -35,6 +35,7 @@ pub(crate) struct Api {
     hosts: Hosts,
     counts: Counts,
     insecure_loopback: bool,
+    svid_form: SvidForm,
     sessions: Arc<AtomicU64>,
     drain: Watcher,
 }
@@ -51,6 +52,7 @@ impl Api {
         hosts: Hosts,
         counts: Counts,
         insecure_loopback: bool,
+        svid_form: SvidForm,
         drain: Watcher,
     ) -> Self {
         Self {
@@ -58,6 +60,7 @@ impl Api {
             hosts,
             counts,
             insecure_loopback,
+            svid_form,
             sessions: Arc::new(AtomicU64::new(1)),
             drain,
         }
@@ -65,7 +68,7 @@ impl Api {
 
     /// Whether the calling node may host this workload.
     async fn check_host(&self, node: &str, workload: &pb::Workload) -> Result<(), Status> {
-        let name = svid_name(workload);
+        let name = svid_name(workload, self.svid_form);
         match self.hosts.check(node, &workload.namespace, name).await {
             Ok(()) => Ok(()),
             Err(error @ HostError::NotKnown) => Err(Status::unavailable(error.to_string())),

@@ -4,7 +4,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_enroll::{EnrollError, TokenSource};
-use weft_model::{SpiffeError, TrustDomain};
+use weft_model::{SpiffeError, SvidForm, TrustDomain};
 
 const DAY: u64 = 24 * 3600;
 
@@ -24,6 +24,9 @@ pub struct Config {
     /// Of the SPIFFE IDs that are derived.
     #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
+    /// Which of a workload's names its SPIFFE ID is made of: app-id or service-account, as the identity
+    /// service has it.
+    pub svid_form: SvidForm,
     /// `host:port` of the identity service.
     #[serde(deserialize_with = "address")]
     pub identity_addr: String,
@@ -58,6 +61,7 @@ impl Default for Config {
             state_dir: weft_config::state_dir("policy"),
             run_dir: Some(weft_config::run_dir()),
             trust_domain: TrustDomain::default().as_str().to_owned(),
+            svid_form: SvidForm::default(),
             identity_addr: "127.0.0.1:7301".into(),
             join_token: None,
             join_token_file: None,

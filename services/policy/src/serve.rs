@@ -185,7 +185,8 @@ async fn start_on(
     let state = State::open(&config.database()).await?;
     let counts = Counts::default();
     counts.register(metrics);
-    let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string());
+    let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string())
+        .with_form(config.svid_form);
     let owner = Owner::start(&config, world, state, readings, counts.clone()).await?;
 
     let address = listener.local_addr().map_err(|source| RpcError::Bind {
@@ -204,6 +205,7 @@ async fn start_on(
         hosts.clone(),
         counts.clone(),
         config.insecure_loopback,
+        config.svid_form,
         drain.clone(),
     );
     let server = GrpcServer::new("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?

@@ -219,6 +219,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documentations_examples_are_read() {
+        let docs = include_str!("../../../../docs/identity.md");
+        let examples: Vec<_> = docs
+            .split("```yaml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+            .collect();
+        assert!(examples.len() >= 2);
+        for example in examples {
+            serde_saphyr::from_str::<crate::Config>(example).unwrap_or_else(|e| panic!("{e}: {example}"));
+        }
+    }
+
+    #[test]
     fn nothing_is_taken_unless_it_is_asked_for() {
         let config = read(json!({})).unwrap();
         assert!(config.kubernetes.is_none() && config.jwt.is_none());

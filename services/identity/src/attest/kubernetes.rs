@@ -107,10 +107,8 @@ async fn client(settings: &KubernetesConfig) -> Result<Client, StartError> {
             ))
         })?,
     };
-    let timeout = Duration::from_secs(settings.timeout_seconds);
-    config.connect_timeout = Some(timeout);
-    config.read_timeout = Some(timeout);
-    config.write_timeout = Some(timeout);
+    // Whoever asks is told to ask again; it is not for this service to add to what is too much.
+    config.default_retry = false;
     Client::try_from(config).map_err(|e| unusable(&e))
 }
 

@@ -81,7 +81,7 @@ async fn members_go_on_with_a_restored_authority() {
     talk(&n1, serve(&n2).await, 1).await.unwrap();
     talk(&n2, serve(&n1).await, 1).await.unwrap();
     // They renew as ever, who joined later too late to be in the backup has to join again.
-    rig.clock.set(n1.svid.get().unwrap().renew_at() + 3600);
+    rig.clock.set(n1.svid.get().unwrap().renew_at_spread(1.0) + 60);
     let renewed = async {
         while n1.svid.get().unwrap().identity().serial == held {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -147,7 +147,7 @@ async fn a_certificate_is_renewed_at_half_of_its_life() {
     let rig = Rig::new().await;
     let (member, trigger) = rig.join(Kind::Node, "n1", &[]).await;
     let first = member.svid.get().unwrap().identity().clone();
-    assert_eq!((first.not_before, first.not_after), (NOW - 300, NOW + 86_400));
+    assert_eq!((first.not_before, first.not_after), (NOW - 900, NOW + 86_400));
     let mut changed = member.svid.subscribe();
     changed.mark_unchanged();
 

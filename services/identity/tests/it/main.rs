@@ -2,11 +2,17 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod attest;
+mod attest_jwt;
+mod attest_kubernetes;
 mod authority;
 mod backup;
 mod binary;
+mod clocks;
+mod cluster;
 mod enrolling;
+mod faults;
 mod hierarchy;
+mod issuer;
 mod jwt;
 mod methods;
 mod postgres;

@@ -3,7 +3,7 @@
 use rustls_pki_types::CertificateDer;
 use std::{path::PathBuf, time::Duration};
 use tempfile::TempDir;
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 use weft_drain::Trigger;
 use weft_enroll::{Enrollment, JoinToken, Member, TokenSource};
 use weft_identity::{Config, Env, Handle, HostPattern, Kind};
@@ -186,16 +186,16 @@ impl Rig {
     }
 
     pub async fn audit(&self) -> Vec<AuditEntry> {
+        self.try_audit().await.unwrap()
+    }
+
+    pub async fn try_audit(&self) -> Result<Vec<AuditEntry>, Status> {
         let request = ListAuditRequest {
             limit: 1000,
             ..Default::default()
         };
-        AdminClient::new(self.local())
-            .list_audit(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .entries
+        let reply = AdminClient::new(self.local()).list_audit(request).await?;
+        Ok(reply.into_inner().entries)
     }
 }
 

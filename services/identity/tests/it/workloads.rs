@@ -30,7 +30,7 @@ pub fn registered(rig: &Rig, workloads: Vec<Workload>) {
     rig.handle.registry().apply(snapshot).unwrap();
 }
 
-async fn sign(rig: &Rig, node: &SvidCell, id: &str, purpose: SvidUse) -> Result<Svid, Status> {
+pub async fn sign(rig: &Rig, node: &SvidCell, id: &str, purpose: SvidUse) -> Result<Svid, Status> {
     let made = new_key_and_csr().unwrap();
     let request = SignWorkloadRequest {
         workload_id: id.into(),

@@ -1,7 +1,7 @@
 //! What a node may say of a workload.
 
 use std::net::IpAddr;
-use weft_model::{TrustDomain, check_app_id, check_dns_label, check_name};
+use weft_model::{SvidForm, TrustDomain, check_app_id, check_dns_label, check_name};
 use weft_proto::weft::policy::v1 as pb;
 
 const MAX_LABELS: usize = 128;
@@ -33,19 +33,19 @@ pub(super) fn invalid<E: ToString>(field: &'static str) -> impl Fn(E) -> Registe
     }
 }
 
-/// The last part of a workload's SPIFFE ID: its app-id, else its service account, else "default".
-pub(crate) fn svid_name(message: &pb::Workload) -> &str {
-    match (message.app_id.as_str(), message.service_account.as_str()) {
-        ("", "") => "default",
-        ("", account) => account,
-        (app_id, _) => app_id,
-    }
+/// The last part of a workload's SPIFFE ID.
+pub(crate) fn svid_name(message: &pb::Workload, form: SvidForm) -> &str {
+    form.name(&message.app_id, &message.service_account)
 }
 
-/// `ns/<namespace>/<name>`
-pub(super) fn spiffe_id(message: &pb::Workload, domain: &TrustDomain) -> Result<String, RegisterError> {
-    let id = domain
-        .workload(&message.namespace, svid_name(message))
+/// The workload's SPIFFE ID.
+pub(super) fn spiffe_id(
+    message: &pb::Workload,
+    domain: &TrustDomain,
+    form: SvidForm,
+) -> Result<String, RegisterError> {
+    let id = form
+        .id(domain, &message.namespace, svid_name(message, form))
         .map_err(invalid("spiffe_id"))?;
     Ok(id.to_string())
 }

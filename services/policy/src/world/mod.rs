@@ -44,7 +44,7 @@ use std::{
     sync::Arc,
 };
 use tokio::time::{Duration, Instant};
-use weft_model::{NumericIdentity, TrustDomain};
+use weft_model::{NumericIdentity, SvidForm, TrustDomain};
 use weft_proto::weft::policy::v1 as pb;
 use workloads::Workloads;
 
@@ -135,6 +135,7 @@ struct Follower {
 pub(crate) struct World {
     pub epoch: String,
     trust_domain: TrustDomain,
+    svid_form: SvidForm,
     workloads: Workloads,
     policies: Policies,
     objects: Objects,
@@ -153,6 +154,7 @@ impl World {
         Self {
             epoch,
             trust_domain,
+            svid_form: SvidForm::default(),
             workloads: Workloads::default(),
             policies: Policies::default(),
             objects: Objects::default(),
@@ -169,6 +171,11 @@ impl World {
     /// Tells what time it is.
     pub(crate) fn set_time(&mut self, now: u64) {
         self.now = now;
+    }
+
+    /// With another form of workloads' SPIFFE IDs.
+    pub(crate) fn with_form(self, svid_form: SvidForm) -> Self {
+        Self { svid_form, ..self }
     }
 
     /// Brings every node's share up to date and sends what changed.

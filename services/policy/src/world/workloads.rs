@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
-use weft_model::{Labels, NumericIdentity, TrustDomain};
+use weft_model::{Labels, NumericIdentity, SvidForm, TrustDomain};
 use weft_policy_engine::Identities;
 use weft_proto::weft::policy::v1 as pb;
 
@@ -179,7 +179,7 @@ impl Workloads {
         &self,
         node: &str,
         mut message: pb::Workload,
-        domain: &TrustDomain,
+        (domain, form): (&TrustDomain, SvidForm),
         now: u64,
     ) -> Result<Planned, RegisterError> {
         check(node, &message)?;
@@ -226,7 +226,7 @@ impl Workloads {
                 RegisterError::Full("every security identity is in use by another label set".into())
             })?;
         message.identity = identity.0;
-        message.spiffe_id = spiffe_id(&message, domain)?;
+        message.spiffe_id = spiffe_id(&message, domain, form)?;
         let mut writes = vec![
             Write::identity(identity, &labels, None),
             Write::Workload {
@@ -388,7 +388,8 @@ impl World {
         message: pb::Workload,
         now: u64,
     ) -> Result<Planned, RegisterError> {
-        self.workloads.plan(node, message, &self.trust_domain, now)
+        let naming = (&self.trust_domain, self.svid_form);
+        self.workloads.plan(node, message, naming, now)
     }
 
     /// Makes a planned registration, which has been stored.

@@ -73,6 +73,21 @@ fn the_spiffe_id_is_derived_from_app_id_or_account() {
 }
 
 #[test]
+fn the_spiffe_id_may_be_derived_from_the_account_alone() {
+    let mut world = world().with_form(SvidForm::ServiceAccount);
+    let mut id = |account: &str| {
+        let app = pb::Workload {
+            app_id: "cart".into(),
+            service_account: account.into(),
+            ..workload("n", "a", "x")
+        };
+        put(&mut world, app, 0).unwrap().spiffe_id
+    };
+    assert_eq!(id("runner"), "spiffe://cluster.local/ns/default/sa/runner");
+    assert_eq!(id(""), "spiffe://cluster.local/ns/default/sa/default");
+}
+
+#[test]
 fn what_is_not_sound_is_refused() {
     let mut world = world();
     put(&mut world, workload("n", "a", "x"), 0).unwrap();
