@@ -228,6 +228,9 @@ fn wrong_use_is_said_in_one_line() {
 #[test]
 fn a_second_dev_and_a_missing_program_are_named() {
     let session = Session::start(&["--rootless"]);
+    // It gives certificates without a proof, and does not hide it.
+    let told = session.log("dev");
+    assert_eq!(told.matches("INSECURE").count(), 1, "{told}");
     let say = |args: &[&str]| {
         let output = session.command(args).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();

@@ -299,6 +299,8 @@ impl Dev {
             weft_model::VERSION,
             parts.state.display()
         );
+        text +=
+            "INSECURE: identity gives certificates to whoever reaches it, without a proof of who that is\n";
         if let Some(folder) = &self.resources {
             text += &format!("manifests are read from {} and watched\n", folder.display());
         }

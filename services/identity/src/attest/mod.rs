@@ -18,6 +18,7 @@ use crate::{
 };
 use jwt::Jwt;
 use kubernetes::Kubernetes;
+use std::sync::Once;
 use tonic::Code;
 use weft_model::{Principal, SpiffeId, SvidForm, TrustDomain};
 use weft_tls::Clock;
@@ -115,6 +116,8 @@ pub struct Attestor {
     kubernetes: Option<Kubernetes>,
     jwt: Option<Jwt>,
     insecure: bool,
+    /// Said once, when it first matters.
+    warned: Once,
 }
 
 fn off(what: &str, setting: &str) -> Refused {
@@ -138,11 +141,6 @@ impl Attestor {
         db: &Db,
         insecure: bool,
     ) -> Result<Self, StartError> {
-        if insecure {
-            tracing::warn!(
-                "INSECURE: certificates are given to whoever asks, for any workload, without a proof of who it is"
-            );
-        }
         let kubernetes = match &config.kubernetes {
             Some(settings) => Some(Kubernetes::new(settings, trust_domain).await?),
             None => None,
@@ -156,6 +154,7 @@ impl Attestor {
             trust_domain: trust_domain.clone(),
             form,
             insecure,
+            warned: Once::new(),
         })
     }
 
@@ -192,6 +191,13 @@ impl Attestor {
             Evidence::Insecure if self.insecure => {
                 let id = self.workload_wanted(asked.wanted)?;
                 *who = "anybody".into();
+                self.warned.call_once(|| {
+                    tracing::warn!(
+                        %id,
+                        "INSECURE: certificates are given to whoever asks, for any workload, without a proof of who \
+                         it is"
+                    );
+                });
                 Ok(self.granted(id, BY_NOTHING, who))
             }
             Evidence::Insecure => Err(Refused::denied(

@@ -3,7 +3,8 @@
 use crate::rig::{Rig, cell, td};
 use tonic::{Code, Status};
 use weft_proto::weft::identity::v1::{
-    AttestRequest, AuditEntry, Svid, attest_request::Evidence, bootstrap_client::BootstrapClient,
+    AttestRequest, AuditEntry, RevokeRequest, Svid, admin_client::AdminClient, attest_request::Evidence,
+    bootstrap_client::BootstrapClient,
 };
 use weft_tls::{SvidCell, new_key_and_csr};
 
@@ -89,6 +90,24 @@ async fn without_evidence_only_a_process_that_asked_for_it_gives_anything() {
         let no = (Code::InvalidArgument, "FIELD_INVALID", text);
         assert_refused(&insecure, outcome, no).await;
     }
+}
+
+#[tokio::test]
+async fn a_revoked_identity_gets_nothing_whatever_is_shown() {
+    let rig = Rig::insecure().await;
+    let (cart, pay) = (
+        "spiffe://cluster.local/ns/shop/cart",
+        "spiffe://cluster.local/ns/shop/pay",
+    );
+    let request = RevokeRequest {
+        target: cart.into(),
+        reason: "its key was copied".into(),
+    };
+    AdminClient::new(rig.local()).revoke(request).await.unwrap();
+    let outcome = attest(&rig, None, None, cart).await;
+    let revoked = (Code::PermissionDenied, "IDENTITY_REVOKED", "revoked");
+    assert_refused(&rig, outcome, revoked).await;
+    attest(&rig, None, None, pay).await.unwrap();
 }
 
 #[tokio::test]

@@ -16,6 +16,10 @@ use weft_proto::weft::identity::v1::{Svid, SvidUse, attest_request::Evidence};
 use weft_tls::{ManualClock, SvidCell};
 
 async fn rig_of(cluster: &Cluster, form: SvidForm) -> Rig {
+    rig_for(cluster, form, &[]).await
+}
+
+async fn rig_for(cluster: &Cluster, form: SvidForm, audiences: &[&str]) -> Rig {
     let dir = TempDir::new().unwrap();
     let kubernetes = KubernetesConfig {
         kubeconfig: Some(cluster.kubeconfig()),
@@ -24,6 +28,7 @@ async fn rig_of(cluster: &Cluster, form: SvidForm) -> Rig {
             service_account: "weft-agent".into(),
         }],
         may_host: vec![pattern("shop", "*")],
+        audiences: audiences.iter().map(ToString::to_string).collect(),
         timeout_seconds: 1,
         ..KubernetesConfig::default()
     };
@@ -175,6 +180,20 @@ async fn each_thing_that_is_wrong_with_a_token_is_refused_by_its_reason() {
         });
         show(&rig, None, &token, "").await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn an_audience_that_is_set_is_the_only_one() {
+    let cluster = Cluster::start().await;
+    cluster.pod("shop", "cart-1", "runner", "n1", Some("cart"));
+    let rig = rig_for(&cluster, SvidForm::AppId, &["mesh.example"]).await;
+    let set = cluster.token_with("shop", "cart-1", "runner", |t| {
+        t.audiences = vec!["mesh.example".into()];
+    });
+    show(&rig, None, &set, "").await.unwrap();
+    let usual = cluster.token("shop", "cart-1", "runner");
+    let other = (Code::PermissionDenied, "TOKEN_AUDIENCE", "target audiences");
+    assert_refused(&rig, show(&rig, None, &usual, "").await, other).await;
 }
 
 #[tokio::test]

@@ -1,14 +1,16 @@
 //! Certificates for workloads: what a node gets, and what it does not.
 
-use crate::rig::{NOW, Rig, cell, pattern, td};
+use crate::rig::{NOW, Rig, cell, config, pattern, td};
 use std::time::Duration;
+use tempfile::TempDir;
 use tonic::{Code, Status};
-use weft_identity::Kind;
+use weft_identity::{CaConfig, Config, Kind};
+use weft_model::SvidForm;
 use weft_proto::weft::{
     identity::v1::{SignWorkloadRequest, Svid, SvidUse, certificates_client::CertificatesClient},
     policy::v1::{WatchResponse, Workload},
 };
-use weft_tls::{PeerIdentity, SvidCell, new_key_and_csr};
+use weft_tls::{ManualClock, PeerIdentity, SvidCell, new_key_and_csr};
 
 pub fn workload(node: &str, namespace: &str, app_id: &str) -> Workload {
     Workload {
@@ -171,6 +173,46 @@ async fn the_registry_can_not_name_somebody_else() {
     }
     let account = sign(&rig, &n1.svid, "e", SvidUse::Workload).await.unwrap();
     assert_eq!(account.spiffe_id, "spiffe://cluster.local/ns/shop/runner");
+}
+
+#[tokio::test]
+async fn ids_may_be_made_of_service_accounts() {
+    let dir = TempDir::new().unwrap();
+    let settings = Config {
+        ca: CaConfig {
+            svid_form: SvidForm::ServiceAccount,
+            ..CaConfig::default()
+        },
+        ..config(&dir)
+    };
+    let rig = Rig::configured(settings, dir, ManualClock::at(NOW)).await;
+    let (n1, _drain) = rig.join(Kind::Node, "n1", &[pattern("shop", "runner")]).await;
+    let of = |id: &str, account: &str, spiffe_id: &str| Workload {
+        id: id.into(),
+        service_account: account.into(),
+        spiffe_id: spiffe_id.into(),
+        ..workload("n1", "shop", "cart")
+    };
+    registered(
+        &rig,
+        vec![
+            of("a", "runner", "spiffe://cluster.local/ns/shop/sa/runner"),
+            of("b", "admin", "spiffe://cluster.local/ns/shop/sa/admin"),
+            // A policy service that was told nothing of it.
+            of("c", "runner", "spiffe://cluster.local/ns/shop/cart"),
+        ],
+    );
+    let given = sign(&rig, &n1.svid, "a", SvidUse::Workload).await.unwrap();
+    assert_eq!(given.spiffe_id, "spiffe://cluster.local/ns/shop/sa/runner");
+    // What a node may host is about the name that is in the ID, or an app-id would open any account.
+    for (id, text) in [
+        ("b", "may not host shop/admin"),
+        ("c", "svid_form must be the same"),
+    ] {
+        let status = sign(&rig, &n1.svid, id, SvidUse::Workload).await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        assert!(status.message().contains(text), "{status}");
+    }
 }
 
 #[tokio::test]
