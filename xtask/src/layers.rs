@@ -23,6 +23,8 @@ pub const CLIPPY: &[&str] = &[
     "--deny",
     "warnings",
 ];
+/// How long each fuzz target runs.
+pub const FUZZ_SECONDS: u64 = 60;
 /// One set of features for binaries and tests, so that nothing is compiled twice.
 const BUILD: &[&str] = &["build", "--workspace", "--all-targets"];
 
@@ -55,6 +57,9 @@ pub fn plan(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, stric
     if all || wanted(Layer::Unit) {
         stage("unit", unit(workspace, filter, strict));
     }
+    if wanted(Layer::Fuzz) || all && filter.is_none() {
+        stage("fuzz", fuzz(workspace, filter));
+    }
     if all || wanted(Layer::Net) {
         stage("net", named(workspace, "net_", filter, strict, kernel()));
     }
@@ -83,6 +88,18 @@ fn unit(workspace: &Workspace, filter: Option<&str>, strict: bool) -> Work {
         cargo_test(workspace, &code, filter, &[], strict),
         cargo_test(workspace, &["--doc"], filter, &[], strict),
     ])
+}
+
+/// By this program itself, which prints sums.
+fn fuzz(workspace: &Workspace, filter: Option<&str>) -> Work {
+    match std::env::current_exe() {
+        Ok(own) => {
+            let mut command = Command::new(own);
+            command.arg("fuzz").args(filter).current_dir(&workspace.root);
+            Work::Count(vec![command])
+        }
+        Err(error) => Work::Skip(format!("this program is not where it was: {error}")),
+    }
 }
 
 /// The integration tests whose name begins so; `hindrance` is why they can not run here.

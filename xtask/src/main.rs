@@ -4,6 +4,7 @@
 //! run. It builds in seconds because it depends on nothing of the workspace; what it starts are
 //! cargo, the tests and the demo, as processes.
 
+mod fuzz;
 mod layers;
 mod run;
 mod setup;
@@ -41,6 +42,18 @@ enum Command {
     Lint,
     /// Run the tests, layer by layer
     Test(TestArgs),
+    /// Run the fuzz targets, unit tests whose names begin with fuzz_
+    Fuzz {
+        /// How long each
+        #[arg(long, default_value_t = layers::FUZZ_SECONDS)]
+        seconds: u64,
+        /// How many at a time [default: half of them]
+        #[arg(long)]
+        jobs: Option<usize>,
+        /// Only targets whose name contains this
+        #[arg(default_value = "")]
+        filter: String,
+    },
     /// Two nodes, two apps: every claim shown and checked
     Demo {
         /// Leave everything running and print how to use it
@@ -85,6 +98,8 @@ enum Layer {
     All,
     /// Unit, integration and documentation tests; no privileges needed
     Unit,
+    /// Mutated inputs for every parser of outside bytes, a minute each
+    Fuzz,
     /// Network namespaces, cgroups and eBPF; needs root
     Net,
     /// Unmodified clients from the public registries
@@ -143,6 +158,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Test(args) => test(&workspace, &args.layers, args.filter.as_deref(), in_ci()),
         Command::Ci => test(&workspace, &[], None, true),
+        Command::Fuzz {
+            seconds,
+            jobs,
+            filter,
+        } => fuzz::run(&workspace, seconds, jobs, &filter),
         Command::Demo { keep, rest } => demo(&workspace, keep, &rest),
         Command::Bench { area, rest } => {
             setup::install(&workspace, Purpose::Bench)?;

@@ -44,6 +44,10 @@ reasons! {
     CsrMalformed = "CSR_MALFORMED",
     /// The key of the certificate request is none of ECDSA P-256, ECDSA P-384, Ed25519
     CsrKeyType = "CSR_KEY_TYPE",
+    /// The certificate request asks for names
+    CsrNames = "CSR_NAMES",
+    /// The certificate request asks for a certificate that signs others
+    CsrAuthority = "CSR_AUTHORITY",
     /// The certificate request is not signed with its own key
     CsrSignature = "CSR_SIGNATURE",
     /// The certificate of the caller was revoked

@@ -61,6 +61,8 @@ impl Refused {
             CsrError::TooLarge(_) => Reason::CsrTooLarge,
             CsrError::Malformed => Reason::CsrMalformed,
             CsrError::KeyType => Reason::CsrKeyType,
+            CsrError::Names => Reason::CsrNames,
+            CsrError::Authority => Reason::CsrAuthority,
             CsrError::Signature => Reason::CsrSignature,
         };
         Self {
