@@ -145,6 +145,36 @@ mod tests {
         }
     }
 
+    fn corpus() -> weft_fuzz::Corpus {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/join-token");
+        weft_fuzz::Corpus::read(&folder).words(["weft1.", ".", " ", "="])
+    }
+
+    /// There is one way to write a token, but for the space around it and the case of its id.
+    fn holds(parse: impl Fn(&str) -> Option<JoinToken>, bytes: &[u8]) {
+        let text = std::str::from_utf8(bytes).unwrap_or_default();
+        if let Some(token) = parse(text) {
+            let written = token.reveal();
+            assert!(written.len() <= MAX_TEXT && text.trim().eq_ignore_ascii_case(&written));
+        }
+    }
+
+    #[test]
+    fn fuzz_join_token() {
+        weft_fuzz::target!(corpus(), |text: &[u8]| holds(|t| t.parse().ok(), text));
+    }
+
+    #[test]
+    fn the_target_notices_when_a_tail_is_passed_over() {
+        let careless = |text: &str| {
+            let parts: Vec<&str> = text.trim().split('.').take(4).collect();
+            parts.join(".").parse().ok()
+        };
+        assert!(weft_fuzz::finds!(20_000, corpus(), |text: &[u8]| holds(
+            careless, text
+        )));
+    }
+
     proptest! {
         #[test]
         fn what_was_made_is_read_back(root: [u8; 32], id: [u8; 8], secret: [u8; 32]) {

@@ -11,15 +11,18 @@ use crate::{
     refused::Refused,
     revocation::{self, Revocations},
     rotation::{Phase, life},
+    sentry::Signed,
     supplied::key_name,
 };
 use futures::{StreamExt, stream::BoxStream};
+use pem::{EncodeConfig, LineEnding, Pem};
 use prost_types::Timestamp;
 use rustls_pki_types::CertificateDer;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use weft_drain::Watcher;
 use weft_model::Principal;
+use weft_proto::dapr::sentry::v1::{SignCertificateRequest, SignCertificateResponse, ca_server::Ca};
 use weft_proto::weft::identity::v1::attest_request::Evidence as Proof;
 use weft_proto::weft::identity::v1::{
     AckBundleRequest, AckBundleResponse, AttestRequest, AttestResponse, AuditEntry, Authority, BackupRequest,
@@ -187,6 +190,39 @@ impl Certificates for Api {
             spiffe_id: token.id.to_string(),
             not_after: timestamp(token.not_after),
         }))
+    }
+}
+
+/// As Dapr's sidecars read it.
+fn for_dapr(signed: Signed) -> SignCertificateResponse {
+    let text = |certs: &[CertificateDer<'static>]| {
+        let blocks = certs.iter().map(|c| Pem::new("CERTIFICATE", c.as_ref()));
+        let blocks: Vec<Pem> = blocks.collect();
+        let lines = EncodeConfig::new().set_line_ending(LineEnding::LF);
+        pem::encode_many_config(&blocks, lines).into_bytes()
+    };
+    SignCertificateResponse {
+        workload_certificate: text(&signed.issued.chain),
+        trust_chain_certificates: vec![text(&signed.roots)],
+        valid_until: timestamp(signed.issued.not_after),
+        jwt: signed.jwt.map(|token| token.text),
+        per_audience_jwts: signed
+            .per_audience
+            .into_iter()
+            .map(|(audience, token)| (audience, token.text))
+            .collect(),
+    }
+}
+
+#[tonic::async_trait]
+impl Ca for Api {
+    async fn sign_certificate(
+        &self,
+        request: Request<SignCertificateRequest>,
+    ) -> Result<Response<SignCertificateResponse>, Status> {
+        let caller = caller(&request)?;
+        let signed = self.core.sign_certificate(&caller, request.get_ref()).await?;
+        Ok(Response::new(for_dapr(signed)))
     }
 }
 

@@ -88,7 +88,7 @@ impl Core {
     }
 
     /// Anybody may be refused here, so a flood of it is only counted.
-    async fn refuse<T>(&self, asked: Audit, refused: Refused) -> Decision<T> {
+    pub(crate) async fn refuse<T>(&self, asked: Audit, refused: Refused) -> Decision<T> {
         if refused.is_decision() {
             self.record_strangers(asked, refused.reason(), refused.to_string())
                 .await;

@@ -116,7 +116,7 @@ impl Core {
         let shown: String = workload_id.chars().take(512).collect();
         let mut asked = self.asked("sign-jwt", caller, &shown);
         let checked = async {
-            check_audience(audience)?;
+            check_audience("audience", audience)?;
             let (id, _node) = self.check_hosted(caller, &mut asked, workload_id).await?;
             // A revoked identity gets no tokens either.
             self.may_begin(&id)?;
@@ -124,6 +124,16 @@ impl Core {
         }
         .await;
         let id = self.or_record(&asked, checked).await?;
+        self.give_token(&asked, &id, audience).await
+    }
+
+    /// Signs a token and records it; when this returns, the record is on the disk.
+    pub(crate) async fn give_token(
+        &self,
+        asked: &Audit,
+        id: &SpiffeId,
+        audience: &[String],
+    ) -> Decision<Token> {
         let mut again = true;
         loop {
             let live = self.live.load_full();
@@ -163,21 +173,26 @@ impl Core {
                 }
                 recorded => {
                     recorded?;
-                    self.counts.issued("sign-jwt");
-                    return Ok(Token { text, id, not_after });
+                    self.counts.issued(asked.action);
+                    return Ok(Token {
+                        text,
+                        id: id.clone(),
+                        not_after,
+                    });
                 }
             }
         }
     }
 }
 
-fn check_audience(audience: &[String]) -> Decision<()> {
+/// Whom tokens may be for, from this field of a request.
+pub fn check_audience(field: &'static str, audience: &[String]) -> Decision<()> {
     let sound = (1..=MAX_AUDIENCES).contains(&audience.len())
         && audience.iter().all(|one| (1..=MAX_AUDIENCE).contains(&one.len()));
     sound.then_some(()).ok_or_else(|| {
         Refused::field(
-            "audience",
-            format!("audience must have 1 to {MAX_AUDIENCES} entries of 1 to {MAX_AUDIENCE} bytes"),
+            field,
+            format!("{field} must have 1 to {MAX_AUDIENCES} entries of 1 to {MAX_AUDIENCE} bytes"),
         )
     })
 }

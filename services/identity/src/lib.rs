@@ -36,6 +36,7 @@ mod replica;
 mod revocation;
 mod roles;
 mod rotation;
+mod sentry;
 mod serve;
 mod supplied;
 mod tokens;

@@ -82,6 +82,8 @@ reasons! {
     WorkloadsDoNotJoin = "WORKLOADS_DO_NOT_JOIN",
     /// The caller asks too often
     RateLimited = "RATE_LIMITED",
+    /// Certificates are for the mesh's own trust domain only
+    OtherTrustDomain = "OTHER_TRUST_DOMAIN",
     /// This kind of evidence is not configured here
     AttestationOff = "ATTESTATION_OFF",
     /// What vouches for the evidence can not be asked now
@@ -134,4 +136,37 @@ reasons! {
     DatabaseUnavailable = "DATABASE_UNAVAILABLE",
     /// The service failed; its log says why
     Internal = "INTERNAL",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_table_for_operators_has_every_reason() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/identity.md");
+        let page = std::fs::read_to_string(path).unwrap_or_default();
+        let row = |reason: &Reason| format!("| `{}` | {} |", reason.as_str(), reason.meaning());
+        let missing: Vec<_> = Reason::ALL
+            .iter()
+            .map(row)
+            .filter(|row| !page.contains(row))
+            .collect();
+        assert!(missing.is_empty(), "not in {path}:\n{}", missing.join("\n"));
+        let names: BTreeSet<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len(), "two reasons have one name");
+        let rows = page
+            .lines()
+            .filter(|l| l.starts_with("| `") && l.contains("_"))
+            .filter(|line| {
+                let name = line
+                    .trim_start_matches("| `")
+                    .split('`')
+                    .next()
+                    .unwrap_or_default();
+                name.bytes().all(|c| c.is_ascii_uppercase() || c == b'_') && !names.contains(name)
+            });
+        assert_eq!(rows.collect::<Vec<_>>(), [""; 0], "reasons that there are not");
+    }
 }

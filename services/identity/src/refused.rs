@@ -124,6 +124,17 @@ impl Refused {
         self
     }
 
+    /// Another reason than the constructor's.
+    pub fn because(mut self, reason: Reason) -> Self {
+        self.reason = reason;
+        self
+    }
+
+    /// As gRPC has it.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+
     /// Why, for programs.
     pub fn reason(&self) -> Reason {
         self.reason

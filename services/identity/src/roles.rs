@@ -2,12 +2,14 @@
 
 use weft_rpc::{Admit, MethodRoles};
 
-/// Methods of `weft.identity.v1` and whom each admits.
+/// Methods of `weft.identity.v1` and of Dapr's certificate authority, and whom each admits.
 pub const ROLES: MethodRoles = MethodRoles(&[
     // The token is the proof. A workload's certificate is refused in the handler.
     ("/weft.identity.v1.Bootstrap/Join", &[Admit::Anonymous]),
     // The evidence is the proof.
     ("/weft.identity.v1.Bootstrap/Attest", &[Admit::Anonymous]),
+    // As for Dapr's Sentry: the token is the proof.
+    ("/dapr.proto.sentry.v1.CA/SignCertificate", &[Admit::Anonymous]),
     // Operators ask anew, on the local socket.
     (
         "/weft.identity.v1.Certificates/Renew",
@@ -55,8 +57,9 @@ mod tests {
 
     #[test]
     fn every_method_has_its_roles() {
-        let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 17);
+        let mut methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
+        methods.extend(weft_rpc::methods("dapr.proto.sentry.v1", weft_proto::DAPR_DESCRIPTORS).unwrap());
+        assert_eq!(methods.len(), 18);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

@@ -19,6 +19,7 @@ use tokio::{net::TcpListener, task::JoinSet};
 use weft_drain::Watcher;
 use weft_enroll::JoinToken;
 use weft_model::TrustDomain;
+use weft_proto::dapr::sentry::v1::ca_server::CaServer;
 use weft_proto::weft::identity::v1::{
     admin_server::AdminServer, bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
     members_server::MembersServer, trust_server::TrustServer,
@@ -239,12 +240,17 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         limits.strangers(),
         told(&core),
     );
-    let server = GrpcServer::new("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)?
+    let packages = [
+        ("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS),
+        ("dapr.proto.sentry.v1", weft_proto::DAPR_DESCRIPTORS),
+    ];
+    let server = GrpcServer::of(&packages, ROLES)?
         .limit(limiter)
         .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(MembersServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
+        .add_service(CaServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(AdminServer::new(api).max_decoding_message_size(MAX_REQUEST))
         .build();
 

@@ -270,6 +270,9 @@ fn seconds(time: f64) -> Decision<u64> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

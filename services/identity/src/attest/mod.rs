@@ -158,6 +158,15 @@ impl Attestor {
         })
     }
 
+    /// Whether evidence of this kind is taken here, whatever it says.
+    pub fn takes(&self, evidence: &Evidence<'_>) -> bool {
+        match evidence {
+            Evidence::Kubernetes { .. } => self.kubernetes.is_some(),
+            Evidence::Jwt { .. } => self.jwt.is_some(),
+            Evidence::Insecure => self.insecure,
+        }
+    }
+
     /// Judges the evidence. `who` is set to whoever showed it as soon as that is known, also when more
     /// is asked for than it shows.
     pub async fn attest(

@@ -4,6 +4,9 @@ use crate::rig::{Rig, cell, pattern, td};
 use std::time::Duration;
 use tonic::{Code, Status, transport::Channel};
 use weft_identity::{Kind, ROLES};
+use weft_proto::dapr::sentry::v1::{
+    SignCertificateRequest, ca_client::CaClient, sign_certificate_request::TokenValidator,
+};
 use weft_proto::weft::{
     identity::v1::{
         AckBundleRequest, AttestRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest,
@@ -35,6 +38,17 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
                 evidence: None,
             };
             BootstrapClient::new(channel).attest(request).await.map(|_| ())
+        }
+        "SignCertificate" => {
+            let block = pem::Pem::new("CERTIFICATE REQUEST", csr_der);
+            let request = SignCertificateRequest {
+                id: "cart".into(),
+                namespace: "shop".into(),
+                certificate_signing_request: pem::encode(&block).into(),
+                token_validator: TokenValidator::Insecure.into(),
+                ..Default::default()
+            };
+            CaClient::new(channel).sign_certificate(request).await.map(|_| ())
         }
         "Renew" => CertificatesClient::new(channel)
             .renew(RenewRequest { csr_der })
@@ -212,6 +226,10 @@ async fn each_role_may_call_its_methods_and_no_others() {
             "/weft.identity.v1.Bootstrap/Attest",
             &["service", "node", "admin", "none", "local"],
         ),
+        (
+            "/dapr.proto.sentry.v1.CA/SignCertificate",
+            &["service", "node", "admin", "none", "local"],
+        ),
         ("/weft.identity.v1.Certificates/Renew", &["service", "node"]),
         ("/weft.identity.v1.Certificates/SignWorkload", &["node"]),
         ("/weft.identity.v1.Certificates/SignJwt", &["node"]),
@@ -232,7 +250,8 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ("/weft.identity.v1.Admin/ListRevocations", &["admin", "local"]),
         ("/weft.identity.v1.Admin/Backup", &["local"]),
     ];
-    let methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
+    let mut methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
+    methods.extend(weft_rpc::methods("dapr.proto.sentry.v1", weft_proto::DAPR_DESCRIPTORS).unwrap());
     assert_eq!(methods.len(), ROLES.0.len());
     for method in &methods {
         let (_, wanted) = admitted.iter().find(|(m, _)| m == method).unwrap();
