@@ -43,6 +43,19 @@ pub enum RegistryError {
     TooMany,
 }
 
+/// What decisions are made by. Labels, addresses and the like would only take memory.
+fn needed(workload: Workload) -> Workload {
+    Workload {
+        id: workload.id,
+        node: workload.node,
+        namespace: workload.namespace,
+        app_id: workload.app_id,
+        service_account: workload.service_account,
+        spiffe_id: workload.spiffe_id,
+        ..Workload::default()
+    }
+}
+
 impl Default for Registry {
     fn default() -> Self {
         Self {
@@ -71,7 +84,7 @@ impl Registry {
             }
             let workloads = state.get_or_insert_default();
             for workload in change.upserts {
-                workloads.insert(workload.id.clone(), Arc::new(workload));
+                workloads.insert(workload.id.clone(), Arc::new(needed(workload)));
             }
             for id in &change.removed_ids {
                 workloads.remove(id);
@@ -88,6 +101,9 @@ impl Registry {
 
     /// Looks a workload up; one that is not there yet is waited for a little.
     pub async fn find(&self, id: &str) -> Lookup {
+        if let Some(workload) = self.state.borrow().as_ref().and_then(|w| w.get(id)) {
+            return Lookup::Found(workload.clone());
+        }
         let mut watch = self.state.subscribe();
         let there = watch.wait_for(|state| state.as_ref().is_some_and(|w| w.contains_key(id)));
         // Only the state after the wait counts.
@@ -136,6 +152,30 @@ mod tests {
         registry.apply(change(true, &["d"], &[])).unwrap();
         assert_eq!(registry.find("b").await, Lookup::Unknown);
         assert_eq!(registry.size(), Some(1));
+    }
+
+    #[tokio::test]
+    async fn what_nothing_is_decided_by_is_not_kept() {
+        let registry = Registry::default();
+        let known = Workload {
+            node: "n1".into(),
+            namespace: "shop".into(),
+            app_id: "cart".into(),
+            service_account: "robot".into(),
+            spiffe_id: "spiffe://td/ns/shop/cart".into(),
+            ..workload("a")
+        };
+        let told = Workload {
+            labels: [("app".to_owned(), "cart".to_owned())].into(),
+            addresses: vec!["10.0.0.1".into()],
+            ..known.clone()
+        };
+        let snapshot = WatchResponse {
+            upserts: vec![told],
+            ..change(true, &[], &[])
+        };
+        registry.apply(snapshot).unwrap();
+        assert_eq!(registry.find("a").await, Lookup::Found(Arc::new(known)));
     }
 
     #[tokio::test(start_paused = true)]
