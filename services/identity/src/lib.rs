@@ -43,9 +43,10 @@ mod tokens;
 mod upkeep;
 
 pub use attest::{AttestationConfig, FetchError, JwtAlgorithm, JwtConfig, KubernetesConfig, NodeAgent};
-pub use authority::KeyType;
+pub use authority::{Authority, AuthorityError, Issued, KeyType, Made, Maker, Order};
 pub use backup::{RestoreError, restore};
 pub use config::{CaConfig, Config, ConfigError, LimitsConfig};
+pub use csr::{CsrError, public_key};
 pub use error::StartError;
 pub use pattern::HostPattern;
 pub use reason::{DOMAIN, Reason};
