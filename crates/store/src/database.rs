@@ -13,6 +13,9 @@ use sqlx::{
 };
 use std::{fs::File, io, path::Path, str::FromStr, sync::Arc, time::Duration};
 
+/// Pages of a file that each connection keeps, KiB (SQLite's own would be 2000): what is written all the
+/// time is at the end of a table.
+const CACHE_KIB: u32 = 512;
 /// A server is asked by few at a time: what is durable is written in batches.
 const SERVER_CONNECTIONS: u32 = 8;
 /// How long a query waits for a connection to the server.
@@ -45,7 +48,7 @@ impl Database {
         let place = Place::File(path.into());
         let settings = format!(
             "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-             PRAGMA foreign_keys = ON",
+             PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB}",
             BUSY_TIMEOUT.as_millis()
         );
         // Once outside of the pool, which tries again and logs each attempt at a file that is no
@@ -227,7 +230,11 @@ mod tests {
         let inserted = sqlx::query("INSERT INTO notes (body) VALUES ($1)").bind("kept");
         inserted.execute(&mut *tx).await.unwrap();
         tx.commit().await.unwrap();
-        for (pragma, value) in [("PRAGMA synchronous", 2), ("PRAGMA busy_timeout", 5000)] {
+        for (pragma, value) in [
+            ("PRAGMA synchronous", 2),
+            ("PRAGMA busy_timeout", 5000),
+            ("PRAGMA cache_size", -512),
+        ] {
             let found: i64 = sqlx::query_scalar(pragma)
                 .fetch_one(database.pool())
                 .await

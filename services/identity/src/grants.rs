@@ -7,13 +7,13 @@ use crate::{
     db::Audit,
     reason::Reason,
     refused::Refused,
-    registry::Lookup,
+    registry::{Known, Lookup},
     tokens::Kind,
 };
 use rcgen::SubjectPublicKeyInfo;
 use std::time::Duration;
 use weft_model::{Principal, SpiffeId, check_name};
-use weft_proto::weft::{identity::v1::SvidUse, policy::v1::Workload};
+use weft_proto::weft::identity::v1::SvidUse;
 use weft_rpc::Caller;
 use weft_tls::Bundle;
 
@@ -121,7 +121,7 @@ impl Core {
                 ));
             }
         };
-        if workload.node != node {
+        if *workload.node != *node {
             let text = format!(
                 "workload {workload_id:?} runs on node {:?}, not on {node:?}",
                 workload.node
@@ -155,7 +155,7 @@ impl Core {
 
     /// The ID follows from namespace and name. What the registry derived must agree with it, so
     /// that a mistake there can not name something else.
-    fn workload_id(&self, workload: &Workload) -> Decision<(SpiffeId, String)> {
+    fn workload_id(&self, workload: &Known) -> Decision<(SpiffeId, String)> {
         let form = self.settings.svid_form;
         let name = form.name(&workload.app_id, &workload.service_account);
         let id = form
@@ -165,7 +165,7 @@ impl Core {
             let text = format!("{}/{name} can not be named in a SPIFFE ID", workload.namespace);
             return Err(Refused::denied(Reason::NotNameable, text));
         }
-        if !workload.spiffe_id.is_empty() && workload.spiffe_id != id.as_str() {
+        if !workload.spiffe_id.is_empty() && *workload.spiffe_id != *id.as_str() {
             let text = format!(
                 "the registry names {:?}, its namespace and name make {id}; svid_form must be the same for \
                  the identity and the policy service",

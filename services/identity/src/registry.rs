@@ -3,7 +3,11 @@
 //! Whoever feeds it (the watch of the policy service, a test) calls [`Registry::apply`]; the last
 //! good copy stays when the feed is cut.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use weft_proto::weft::policy::v1::{WatchResponse, Workload};
 
@@ -12,7 +16,22 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Far above any cluster; a registry that is larger is not taken over.
 const MAX_WORKLOADS: usize = 1_000_000;
 
-type Workloads = HashMap<String, Arc<Workload>>;
+type Workloads = HashMap<Box<str>, Arc<Known>>;
+
+/// What decisions need of a workload, and no more: there may be very many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Where it runs.
+    pub node: Arc<str>,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its app-id, if it has one.
+    pub app_id: Box<str>,
+    /// Its service account, if it has one.
+    pub service_account: Box<str>,
+    /// What the registry derived; may be empty.
+    pub spiffe_id: Box<str>,
+}
 
 /// The copy. Clones share.
 #[derive(Debug, Clone)]
@@ -25,7 +44,7 @@ pub struct Registry {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Lookup {
     /// It is registered.
-    Found(Arc<Workload>),
+    Found(Arc<Known>),
     /// The copy is there and has no such workload.
     Unknown,
     /// There is no copy yet.
@@ -43,17 +62,24 @@ pub enum RegistryError {
     TooMany,
 }
 
-/// What decisions are made by. Labels, addresses and the like would only take memory.
-fn needed(workload: Workload) -> Workload {
-    Workload {
-        id: workload.id,
-        node: workload.node,
-        namespace: workload.namespace,
-        app_id: workload.app_id,
-        service_account: workload.service_account,
-        spiffe_id: workload.spiffe_id,
-        ..Workload::default()
-    }
+/// Keeps what is needed. Nodes and namespaces of one message are few and shared.
+fn known(workload: Workload, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Known>) {
+    let mut shared = |name: String| match names.get(name.as_str()) {
+        Some(name) => name.clone(),
+        None => {
+            let name: Arc<str> = name.into();
+            names.insert(name.clone());
+            name
+        }
+    };
+    let known = Known {
+        node: shared(workload.node),
+        namespace: shared(workload.namespace),
+        app_id: workload.app_id.into(),
+        service_account: workload.service_account.into(),
+        spiffe_id: workload.spiffe_id.into(),
+    };
+    (workload.id.into(), Arc::new(known))
 }
 
 impl Default for Registry {
@@ -83,11 +109,13 @@ impl Registry {
                 *state = None;
             }
             let workloads = state.get_or_insert_default();
+            let mut names = HashSet::new();
             for workload in change.upserts {
-                workloads.insert(workload.id.clone(), Arc::new(needed(workload)));
+                let (id, known) = known(workload, &mut names);
+                workloads.insert(id, known);
             }
             for id in &change.removed_ids {
-                workloads.remove(id);
+                workloads.remove(id.as_str());
             }
             true
         });
@@ -155,9 +183,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nothing_is_decided_by_is_not_kept() {
+    async fn what_decisions_need_is_kept() {
         let registry = Registry::default();
-        let known = Workload {
+        let told = Workload {
             node: "n1".into(),
             namespace: "shop".into(),
             app_id: "cart".into(),
@@ -165,16 +193,18 @@ mod tests {
             spiffe_id: "spiffe://td/ns/shop/cart".into(),
             ..workload("a")
         };
-        let told = Workload {
-            labels: [("app".to_owned(), "cart".to_owned())].into(),
-            addresses: vec!["10.0.0.1".into()],
-            ..known.clone()
-        };
         let snapshot = WatchResponse {
             upserts: vec![told],
             ..change(true, &[], &[])
         };
         registry.apply(snapshot).unwrap();
+        let known = Known {
+            node: "n1".into(),
+            namespace: "shop".into(),
+            app_id: "cart".into(),
+            service_account: "robot".into(),
+            spiffe_id: "spiffe://td/ns/shop/cart".into(),
+        };
         assert_eq!(registry.find("a").await, Lookup::Found(Arc::new(known)));
     }
 

@@ -7,7 +7,7 @@ use crate::{
 use std::time::Duration;
 use tempfile::TempDir;
 use tonic::Code;
-use weft_identity::{Config, Env, Kind, RestoreError, StartError, restore};
+use weft_identity::{Config, Kind, RestoreError, restore};
 use weft_proto::weft::identity::v1::{
     BackupRequest, ListAuditRequest, RevokeRequest, RotateRequest, RotateTarget, admin_client::AdminClient,
 };
@@ -106,36 +106,6 @@ async fn members_go_on_with_a_restored_authority() {
         .await
         .unwrap();
     assert!(n2.svid.get().is_some());
-}
-
-#[tokio::test]
-async fn a_database_that_is_older_than_the_services_certificate_is_refused() {
-    let (dir, clock) = Rig::new().await.stop().await;
-    let older = TempDir::new().unwrap();
-    let state = |dir: &TempDir| dir.path().join("state");
-    std::fs::create_dir(state(&older)).unwrap();
-    std::fs::copy(state(&dir).join("identity.db"), state(&older).join("identity.db")).unwrap();
-    // All of it is in the one file.
-    assert!(!state(&dir).join("identity.db-wal").exists());
-    clock.advance(Duration::from_secs(3600));
-    let (dir, clock) = Rig::with(dir, clock).await.stop().await;
-
-    let start = async |dir: &TempDir| {
-        let (_trigger, drain) = weft_drain::channel();
-        let env = Env::new(drain).clock(clock.shared());
-        weft_identity::start_with(config(dir), env).await.map(drop)
-    };
-    for file in ["key-encryption-key", "own-certificate.pem"] {
-        std::fs::copy(state(&dir).join(file), state(&older).join(file)).unwrap();
-    }
-    let error = start(&older).await.unwrap_err();
-    assert!(matches!(error, StartError::OlderDatabase { .. }), "{error}");
-    let text = error.to_string();
-    for part in ["identity.db", "own-certificate.pem", "by 3600 s"] {
-        assert!(text.contains(part), "{part} is not in {text}");
-    }
-    // The one that belongs to that certificate is taken.
-    start(&dir).await.unwrap();
 }
 
 #[tokio::test]
