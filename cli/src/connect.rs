@@ -50,7 +50,7 @@ pub fn is_unreachable(status: &Status) -> bool {
 }
 
 /// Whether the failure is the connection's: an answer that says "unavailable" has no cause below it.
-fn nobody_answers(status: &Status) -> bool {
+pub fn nobody_answers(status: &Status) -> bool {
     is_unreachable(status) && std::error::Error::source(status).is_some()
 }
 
@@ -87,7 +87,8 @@ pub fn identity_error(status: &Status, socket: &std::path::Path) -> anyhow::Erro
     anyhow!("the certificate authority refused: {}", status.message())
 }
 
-fn reason(socket: &std::path::Path) -> String {
+/// Why nobody answers at a local socket.
+pub fn reason(socket: &std::path::Path) -> String {
     match std::os::unix::net::UnixStream::connect(socket) {
         Ok(_) => "it does not speak gRPC".into(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => "no such socket".into(),

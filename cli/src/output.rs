@@ -33,6 +33,14 @@ pub fn print_text(text: &str) -> Result<()> {
     }
 }
 
+/// Prints a text as it is. A reader that went away (`| head`) is no error.
+pub fn print_raw(text: &str) -> Result<()> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Lines up rows under a header, as kubectl does: three spaces between columns.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut widths: Vec<usize> = header.iter().map(|h| h.len()).collect();

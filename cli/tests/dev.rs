@@ -34,12 +34,12 @@ fn two_apps_call_each_other_and_are_known_by_their_tokens() {
         "what is not enforced must be said: {status}"
     );
     assert!(session.weft(&["status", "-o", "yaml"]).contains("kernel-policy"));
-    let flows = session.weft(&["observe", "--from", "cart", "-o", "json"]);
+    let flows = session.weft(&["observe", "--from-pod", "cart", "-o", "json"]);
     assert!(
         flows.contains("\"port-token\"") && flows.contains("billing"),
         "{flows}"
     );
-    assert_eq!(session.weft(&["observe", "--from", "nobody"]), "");
+    assert_eq!(session.weft(&["observe", "--from-pod", "nobody"]), "");
 
     // An app's own exit code is the command's, and its workload goes with it.
     let mut once = session.command(&["run", "--app-id", "once", "--", "sh", "-c", "exit 7"]);

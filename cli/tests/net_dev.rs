@@ -117,7 +117,7 @@ fn plain_localhost_3500_works_for_two_apps_and_for_nobody_else() {
     assert!(outsider.as_ref().map_or(true, String::is_empty), "{outsider:?}");
 
     let observe = world
-        .weft(&["observe", "--from", "cart", "-o", "json"])
+        .weft(&["observe", "--from-pod", "cart", "-o", "json"])
         .output()
         .unwrap();
     let flows = String::from_utf8(observe.stdout).unwrap();

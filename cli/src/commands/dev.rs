@@ -113,10 +113,11 @@ impl Dev {
         let run = self.run_dir.clone().unwrap_or_else(default_run_dir);
         preflight::folders(&state, &run, self.resources.as_deref())?;
         if !self.ephemeral_ports {
-            preflight::ports(&[7301, 7302, 7303, 7304])?;
+            preflight::ports(&[4244, 7301, 7302, 7303, 7304])?;
         }
         let (trigger, drain) = weft_drain::channel();
-        let sockets = ["agent.sock", "identity.sock", "policy.sock"].map(|name| run.join(name));
+        let sockets =
+            ["agent.sock", "hubble.sock", "identity.sock", "policy.sock"].map(|name| run.join(name));
         let parts = Parts {
             state,
             run,
@@ -238,6 +239,7 @@ impl Dev {
             join_token: Some(weft_agent::Secret(made.reveal().to_string())),
             data_dir: parts.state.join("agent"),
             listen: parts.listen(7304).to_string(),
+            hubble_listen: parts.listen(4244).to_string(),
             local_socket: parts.run.join("agent.sock"),
             // There is no other node to reach it, so any port will do.
             tunnel_port: parts.listen(AgentConfig::default().tunnel_port).port(),

@@ -22,7 +22,7 @@ const WEFT: &str = "weft";
 /// weft-node's own cgroup.
 const OWN: &str = "_node";
 /// What weft-node and its agent leave in the folder of sockets.
-const SOCKETS: [&str; 4] = ["agent.sock", "node.sock", "agent.pid", "pods"];
+const SOCKETS: [&str; 5] = ["agent.sock", "hubble.sock", "node.sock", "agent.pid", "pods"];
 /// How long killed processes may take to go.
 const REAP_WITHIN: Duration = Duration::from_secs(5);
 

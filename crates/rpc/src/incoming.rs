@@ -211,13 +211,13 @@ fn admit(
     };
     let unix_seconds = match &caller {
         Caller::Tls(peer) => peer.not_after,
-        Caller::Anonymous | Caller::Local { .. } => {
+        Caller::Anonymous | Caller::Local { .. } | Caller::Loopback => {
             clock.current_time()?.as_secs() + ANONYMOUS_LIFETIME.as_secs()
         }
     };
     let revoked = match &caller {
         Caller::Tls(peer) => Some(Revocation::of(peer.clone(), trust)),
-        Caller::Anonymous | Caller::Local { .. } => None,
+        Caller::Anonymous | Caller::Local { .. } | Caller::Loopback => None,
     };
     Some(Accepted {
         io,
@@ -237,6 +237,48 @@ async fn handshake(acceptor: &TlsAcceptor, stream: TcpStream) -> io::Result<(Tls
     let peer = weft_tls::peer_identity(io.get_ref().1).map_err(io::Error::other)?;
     let caller = peer.map_or(Caller::Anonymous, Caller::Tls);
     Ok((io, caller))
+}
+
+/// Connections without TLS from this machine, until the drain starts. Others are closed: the listener
+/// is on loopback, and a route may still lead to it.
+pub(crate) fn loopback(listener: TcpListener, mut drain: Watcher) -> Incoming<TcpStream> {
+    let (tx, rx) = mpsc::channel(16);
+    let slots = Arc::new(Semaphore::new(MAX_LOCAL));
+    tokio::spawn(async move {
+        loop {
+            let next = async {
+                let slot = slots.clone().acquire_owned().await.ok()?;
+                Some((listener.accept().await, slot))
+            };
+            let (accepted, slot) = tokio::select! {
+                () = drain.draining() => return,
+                () = tx.closed() => return,
+                next = next => match next { Some(next) => next, None => return },
+            };
+            match accepted {
+                Ok((io, from)) if from.ip().to_canonical().is_loopback() => {
+                    let _ = tx
+                        .send(Ok(Accepted {
+                            io,
+                            connection: Connection {
+                                caller: Caller::Loopback,
+                                from: Some(from.ip()),
+                            },
+                            until: None,
+                            revoked: None,
+                            _slot: Slot::Local { _permit: slot },
+                        }))
+                        .await;
+                }
+                Ok((_, from)) => tracing::warn!(%from, "connection without TLS refused: not of this machine"),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    });
+    rx.into()
 }
 
 /// Connections of a unix socket from root or this process's own user, until the drain starts.

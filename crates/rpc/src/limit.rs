@@ -222,7 +222,7 @@ impl Limiter {
                 };
                 (class, Key::Id(peer.id.to_string()))
             }
-            Caller::Anonymous => {
+            Caller::Anonymous | Caller::Loopback => {
                 let address = from.unwrap_or(IpAddr::from([0, 0, 0, 0]));
                 (&inner.strangers, Key::Address(block(address)))
             }

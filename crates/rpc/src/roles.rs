@@ -29,6 +29,8 @@ pub enum Admit {
     Admin,
     /// A process of the permitted users on this machine's local socket.
     Local,
+    /// Any process of this machine, where a server takes connections without TLS on loopback.
+    Loopback,
 }
 
 /// Methods (`/package.Service/Method`) and whom each admits.
@@ -41,7 +43,13 @@ const COMMON: &[&str] = &[
     "/grpc.reflection.v1.",
     "/grpc.reflection.v1alpha.",
 ];
-const ANY_ROLE: &[Admit] = &[Admit::AnyService, Admit::Node, Admit::Admin, Admit::Local];
+const ANY_ROLE: &[Admit] = &[
+    Admit::AnyService,
+    Admit::Node,
+    Admit::Admin,
+    Admit::Local,
+    Admit::Loopback,
+];
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +63,8 @@ pub enum Caller {
         /// The peer's user id as the kernel says.
         uid: u32,
     },
+    /// Came without TLS by loopback: some process of this machine.
+    Loopback,
 }
 
 /// What is known of a connection, for each request on it.
@@ -86,7 +96,7 @@ impl Caller {
     fn is(&self, admit: Admit) -> bool {
         match (self, admit) {
             (_, Admit::Anonymous) => true,
-            (Self::Local { .. }, Admit::Local) => true,
+            (Self::Local { .. }, Admit::Local) | (Self::Loopback, Admit::Loopback) => true,
             (Self::Tls(peer), admit) => match (peer.id.principal(), admit) {
                 (Principal::Service(_), Admit::AnyService) => true,
                 (Principal::Service(name), Admit::Service(wanted)) => name == wanted,
@@ -106,6 +116,7 @@ impl fmt::Display for Caller {
             Self::Tls(peer) => peer.id.fmt(f),
             Self::Anonymous => f.write_str("a caller without a certificate"),
             Self::Local { uid } => write!(f, "local user {uid}"),
+            Self::Loopback => f.write_str("a process of this machine"),
         }
     }
 }

@@ -4,7 +4,10 @@ use crate::{Limiter, MethodRoles, RpcError, incoming, roles::RoleLayer, until::U
 use futures::future::Either;
 use prost::Message;
 use std::{sync::Arc, time::Duration};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     server::NamedService,
@@ -32,6 +35,7 @@ pub struct GrpcServer {
     routes: RoutesBuilder,
     health: HealthReporter,
     end: CancellationToken,
+    names: Vec<&'static str>,
 }
 
 impl std::fmt::Debug for GrpcServer {
@@ -82,7 +86,14 @@ impl GrpcServer {
             routes,
             health,
             end,
+            names: Vec::new(),
         })
+    }
+
+    /// Tells also by this name that it serves, besides by the empty one.
+    pub fn serving(mut self, name: &'static str) -> Self {
+        self.names.push(name);
+        self
     }
 
     /// Limits how much one caller may ask.
@@ -126,6 +137,7 @@ impl GrpcServer {
             routes: self.routes.routes().prepare(),
             health: self.health,
             end: self.end,
+            names: self.names,
         }
     }
 }
@@ -137,6 +149,7 @@ pub struct BuiltServer {
     routes: Routes,
     health: HealthReporter,
     end: CancellationToken,
+    names: Vec<&'static str>,
 }
 
 impl BuiltServer {
@@ -163,24 +176,35 @@ impl BuiltServer {
         drain: Watcher,
     ) -> Result<(), RpcError> {
         let incoming = incoming::tls(listener, tls, trust, drain.clone());
-        let (mut stop, telling) = (
-            drain.clone(),
-            stopping(drain.clone(), self.health.clone(), self.end.clone()),
-        );
-        let done = self
-            .server()
-            .add_routes(self.routes)
-            .serve_with_incoming_shutdown(incoming, async move { stop.draining().await });
-        finish(drain.until_forced(beside(done, telling)).await)
+        self.run(incoming, drain).await
     }
 
     /// Serves the local socket to root and this process's own user.
     pub async fn serve_local(self, listener: UnixListener, drain: Watcher) -> Result<(), RpcError> {
         let incoming = incoming::local(listener, drain.clone());
-        let (mut stop, telling) = (
+        self.run(incoming, drain).await
+    }
+
+    /// Serves without TLS to processes of this machine, known as [`crate::Caller::Loopback`].
+    pub async fn serve_loopback(self, listener: TcpListener, drain: Watcher) -> Result<(), RpcError> {
+        let incoming = incoming::loopback(listener, drain.clone());
+        self.run(incoming, drain).await
+    }
+
+    async fn run<T>(self, incoming: incoming::Incoming<T>, drain: Watcher) -> Result<(), RpcError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        for name in &self.names {
+            self.health.set_service_status(name, ServingStatus::Serving).await;
+        }
+        let telling = stopping(
             drain.clone(),
-            stopping(drain.clone(), self.health.clone(), self.end.clone()),
+            self.health.clone(),
+            self.end.clone(),
+            self.names.clone(),
         );
+        let mut stop = drain.clone();
         let done = self
             .server()
             .add_routes(self.routes)
@@ -191,11 +215,18 @@ impl BuiltServer {
 
 /// Waits for the drain and ends the streams of those who watch the server's health or go on asking
 /// for descriptors. They would have no end of their own and hold up the drain.
-async fn stopping(mut drain: Watcher, mut health: HealthReporter, end: CancellationToken) {
+async fn stopping(
+    mut drain: Watcher,
+    mut health: HealthReporter,
+    end: CancellationToken,
+    names: Vec<&'static str>,
+) {
     drain.draining().await;
     end.cancel();
-    health.set_service_status("", ServingStatus::NotServing).await;
-    health.clear_service_status("").await;
+    for name in names.into_iter().chain([""]) {
+        health.set_service_status(name, ServingStatus::NotServing).await;
+        health.clear_service_status(name).await;
+    }
 }
 
 /// Runs `other` as long as `work` runs, and ends with that.

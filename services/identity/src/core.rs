@@ -276,7 +276,7 @@ impl Core {
     pub(crate) fn asked(&self, action: &'static str, caller: &Caller, spiffe_id: &str) -> Audit {
         let (caller, attested) = match caller {
             Caller::Local { uid } => (format!("local:{uid}"), "local"),
-            Caller::Anonymous => ("anonymous".into(), ""),
+            Caller::Anonymous | Caller::Loopback => ("anonymous".into(), ""),
             Caller::Tls(peer) => (peer.id.to_string(), "certificate"),
         };
         let spiffe_id = spiffe_id.chars().take(2048).collect();

@@ -196,7 +196,7 @@ impl Core {
             let ttl = ttl(ttl_seconds, DEFAULT_ADMIN_TTL)?;
             let left = match caller {
                 Caller::Tls(peer) => peer.not_after.saturating_sub(self.now()),
-                Caller::Local { .. } | Caller::Anonymous => ttl,
+                Caller::Local { .. } | Caller::Anonymous | Caller::Loopback => ttl,
             };
             Ok((id, ttl.min(left), key))
         };

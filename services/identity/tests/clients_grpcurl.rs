@@ -357,11 +357,97 @@ async fn policy_answers_operators_only() {
     mesh.check(&service).await;
 }
 
+/// Hubble's API by its socket: reflection, health, and each kind of answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_answers_hubbles_clients() {
+    let mesh = Mesh::new().await;
+    let (_policy, policy) = mesh.start_policy().await;
+    let (_running, _) = mesh.start("weft-agent", Kind::Node, &agent(&mesh, &policy)).await;
+    let call = async |rest: &[&str]| {
+        let mut command = grpcurl();
+        command.args(["-plaintext", "-unix"]);
+        // Flags come before the address, what is asked for behind it.
+        let flags = rest
+            .iter()
+            .take_while(|r| r.starts_with('-') || r.starts_with('{'))
+            .count();
+        command
+            .args(&rest[..flags])
+            .arg(mesh.path("hubble.sock"))
+            .args(&rest[flags..]);
+        Mesh::run(command).await
+    };
+    for (rest, ok, says) in [
+        (
+            &["list"][..],
+            true,
+            &["observer.Observer", "peer.Peer", "grpc.health.v1.Health"][..],
+        ),
+        (
+            &["describe", "observer.Observer"],
+            true,
+            &["GetFlows", "GetNamespaces"],
+        ),
+        (
+            &["observer.Observer/ServerStatus"],
+            true,
+            &["\"maxFlows\": \"4095\""],
+        ),
+        (
+            &[
+                "-d",
+                "{\"service\":\"hubble.server.Observer\"}",
+                "grpc.health.v1.Health/Check",
+            ],
+            true,
+            &["SERVING"],
+        ),
+        (
+            &[
+                "-d",
+                "{\"whitelist\":[{\"verdict\":[\"DROPPED\"]}]}",
+                "observer.Observer/GetFlows",
+            ],
+            true,
+            &[],
+        ),
+        (
+            &[
+                "-d",
+                "{\"whitelist\":[{\"source_ip\":[\"10\"]}]}",
+                "observer.Observer/GetFlows",
+            ],
+            false,
+            &["InvalidArgument", "source_ip"],
+        ),
+        (&["observer.Observer/GetDebugEvents"], false, &["Unimplemented"]),
+    ] {
+        let (succeeded, text) = call(rest).await;
+        assert_eq!(succeeded, ok, "{rest:?}: {text}");
+        for said in says {
+            assert!(text.contains(said), "{rest:?}: {text}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_answers_operators_only() {
     let mesh = Mesh::new().await;
     let (_policy, policy) = mesh.start_policy().await;
-    let arguments = [
+    let (_running, address) = mesh.start("weft-agent", Kind::Node, &agent(&mesh, &policy)).await;
+    let service = Service {
+        address,
+        authority: "weft-agent",
+        method: "weft.dataplane.v1.Status/Get",
+        request: "{}",
+        reply: "\"agent\"",
+    };
+    mesh.check(&service).await;
+}
+
+/// How an agent without root is started.
+fn agent(mesh: &Mesh, policy: &str) -> [String; 9] {
+    [
         "--rootless".to_owned(),
         "--node=agent".to_owned(),
         "--tunnel-port=0".to_owned(),
@@ -371,14 +457,6 @@ async fn an_agent_answers_operators_only() {
         format!("--policy={policy}"),
         // Nobody needs to be there for this.
         "--placement=127.0.0.1:1".to_owned(),
-    ];
-    let (_running, address) = mesh.start("weft-agent", Kind::Node, &arguments).await;
-    let service = Service {
-        address,
-        authority: "weft-agent",
-        method: "weft.dataplane.v1.Status/Get",
-        request: "{}",
-        reply: "\"agent\"",
-    };
-    mesh.check(&service).await;
+        "--hubble-listen=127.0.0.1:0".to_owned(),
+    ]
 }

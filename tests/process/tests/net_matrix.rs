@@ -3,7 +3,7 @@
 //! a twin that differs in one thing and is let through, and the flow says why. Needs root.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -317,9 +317,10 @@ impl Scene {
     /// The kernel's flows on the node, by direction, parties and port.
     async fn flows(&self) -> Vec<Value> {
         let mut observe = self.stage.weft(&self.stage.node("n1").unwrap().run_dir);
-        observe.args(["observe", "--last", "0", "-o", "json"]);
+        observe.args(["observe", "--all", "-o", "json"]);
         let text = output(observe).await.unwrap();
-        text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+        let lines = text.lines().map(|l| serde_json::from_str::<Value>(l).unwrap());
+        lines.map(|response| told(&response["flow"])).collect()
     }
 }
 
@@ -373,6 +374,26 @@ async fn what_the_policy_says_is_what_comes_through() {
     }
     let sample: BTreeMap<String, &Value> = flows.iter().map(|f| (f["verdict"].to_string(), f)).collect();
     assert!(missing.is_empty(), "no flow tells {missing:#?}; {sample:#?}");
+}
+
+/// What is looked at here, in one place each.
+fn told(flow: &Value) -> Value {
+    let end = |name: &str| {
+        let ports = flow["l4"].as_object().and_then(|l4| l4.values().next());
+        json!({
+            "app_id": flow["weft"][name]["app_id"],
+            "address": flow["IP"][name],
+            "port": ports.map(|p| p[format!("{name}_port")].clone()),
+        })
+    };
+    json!({
+        "direction": flow["traffic_direction"].as_str().map(str::to_lowercase),
+        "verdict": flow["verdict"],
+        "source": end("source"),
+        "destination": end("destination"),
+        "rule": flow["weft"]["rule"],
+        "drop_reason": flow["weft"]["drop_reason"],
+    })
 }
 
 fn says(flow: &Value, verdict: Verdict) -> bool {

@@ -6,11 +6,12 @@ use std::{fmt::Write as _, path::PathBuf};
 use weft_rpc::{Admit, Caller, MethodRoles};
 use weft_tls::PeerIdentity;
 
-const SERVICES: [(&str, MethodRoles); 4] = [
+const SERVICES: [(&str, MethodRoles); 5] = [
     ("Identity, port 7301", weft_identity::ROLES),
     ("Placement, port 7302", weft_placement::ROLES),
     ("Policy, port 7303", weft_policy::ROLES),
     ("Agent of a node, port 7304", weft_agent::ROLES),
+    ("Hubble's API of a node, port 4244", weft_agent::HUBBLE_ROLES),
 ];
 
 const HEAD: &str = "\
@@ -60,6 +61,8 @@ fn says(admits: &[Admit], title: &str) -> bool {
         Admit::Node => title == "node",
         Admit::Admin => title == "operator",
         Admit::Local => title == "local socket",
+        // Only where an agent was told to serve without TLS on loopback; no column of its own.
+        Admit::Loopback => false,
     })
 }
 

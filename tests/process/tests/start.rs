@@ -163,7 +163,7 @@ fn the_command_says_who_does_not_answer() {
             &["status"][..],
             &["agent.sock", "no such socket", "weft dev", "--run-dir"][..],
         ),
-        (&["observe"], &["agent.sock", "weft dev"]),
+        (&["observe"], &["hubble.sock", "weft dev"]),
         (
             &["run", "--app-id", "a", "--", "true"],
             &["agent.sock", "weft dev"],

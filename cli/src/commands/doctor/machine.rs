@@ -10,9 +10,10 @@ use std::{
 };
 
 /// Ports of the node: APIs, admin, metrics, capture, tunnel.
-const PORTS: [(u16, &str); 7] = [
+const PORTS: [(u16, &str); 8] = [
     (3500, "Dapr's HTTP API"),
     (50001, "Dapr's gRPC API"),
+    (4244, "Hubble's API"),
     (7304, "the agent's administration"),
     (7314, "the agent's metrics"),
     (7315, "weft-node's metrics"),

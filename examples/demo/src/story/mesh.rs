@@ -89,8 +89,18 @@ async fn asked(stage: &Stage, from: &Seat, to: SocketAddr, wanted: bool) -> Resu
 
 async fn flows(stage: &Stage, node: &str, from: &str, to: &str) -> Result<Vec<Value>> {
     let mut observe = stage.weft(&stage.node(node)?.run_dir);
-    observe.args(["observe", "--last", "0", "--from", from, "--to", to, "-o", "json"]);
-    Ok(output(observe).await?.lines().map(json).collect())
+    observe.args([
+        "observe",
+        "--all",
+        "--from-pod",
+        from,
+        "--to-pod",
+        to,
+        "-o",
+        "json",
+    ]);
+    let lines = output(observe).await?;
+    Ok(lines.lines().map(|line| json(line)["flow"].clone()).collect())
 }
 
 async fn direct(stage: &Stage, report: &mut Report) -> Result<()> {
@@ -120,8 +130,8 @@ async fn direct(stage: &Stage, report: &mut Report) -> Result<()> {
             let flows = flows(stage, "n1", from, "ledger").await?;
             let tells = |f: &&Value| {
                 f["verdict"] == verdict
-                    && f["direction"] == "ingress"
-                    && [&f["rule"], &f["drop_reason"]]
+                    && f["traffic_direction"] == "INGRESS"
+                    && [&f["weft"]["rule"], &f["drop_reason_desc"]]
                         .iter()
                         .any(|v| v.as_str().is_some_and(|v| v.contains(says)))
             };
@@ -136,7 +146,7 @@ async fn direct(stage: &Stage, report: &mut Report) -> Result<()> {
             |f| {
                 (
                     true,
-                    format!("{} {} {}", f["verdict"], f["drop_reason"], f["rule"]),
+                    format!("{} {} {}", f["verdict"], f["drop_reason_desc"], f["weft"]["rule"]),
                 )
             },
         );

@@ -80,31 +80,37 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     }
 
     for (from, verdict, what) in [
-        ("stranger", "dropped", "the refusal is a flow that says why"),
+        ("stranger", "DROPPED", "the refusal is a flow that says why"),
         (
             "orders",
-            "forwarded",
+            "FORWARDED",
             "its twin: the flow of the call that was let in names the rule",
         ),
     ] {
         let mut observe = stage.weft(&stage.node("n1")?.run_dir);
-        observe.args(["observe", "--last", "0", "--from", from, "--to", "cart"]);
+        observe.args(["observe", "--all", "--from-pod", from, "--to-pod", "cart"]);
         observe.args(["--verdict", verdict, "-o", "json"]);
         let flows = output(observe).await;
         report.check_result(what, flows, |flows| {
             // No rule speaks for a caller that none lets in.
             let says = |flow: &Value| match from {
-                "stranger" => flow["drop_reason"] == "POLICY_DENIED" && flow["status"] == 403,
-                _ => flow["rule"].as_str().is_some_and(|r| r.contains("cart-callers")),
+                "stranger" => flow["drop_reason_desc"] == "POLICY_DENIED" && flow["Type"] == "L7",
+                _ => flow["weft"]["rule"]
+                    .as_str()
+                    .is_some_and(|r| r.contains("cart-callers")),
             };
-            let flow = flows.lines().rev().map(json).find(says);
+            let flow = flows
+                .lines()
+                .rev()
+                .map(|line| json(line)["flow"].clone())
+                .find(says);
             let seen = flow.as_ref().map_or_else(
                 || flows.chars().take(200).collect(),
                 |f| {
                     let why = if from == "stranger" {
-                        &f["drop_reason"]
+                        &f["drop_reason_desc"]
                     } else {
-                        &f["rule"]
+                        &f["weft"]["rule"]
                     };
                     format!("{} {why}", f["verdict"])
                 },

@@ -8,6 +8,7 @@ use crate::{
     certificates::Certificates,
     config::AgentConfig,
     error::AgentError,
+    hubble,
     kernel::{self, KernelTables},
     locals::Locals,
     mesh::Mesh,
@@ -180,6 +181,7 @@ pub struct Handle {
     node: String,
     local_socket: PathBuf,
     admin: SocketAddr,
+    hubble: Option<SocketAddr>,
     flows: FlowLog,
     tasks: JoinSet<Result<(), AgentError>>,
 }
@@ -198,6 +200,11 @@ impl Handle {
     /// Where operators find the agent.
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
+    }
+
+    /// Where Hubble's API is, besides its socket.
+    pub fn hubble_address(&self) -> Option<SocketAddr> {
+        self.hubble
     }
 
     /// The decisions so far.
@@ -357,6 +364,29 @@ pub async fn start(
     let table = Table::start(shared.clone(), replayed, drain.clone());
     let capabilities = std::mem::take(&mut side.capabilities);
     let (local, local_socket) = side.local_socket(&config)?;
+    let observer = hubble::listen(&config).await?;
+    let place = hubble::Place {
+        started,
+        addresses: side.addresses(&config),
+        port: observer
+            .as_ref()
+            .map_or(hubble::PORT, |(_, address)| address.port()),
+        tls: !config.hubble_plaintext,
+    };
+    let (observer, hubble_address) = observer.unzip();
+    hubble::serve(
+        &mut tasks,
+        hubble::server(&shared, place)?,
+        side.hubble_socket(&config)?,
+        observer,
+        &member,
+        config.hubble_plaintext,
+        drain.clone(),
+    )?;
+    if config.hubble_export.file_path.is_some() {
+        let exporting = hubble::export(shared.clone(), config.hubble_export.clone());
+        spawn(&mut tasks, exporting);
+    }
     let facts = Facts {
         started,
         capabilities,
@@ -373,6 +403,7 @@ pub async fn start(
         node,
         local_socket,
         admin,
+        hubble: hubble_address,
         flows,
         tasks,
     })

@@ -6,6 +6,118 @@ use weft_enroll::TokenSource;
 use weft_model::TrustDomain;
 use weft_telemetry::TelemetryConfig;
 
+/// What is exported, and where to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExportConfig {
+    /// The file; none: nothing is exported. Full ones are beside it, `.1` the latest.
+    pub file_path: Option<PathBuf>,
+    /// Megabytes of one file.
+    pub file_max_size_mb: u64,
+    /// Full files that are kept.
+    pub file_max_backups: usize,
+    /// Only flows that one of these filters matches: JSON objects behind each other.
+    pub allowlist: String,
+    /// No flows that one of these matches.
+    pub denylist: String,
+    /// Fields that are written; all when there is none.
+    pub fieldmask: Vec<String>,
+}
+
+impl Default for ExportConfig {
+    fn default() -> Self {
+        Self {
+            file_path: None,
+            file_max_size_mb: 10,
+            file_max_backups: 5,
+            allowlist: String::new(),
+            denylist: String::new(),
+            fieldmask: Vec::new(),
+        }
+    }
+}
+
+impl ExportConfig {
+    /// The file, for logs.
+    pub fn shown(&self) -> String {
+        let path = self.file_path.as_ref();
+        path.map(|p| p.display().to_string()).unwrap_or_default()
+    }
+}
+
+/// The same as flags.
+#[derive(Debug, Default, clap::Args, Serialize)]
+struct ExportFlags {
+    /// Write flows as JSON lines into this file, for log shippers
+    #[arg(
+        long = "hubble-export-file-path",
+        env = "WEFT_HUBBLE_EXPORT_FILE_PATH",
+        value_name = "FILE"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_path: Option<PathBuf>,
+    /// Begin another file after so many megabytes [default: 10]
+    #[arg(
+        long = "hubble-export-file-max-size-mb",
+        env = "WEFT_HUBBLE_EXPORT_FILE_MAX_SIZE_MB",
+        value_name = "MB"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_max_size_mb: Option<u64>,
+    /// Keep so many full files [default: 5]
+    #[arg(
+        long = "hubble-export-file-max-backups",
+        env = "WEFT_HUBBLE_EXPORT_FILE_MAX_BACKUPS",
+        value_name = "N"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_max_backups: Option<usize>,
+    /// Write only flows that one of these filters matches (JSON-encoded FlowFilters)
+    #[arg(
+        long = "hubble-export-allowlist",
+        env = "WEFT_HUBBLE_EXPORT_ALLOWLIST",
+        value_name = "JSON"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allowlist: Option<String>,
+    /// Write no flows that one of these filters matches
+    #[arg(
+        long = "hubble-export-denylist",
+        env = "WEFT_HUBBLE_EXPORT_DENYLIST",
+        value_name = "JSON"
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denylist: Option<String>,
+    /// Write only these fields: time,verdict,source.pod_name
+    #[arg(
+        long = "hubble-export-fieldmask",
+        env = "WEFT_HUBBLE_EXPORT_FIELDMASK",
+        value_name = "FIELDS",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fieldmask: Vec<String>,
+}
+
+impl ExportFlags {
+    fn is_empty(&self) -> bool {
+        let Self {
+            file_path,
+            file_max_size_mb,
+            file_max_backups,
+            allowlist,
+            denylist,
+            fieldmask,
+        } = self;
+        file_path.is_none()
+            && file_max_size_mb.is_none()
+            && file_max_backups.is_none()
+            && allowlist.is_none()
+            && denylist.is_none()
+            && fieldmask.is_empty()
+    }
+}
+
 /// A text that is never shown.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -50,6 +162,17 @@ pub struct AgentConfig {
     /// gRPC for operators (mTLS).
     #[serde(deserialize_with = "address")]
     pub listen: String,
+    /// Hubble's API for operators and other nodes (mTLS); empty: on its socket only.
+    #[serde(deserialize_with = "hubble_address")]
+    pub hubble_listen: String,
+    /// Hubble's API without TLS, for every process of this machine. Only on loopback.
+    pub hubble_plaintext: bool,
+    /// The socket of Hubble's API when `weft-node` does not hand it over; `hubble.sock` beside the local
+    /// API's when absent.
+    pub hubble_socket: Option<PathBuf>,
+    /// Flows into a file, for log shippers.
+    #[serde(deserialize_with = "export")]
+    pub hubble_export: ExportConfig,
     /// Inherited descriptor of the link to `weft-node`.
     pub handoff_fd: Option<i32>,
     /// Path of `weft-node`'s socket, when nothing is inherited.
@@ -98,6 +221,21 @@ fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     Ok(text)
 }
 
+/// As [`address`], or none.
+fn hubble_address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    let text = String::deserialize(d)?;
+    if text.is_empty() {
+        return Ok(text);
+    }
+    address(serde::de::value::StringDeserializer::new(text))
+}
+
+fn export<'de, D: Deserializer<'de>>(d: D) -> Result<ExportConfig, D::Error> {
+    let config = ExportConfig::deserialize(d)?;
+    crate::hubble::check_export(&config).map_err(D::Error::custom)?;
+    Ok(config)
+}
+
 fn pod_cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     let texts = Vec::<String>::deserialize(d)?;
     for text in &texts {
@@ -137,6 +275,10 @@ impl Default for AgentConfig {
             trust_anchors_file: None,
             data_dir: weft_config::state_dir("agent"),
             listen: "127.0.0.1:7304".into(),
+            hubble_listen: "127.0.0.1:4244".into(),
+            hubble_plaintext: false,
+            hubble_socket: None,
+            hubble_export: ExportConfig::default(),
             handoff_fd: None,
             handoff_socket: None,
             rootless: false,
@@ -152,6 +294,12 @@ impl Default for AgentConfig {
 }
 
 impl AgentConfig {
+    /// The socket of Hubble's API, where no other is handed over.
+    pub fn hubble_socket(&self) -> PathBuf {
+        let beside = || self.local_socket.with_file_name("hubble.sock");
+        self.hubble_socket.clone().unwrap_or_else(beside)
+    }
+
     /// The node's name: as configured, or the host's, in lower case.
     pub fn node_name(&self) -> String {
         if !self.node.is_empty() {
@@ -212,6 +360,21 @@ pub struct Flags {
     #[arg(long, env = "WEFT_AGENT_LISTEN", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<String>,
+    /// Where operators and other nodes reach Hubble's API over mTLS; empty for its socket only
+    #[arg(long, env = "WEFT_HUBBLE_LISTEN", value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hubble_listen: Option<String>,
+    /// Serve Hubble's API without TLS to every process of this machine (loopback only)
+    #[arg(long, env = "WEFT_HUBBLE_PLAINTEXT", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hubble_plaintext: Option<bool>,
+    /// Socket of Hubble's API (with --rootless) [default: hubble.sock beside the local API's]
+    #[arg(long, env = "WEFT_HUBBLE_SOCKET", value_name = "PATH")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hubble_socket: Option<PathBuf>,
+    #[command(flatten)]
+    #[serde(skip_serializing_if = "ExportFlags::is_empty")]
+    hubble_export: ExportFlags,
     /// Inherited descriptor of the link to weft-node
     #[arg(long, env = "WEFT_HANDOFF_FD", value_name = "FD")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -45,6 +45,9 @@ pub enum AgentError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Without TLS for others than this machine.
+    #[error("--hubble-plaintext: {0} is not a loopback address; others would read and forge what is told")]
+    Plaintext(std::net::SocketAddr),
     /// A listener that was handed over.
     #[error("listener {address} can not be used: {source}")]
     Listener {

@@ -167,7 +167,7 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
             ListenerKind::RuntimeGrpc => &mut grpc,
             ListenerKind::Tunnel => &mut tunnel,
             ListenerKind::Capture => &mut capture,
-            ListenerKind::LocalApi | ListenerKind::WorkloadApi => continue,
+            ListenerKind::LocalApi | ListenerKind::WorkloadApi | ListenerKind::Hubble => continue,
         };
         if let Ok(socket) = listener.into_tcp() {
             list.push(socket);

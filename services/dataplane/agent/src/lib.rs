@@ -17,6 +17,7 @@ mod facts;
 mod grpc;
 pub mod harden;
 mod host;
+mod hubble;
 mod interest;
 mod journal;
 mod kernel;
@@ -43,6 +44,7 @@ mod workload_api;
 
 pub use agent::{Environment, Handle, start};
 pub use api::ROLES;
-pub use config::{AgentConfig, Flags, SECRETS, Secret};
+pub use config::{AgentConfig, ExportConfig, Flags, SECRETS, Secret};
 pub use error::AgentError;
+pub use hubble::ROLES as HUBBLE_ROLES;
 pub use persist::PersistError;

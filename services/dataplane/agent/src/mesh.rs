@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 use tokio::sync::watch;
+use weft_model::NumericIdentity;
 use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
 use weft_proxy::{Backends, Member, Routing, Speaks};
@@ -262,6 +263,27 @@ impl Mesh {
     /// Runs `read` on the endpoints, under the lock: it must be short and must not come back here.
     pub fn read<T>(&self, read: impl FnOnce(&Endpoints) -> T) -> T {
         read(&self.tables.read().endpoints)
+    }
+
+    /// Labels of an identity, `source:key=value`, sorted; none when it is not known.
+    pub fn labels(&self, identity: NumericIdentity) -> Vec<String> {
+        let found = self.tables.read().identities.get(&identity.0).cloned();
+        let Some(identity) = found else { return Vec::new() };
+        let labels = identity.labels.iter();
+        let mut labels: Vec<String> = labels.map(|(key, value)| format!("{key}={value}")).collect();
+        labels.sort_unstable();
+        labels
+    }
+
+    /// The nodes of the mesh.
+    pub fn nodes(&self) -> Vec<pb::Node> {
+        let tables = self.tables.read();
+        let resources = tables.others.values();
+        let nodes = resources.filter_map(|resource| match &resource.body {
+            Some(Body::Node(node)) => Some(node.clone()),
+            _ => None,
+        });
+        nodes.collect()
     }
 
     /// Runs `read` on all that the policy service sent, under the lock.

@@ -170,17 +170,30 @@ impl NodeSide {
 
     /// The local API's listener, and where launchers find it.
     pub fn local_socket(&mut self, config: &AgentConfig) -> Result<(UnixListener, PathBuf), AgentError> {
+        let found = self.socket(ListenerKind::LocalApi, &config.local_socket)?;
+        found.ok_or(AgentError::Missing("local socket"))
+    }
+
+    /// The listener of Hubble's socket; none from a node that knows of none.
+    pub fn hubble_socket(&mut self, config: &AgentConfig) -> Result<Option<UnixListener>, AgentError> {
+        let found = self.socket(ListenerKind::Hubble, &config.hubble_socket())?;
+        Ok(found.map(|(listener, _)| listener))
+    }
+
+    /// A unix socket that was handed over, or made here where there is no `weft-node`.
+    fn socket(
+        &mut self,
+        kind: ListenerKind,
+        own: &Path,
+    ) -> Result<Option<(UnixListener, PathBuf)>, AgentError> {
         let Link::Node { hello, .. } = &mut self.link else {
-            let listener = weft_rpc::bind_local(&config.local_socket)?;
-            return Ok((listener, config.local_socket.clone()));
+            let listener = weft_rpc::bind_local(own)?;
+            return Ok(Some((listener, own.to_owned())));
         };
-        let at = hello
-            .listeners
-            .iter()
-            .position(|l| l.kind == ListenerKind::LocalApi);
-        let listener = hello
-            .listeners
-            .remove(at.ok_or(AgentError::Missing("local socket"))?);
+        let Some(at) = hello.listeners.iter().position(|l| l.kind == kind) else {
+            return Ok(None);
+        };
+        let listener = hello.listeners.remove(at);
         let path = PathBuf::from(&listener.address);
         let fail = |source| AgentError::Listener {
             address: path.display().to_string(),
@@ -188,7 +201,7 @@ impl NodeSide {
         };
         let socket = listener.into_unix().map_err(fail)?;
         socket.set_nonblocking(true).map_err(fail)?;
-        Ok((UnixListener::from_std(socket).map_err(fail)?, path))
+        Ok(Some((UnixListener::from_std(socket).map_err(fail)?, path)))
     }
 }
 
@@ -322,7 +335,7 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
                 shared.view.mesh.journal.notify();
                 continue;
             }
-            ListenerKind::LocalApi | ListenerKind::WorkloadApi => continue,
+            ListenerKind::LocalApi | ListenerKind::WorkloadApi | ListenerKind::Hubble => continue,
         };
         let Some(origins) = origins.clone() else {
             tracing::warn!(

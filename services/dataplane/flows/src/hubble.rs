@@ -6,18 +6,22 @@
 //! numbers of filters and values, lengths, sizes of regular expressions.
 
 mod convert;
+mod export;
 mod filter;
 mod glob;
 pub mod json;
 mod layers;
 mod mask;
 pub mod names;
+mod print;
 mod selector;
 mod stream;
 
 pub use convert::{Directory, Observer};
+pub use export::{Export, ExportError, Rotation};
 pub use filter::{FilterError, Filters};
 pub use mask::{Mask, MaskError};
+pub use print::{Layout, Printer, Text, TimeFormat, flow_type};
 pub use selector::{Selector, SelectorError};
 pub use stream::{Query, QueryError, Stream, flow_rate};
 

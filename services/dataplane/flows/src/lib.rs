@@ -9,7 +9,6 @@ mod convert;
 mod drops;
 mod filter;
 mod flow;
-mod format;
 pub mod hubble;
 mod log;
 
@@ -18,5 +17,4 @@ pub use flow::{
     Direction, DropReason, Flow, HttpVersion, Kind, MAX_AUTHORITY_BYTES, MAX_PATH_BYTES, MethodText, Packet,
     Party, Proof, ServiceName, Traffic, Verdict, Via, bounded_authority, bounded_path,
 };
-pub use format::{compact, json};
 pub use log::{Counts, FlowLog, Follower, Item, Reader, Recorded, Seen};

@@ -32,12 +32,14 @@ pub enum ListenerKind {
     LocalApi,
     /// SPIFFE's Workload API: a unix socket.
     WorkloadApi,
+    /// Hubble's API: a unix socket.
+    Hubble,
 }
 
 impl ListenerKind {
     /// Whether it is a unix socket; the others are TCP.
     pub fn is_unix(self) -> bool {
-        matches!(self, Self::LocalApi | Self::WorkloadApi)
+        matches!(self, Self::LocalApi | Self::WorkloadApi | Self::Hubble)
     }
 
     pub(crate) fn to_wire(self) -> proto::ListenerKind {
@@ -48,6 +50,7 @@ impl ListenerKind {
             Self::Tunnel => proto::ListenerKind::Tunnel,
             Self::LocalApi => proto::ListenerKind::LocalApi,
             Self::WorkloadApi => proto::ListenerKind::WorkloadApi,
+            Self::Hubble => proto::ListenerKind::Hubble,
         }
     }
 
@@ -60,6 +63,7 @@ impl ListenerKind {
             proto::ListenerKind::Tunnel => Self::Tunnel,
             proto::ListenerKind::LocalApi => Self::LocalApi,
             proto::ListenerKind::WorkloadApi => Self::WorkloadApi,
+            proto::ListenerKind::Hubble => Self::Hubble,
         })
     }
 }

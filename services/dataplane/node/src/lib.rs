@@ -328,12 +328,13 @@ impl Drop for Setup {
 }
 
 /// The node's unix sockets, by their names in the run folder.
-const LOCAL_SOCKETS: [(ListenerKind, &str); 2] = [
+const LOCAL_SOCKETS: [(ListenerKind, &str); 3] = [
     (ListenerKind::LocalApi, "agent.sock"),
     (ListenerKind::WorkloadApi, "workload.sock"),
+    (ListenerKind::Hubble, "hubble.sock"),
 ];
 
-/// A unix socket. Only root can connect to the agent's local API; whoever can reach the Workload
+/// A unix socket. Only root can connect to the agent's local API and to Hubble's; whoever can reach the Workload
 /// API's file may connect, because there the kernel says who that is.
 fn local_listener(run_dir: &Path, path: &Path, kind: ListenerKind) -> Result<SharedListener, NodeError> {
     let failed = |action, path: &Path| {

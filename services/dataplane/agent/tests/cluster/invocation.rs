@@ -3,7 +3,7 @@
 use crate::support::{Mesh, eventually, get, serve_app, spec};
 use weft_proto::weft::dataplane::v1::{AddRequest, Verdict, WorkloadSpec};
 
-const CART_FOR_ORDERS: &str = r#"
+pub const CART_FOR_ORDERS: &str = r#"
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata:

@@ -5,6 +5,7 @@
 #[path = "../common/control.rs"]
 mod control;
 mod failures;
+mod hubble;
 mod invocation;
 mod support;
 mod surface;

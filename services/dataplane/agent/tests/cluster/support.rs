@@ -15,7 +15,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
-use weft_agent::{AgentConfig, Environment, Handle, Secret};
+use weft_agent::{AgentConfig, AgentError, Environment, Handle, Secret};
 use weft_drain::{Outcome, Trigger};
 use weft_proto::weft::dataplane::v1::{
     AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
@@ -72,18 +72,29 @@ impl Mesh {
 
     /// Starts an agent; the first time with a token, later with what it kept.
     pub async fn agent(&self, name: &str, address: [u8; 4]) -> Agent {
+        self.try_agent(name, address, |_| {}).await.unwrap()
+    }
+
+    /// The same with what `change` makes of its configuration.
+    pub async fn try_agent(
+        &self,
+        name: &str,
+        address: [u8; 4],
+        change: impl FnOnce(&mut AgentConfig),
+    ) -> Result<Agent, AgentError> {
         let data_dir = self.folder.path().join(name);
         let join_token = match &self.control {
             Some(control) if !data_dir.exists() => Some(Secret(control.node_token(name).await)),
             _ => None,
         };
         let [identity, policy, placement] = self.addresses.clone();
-        let config = AgentConfig {
+        let mut config = AgentConfig {
             node: name.into(),
             identity,
             policy,
             placement,
             join_token,
+            hubble_listen: format!("{}:0", IpAddr::from(address)),
             local_socket: data_dir.join("agent.sock"),
             data_dir,
             listen: "127.0.0.1:0".into(),
@@ -91,16 +102,17 @@ impl Mesh {
             tunnel_port: self.tunnel_port,
             ..AgentConfig::default()
         };
+        change(&mut config);
         let (trigger, drain) = weft_drain::channel();
         let metrics = Metrics::new("dataplane");
         let health = Health::default();
         let started = weft_agent::start(config, Environment::Rootless, &metrics, &health, drain);
-        let handle = started.await.unwrap();
-        Agent {
+        let handle = started.await?;
+        Ok(Agent {
             handle,
             trigger,
             metrics,
-        }
+        })
     }
 }
 
