@@ -25,7 +25,7 @@ pub struct Refused {
     retry_after: Option<Duration>,
     about: Option<(&'static str, String)>,
     /// Why the service could not decide, for the audit record alone.
-    cause: Option<String>,
+    cause: Option<Box<str>>,
 }
 
 impl Refused {
@@ -164,7 +164,7 @@ impl From<StoreError> for Refused {
         let text = "the identity service can not use its database; its log says why";
         Self {
             decision: false,
-            cause: Some(error.to_string()),
+            cause: Some(error.to_string().into()),
             ..Self::unavailable(Reason::DatabaseUnavailable, text)
         }
     }

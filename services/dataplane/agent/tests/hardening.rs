@@ -42,3 +42,33 @@ fn without_weft_node_it_says_what_to_do() {
     let text = String::from_utf8(out.stderr).unwrap();
     assert!(text.contains("--rootless") && text.contains("weft dev"), "{text}");
 }
+
+#[test]
+fn a_pods_token_needs_the_meshs_roots() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = |more: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_weft-agent"))
+            .args([
+                "--rootless",
+                "--metrics-listen",
+                "127.0.0.1:0",
+                "--listen",
+                "127.0.0.1:0",
+            ])
+            .arg("--data-dir")
+            .arg(folder.path().join("data"))
+            .arg("--local-socket")
+            .arg(folder.path().join("agent.sock"))
+            .args(["--join-kubernetes-token-file", "/nowhere/token"])
+            .args(more)
+            .output()
+            .unwrap();
+        assert_eq!(out.status.code(), Some(1));
+        String::from_utf8(out.stderr).unwrap()
+    };
+    let text = start(&[]);
+    assert!(text.contains("--trust-anchors-file"), "{text}");
+    // With a place for them, it goes on to look there.
+    let text = start(&["--trust-anchors-file", "/nowhere/ca.crt"]);
+    assert!(text.contains("/nowhere/ca.crt can not be used"), "{text}");
+}

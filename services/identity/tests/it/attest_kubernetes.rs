@@ -30,7 +30,6 @@ async fn rig_for(cluster: &Cluster, form: SvidForm, audiences: &[&str]) -> Rig {
         may_host: vec![pattern("shop", "*")],
         audiences: audiences.iter().map(ToString::to_string).collect(),
         timeout_seconds: 1,
-        ..KubernetesConfig::default()
     };
     let settings = Config {
         attestation: AttestationConfig {
