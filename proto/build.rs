@@ -8,6 +8,7 @@ const WEFT: &[&str] = &[
     "weft/identity/v1/identity.proto",
     "weft/policy/v1/policy.proto",
     "weft/policy/v1/route.proto",
+    "weft/policy/v1/explain.proto",
     "weft/placement/v1/placement.proto",
     "weft/dataplane/v1/dataplane.proto",
     "weft/node/v1/handoff.proto",

@@ -5,6 +5,7 @@ pub mod containers;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod doctor;
+pub mod explain;
 pub mod identity;
 pub mod observe;
 #[cfg(feature = "dev")]

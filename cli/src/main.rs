@@ -1,11 +1,12 @@
 //! The `weft` command: runs apps in the mesh, shows what happens, and hands out credentials.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `weft status` when manifests were rejected; `weft run`
-//! returns its app's own code.
+//! returns its app's own code, and that of `weft explain` is its answer: 0 allowed, 1 denied, 2 none.
 
 mod commands;
 mod connect;
 mod output;
+mod policy;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     Status(commands::status::Status),
     /// Show flows: who called whom, what was decided, and by which rule
     Observe(commands::observe::Observe),
+    /// Say whether policy lets somebody reach somebody, and by which rules
+    Explain(commands::explain::Explain),
     /// Ask the certificate authority of this machine
     #[command(subcommand)]
     Identity(commands::identity::Identity),
@@ -108,6 +111,7 @@ fn main() -> ExitCode {
             Command::Containers(c) => c.run().await,
             Command::Status(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Explain(c) => Ok(c.run().await),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Doctor(c) => c.run(),
             Command::Uninstall(c) => c.run(),

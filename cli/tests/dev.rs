@@ -150,6 +150,86 @@ fn an_operator_gets_credentials_and_tokens() {
 }
 
 #[test]
+fn explain_answers_by_its_exit_code_as_policy_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: billing}\n\
+                  spec:\n  endpointSelector: {matchLabels: {dapr.io/app-id: billing}}\n  ingress:\n  \
+                  - fromEndpoints: [{matchLabels: {dapr.io/app-id: cart}}]\n    \
+                  toPorts: [{ports: [{port: '50002', protocol: TCP}]}]\n";
+    std::fs::write(folder.path().join("policy.yaml"), policy).unwrap();
+    let session = Session::start(&["--rootless", "--resources", folder.path().to_str().unwrap()]);
+    let cart = session.app("cart", &[]);
+    let _billing = session.app("billing", &[]);
+    let shop = session.app("shop", &[]);
+    let explain = |args: &[&str]| {
+        let mut all = vec!["explain"];
+        all.extend(args);
+        let output = session.command(&all).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, said, error) = explain(&["--from", "cart", "--to", "default/billing", "--port", "50002"]);
+    assert_eq!(code, Some(0), "{error}");
+    assert!(said.starts_with("ALLOWED: default/cart"), "{said}");
+    assert!(
+        said.contains("CiliumNetworkPolicy/default/billing: ingress[0].toPorts[0].ports[0]"),
+        "{said}"
+    );
+    assert!(get(cart.port, "/call?app=billing&id=one").contains("\"id\":\"one\""));
+    // Who asks differs, then the port.
+    let (code, said, _) = explain(&["--from", "shop", "--to", "billing", "--port", "50002/tcp"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("denied by default") && said.contains("CiliumNetworkPolicy/default/billing: ingress "),
+        "{said}"
+    );
+    assert!(!get(shop.port, "/call?app=billing&id=two").contains("\"id\":\"two\""));
+    let (code, said, _) = explain(&["--from", "cart", "--to", "billing", "--port", "80", "-o", "json"]);
+    assert_eq!(code, Some(1));
+    assert!(
+        said.contains("\"allowed\": false") && said.contains("\"denied by default\""),
+        "{said}"
+    );
+    let (_, said, _) = explain(&["--from", "cart", "--to", "billing", "--port", "80", "-o", "yaml"]);
+    assert!(said.contains("allowed: false"), "{said}");
+
+    // No answer is no refusal.
+    let ask = ["--from", "cart", "--to", "nobody", "--port", "80"];
+    let (code, _, error) = explain(&ask);
+    assert!(
+        code == Some(2) && error.contains("\"nobody\""),
+        "{code:?} {error}"
+    );
+    let (code, _, error) = explain(&["--from", "cart", "--to", "billing", "--port", "80/tls"]);
+    assert!(code == Some(2) && error.contains("tls"), "{code:?} {error}");
+    // With a certificate from files, as from elsewhere.
+    let cert = session.dir().join("ops");
+    session.weft(&["admin", "cert", "--out", cert.to_str().unwrap()]);
+    let mut all = vec![
+        "--from",
+        "cart",
+        "--to",
+        "billing",
+        "--port",
+        "50002",
+        "--cert-dir",
+    ];
+    all.push(cert.to_str().unwrap());
+    assert_eq!(explain(&all).0, Some(0));
+    let (code, _, error) = explain(&[
+        "--from",
+        "a",
+        "--to",
+        "b",
+        "--port",
+        "80",
+        "--server",
+        "127.0.0.1:1",
+    ]);
+    assert!(code == Some(2) && error.contains("--server"), "{code:?} {error}");
+}
+
+#[test]
 fn state_survives_a_restart_and_ctrl_c_ends_in_order() {
     let mut session = Session::start(&["--rootless"]);
     let before = session.weft(&["identity", "audit", "--last", "1000", "-o", "json"]);

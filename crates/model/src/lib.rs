@@ -9,7 +9,7 @@ mod name;
 mod spiffe;
 
 pub use identity::NumericIdentity;
-pub use labels::{APP_ID_LABEL, Labels, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL};
+pub use labels::{APP_ID_LABEL, Labels, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
 pub use name::{NameError, check_app_id, check_dns_label, check_name, match_pattern};
 pub use spiffe::{Principal, SpiffeError, SpiffeId, SvidForm, TrustDomain};
 

@@ -1,26 +1,14 @@
 //! From rules, a workload's labels and the known identities to a [`PolicySet`].
 
 use crate::{
-    CidrPeer, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
+    CidrPeer, Cluster, DirectionPolicy, Entry, NamedPorts, Peers, PolicySet, Ports, RuleRef,
     fault::{Fault, made},
     index::WITH_PORTS,
     selector::{selects_peer, selects_subject},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
-use weft_resources::{Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, PortRule};
-
-/// The numbers below 256 of peers in the cluster that label selectors can match, by their label
-/// `reserved:<name>`. Peers outside have theirs by their address: see [`outside`].
-const RESERVED: [(NumericIdentity, &str); 7] = [
-    (NumericIdentity::HOST, "reserved:host"),
-    (NumericIdentity::UNMANAGED, "reserved:unmanaged"),
-    (NumericIdentity::HEALTH, "reserved:health"),
-    (NumericIdentity::INIT, "reserved:init"),
-    (NumericIdentity::REMOTE_NODE, "reserved:remote-node"),
-    (NumericIdentity::KUBE_APISERVER, "reserved:kube-apiserver"),
-    (NumericIdentity::INGRESS, "reserved:ingress"),
-];
+use weft_resources::{CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule};
 
 /// What `world` means: outside the cluster, by either address family.
 const WORLD: [NumericIdentity; 3] = [NumericIdentity::WORLD, NumericIdentity(9), NumericIdentity(10)];
@@ -69,101 +57,97 @@ impl PolicyObject {
         })
     }
 
-    /// Whether a workload with these labels is among the peers it names: if not, that workload's coming
-    /// and going does not change what the object compiles to.
-    pub fn names_peer(&self, labels: &Labels) -> bool {
+    fn any_peer_rule(&self, is: impl Fn(&PeerRule) -> bool) -> bool {
         let sections = |r: &PolicyRule| {
             let all = [&r.ingress, &r.ingress_deny, &r.egress, &r.egress_deny];
-            all.into_iter().flatten().any(|peer| {
-                let by_label = peer
-                    .endpoints
-                    .iter()
-                    .flatten()
-                    .any(|s| selects_peer(s, &self.namespace, labels));
-                by_label || peer.entities.iter().flatten().any(|e| *e == Entity::Cluster)
-            })
+            all.into_iter().flatten().any(&is)
         };
         self.rules.iter().any(sections)
     }
-}
 
-/// Identities and their labels, the reserved ones included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identities {
-    allocated: BTreeMap<NumericIdentity, Labels>,
-    reserved: Vec<(NumericIdentity, Labels)>,
-    /// The labels of what is outside: by IPv4, by IPv6.
-    outside: [Labels; 2],
-}
+    /// Whether a workload with these labels is among the peers it names: if not, that workload's coming
+    /// and going does not change what the object compiles to.
+    pub fn names_peer(&self, labels: &Labels, cluster: &Cluster) -> bool {
+        self.any_peer_rule(|peer| {
+            let by_label = |s| selects_peer(s, &self.namespace, labels);
+            let entities = || peer.entities.iter().flatten();
+            peer.endpoints.iter().flatten().any(by_label)
+                || entities().any(|e| *e == Entity::Cluster)
+                || peer.services.iter().flatten().any(|s| cluster.is_behind(s, labels))
+                // Its port of that name becomes one that anybody's may be.
+                || names_ports(peer) && (entities().any(|e| *e == Entity::All) || names_nobody(peer))
+        })
+    }
 
-impl Default for Identities {
-    fn default() -> Self {
-        let labels = |names: &[&str]| names.iter().map(|n| (String::from(*n), String::new())).collect();
-        Self {
-            allocated: BTreeMap::new(),
-            reserved: RESERVED
-                .iter()
-                .map(|(id, label)| (*id, labels(&[label])))
-                .collect(),
-            outside: ["reserved:world-ipv4", "reserved:world-ipv6"]
-                .map(|family| labels(&["reserved:world", family])),
-        }
+    /// Whether it names ports of peers by name.
+    pub fn names_ports_of_peers(&self) -> bool {
+        let sections = |r: &PolicyRule| r.egress.iter().chain(&r.egress_deny).any(names_ports);
+        self.rules.iter().any(sections)
+    }
+
+    /// Whether it names groups of address ranges.
+    pub fn names_groups(&self) -> bool {
+        let is_group = |r: &weft_resources::CidrRule| !matches!(r.range, CidrRange::Net(_));
+        self.any_peer_rule(|peer| peer.cidrs.iter().flatten().any(is_group))
+    }
+
+    /// Whether it names Services.
+    pub fn names_services(&self) -> bool {
+        self.any_peer_rule(|peer| peer.services.is_some())
     }
 }
 
-impl Identities {
-    /// Adds or replaces one.
-    pub fn insert(&mut self, id: NumericIdentity, labels: Labels) {
-        self.allocated.insert(id, labels);
-    }
+fn names_nobody(rule: &PeerRule) -> bool {
+    rule.endpoints.is_none() && rule.entities.is_none() && rule.cidrs.is_none() && rule.services.is_none()
+}
 
-    /// Removes one.
-    pub fn remove(&mut self, id: NumericIdentity) {
-        self.allocated.remove(&id);
-    }
+fn names_ports(rule: &PeerRule) -> bool {
+    let mut ports = rule.ports.iter().flatten();
+    ports.any(|p| matches!(p.port, Port::Named(_)))
+}
 
-    /// The labels of an allocated one.
-    pub fn get(&self, id: NumericIdentity) -> Option<&Labels> {
-        self.allocated.get(&id)
-    }
+/// Whose policy is compiled.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its labels, those of its namespace among them.
+    pub labels: &'a Labels,
+    /// Its ports by name.
+    pub ports: &'a NamedPorts,
+}
 
-    /// The allocated ones, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
-        self.allocated.iter().map(|(id, labels)| (*id, labels))
+impl<'a> From<&'a Labels> for Subject<'a> {
+    /// One without names for its ports.
+    fn from(labels: &'a Labels) -> Self {
+        static NONE: NamedPorts = NamedPorts::new();
+        Self { labels, ports: &NONE }
     }
 }
 
-impl FromIterator<(NumericIdentity, Labels)> for Identities {
-    fn from_iter<T: IntoIterator<Item = (NumericIdentity, Labels)>>(iter: T) -> Self {
-        Self {
-            allocated: iter.into_iter().collect(),
-            ..Self::default()
-        }
-    }
-}
-
-/// Compiles what all `objects` together say about a workload with the labels `subject`. Equal results
-/// have equal ids, whatever the order of the objects.
-pub fn compile<'a>(
+/// Compiles what all `objects` together say about a workload. Equal results have equal ids, whatever the
+/// order of the objects.
+pub fn compile<'a, 's>(
     objects: impl IntoIterator<Item = &'a PolicyObject>,
-    subject: &Labels,
-    identities: &Identities,
+    subject: impl Into<Subject<'s>>,
+    cluster: &Cluster,
 ) -> PolicySet {
+    let subject = subject.into();
     let (mut ingress, mut egress) = (DirectionPolicy::default(), DirectionPolicy::default());
     for object in objects {
         for rule in &object.rules {
-            if !selects_subject(&rule.endpoint_selector, &object.namespace, subject) {
+            if !selects_subject(&rule.endpoint_selector, &object.namespace, subject.labels) {
                 continue;
             }
+            // Ports have their names at the callee: here for what comes in, at each peer for what goes out.
             let side = |into: &mut DirectionPolicy, allow: &[PeerRule], deny: &[PeerRule], default, name| {
                 let default = Option::filter(default, |_| !made(Fault::DefaultDenyIsNotOverridden));
                 if default.unwrap_or(!allow.is_empty() || !deny.is_empty()) {
                     into.default_deny = true;
                     into.selected_by.push(object.rule(String::from(name)));
                 }
+                let own = (name == "ingress" || made(Fault::NamesAreTheSubjects)).then_some(subject.ports);
                 for (peers, deny) in [(allow, false), (deny, true)] {
                     for peer in peers {
-                        add(into, object, peer, deny, identities);
+                        add(into, object, peer, deny, own, cluster);
                     }
                 }
             };
@@ -191,85 +175,154 @@ fn add(
     object: &PolicyObject,
     rule: &PeerRule,
     deny: bool,
-    identities: &Identities,
+    own: Option<&NamedPorts>,
+    cluster: &Cluster,
 ) {
-    let Some(peers) = peers(rule, &object.namespace, identities) else {
+    let Some(peers) = peers(rule, &object.namespace, cluster) else {
         return;
     };
-    for (path, protocol, ports, http) in lines(rule) {
-        into.entries.push(Entry {
-            deny: deny && !made(Fault::DenyRuleAllows),
-            rule: object.rule(path),
-            protocol,
-            ports,
-            redirect: http.is_some(),
-            http: http.unwrap_or_default(),
-            auth: rule.authenticated && !made(Fault::AuthenticationIsForgotten),
-            peers: peers.clone(),
-        });
+    for line in lines(rule) {
+        for (protocol, ports, peers) in resolve(&line, &peers, own, cluster) {
+            let http = line.http.clone();
+            into.entries.push(Entry {
+                deny: deny && !made(Fault::DenyRuleAllows),
+                rule: object.rule(line.path.clone()),
+                protocol,
+                ports,
+                redirect: http.is_some(),
+                http: http.unwrap_or_default(),
+                auth: rule.authenticated && !made(Fault::AuthenticationIsForgotten),
+                peers,
+            });
+        }
     }
 }
 
-/// What a rule lets its peers do: its place, protocol, ports and, if requests are judged, which.
-type Way = (String, Option<u8>, Ports, Option<Arc<[HttpRule]>>);
+/// What a rule lets its peers do.
+struct Line<'r> {
+    path: String,
+    protocol: Option<u8>,
+    port: Named<'r>,
+    /// The requests, if these are judged.
+    http: Option<Arc<[HttpRule]>>,
+}
 
-fn lines(rule: &PeerRule) -> Vec<Way> {
+enum Named<'r> {
+    Ports(Ports),
+    Name(&'r str),
+}
+
+fn lines(rule: &PeerRule) -> Vec<Line<'_>> {
     let at = |part: &str| format!("{}.{part}", rule.path);
+    let line = |path, protocol, ports, http| Line {
+        path,
+        protocol,
+        port: Named::Ports(ports),
+        http,
+    };
     if let Some(messages) = &rule.icmps {
-        let line = |m: &IcmpRule| {
+        let message = |m: &IcmpRule| {
             let port = u16::from(m.kind) + if made(Fault::MessageTypeIsOffByOne) { 2 } else { 1 };
-            (at(&m.path), Some(m.protocol), Ports::Range(port, port), None)
+            line(at(&m.path), Some(m.protocol), Ports::Range(port, port), None)
         };
-        return messages.iter().map(line).collect();
+        return messages.iter().map(message).collect();
     }
     let Some(ports) = rule.ports.as_ref().filter(|_| !made(Fault::PortsAreIgnored)) else {
-        return vec![(rule.path.clone(), None, Ports::Any, None)];
+        return vec![line(rule.path.clone(), None, Ports::Any, None)];
     };
     let all = ports.iter().flat_map(|port| {
-        let place = at(&port.path);
-        let line = move |(protocol, ports)| {
-            let http = port.http.clone().filter(|_| !made(Fault::RequestsAreForgotten));
-            (place.clone(), protocol, ports, http)
+        let http = port.http.clone().filter(|_| !made(Fault::RequestsAreForgotten));
+        let one = move |(protocol, shape)| Line {
+            path: at(&port.path),
+            protocol,
+            port: shape,
+            http: http.clone(),
         };
-        shapes(port).into_iter().map(line)
+        shapes(port).into_iter().map(one)
     });
     all.collect()
 }
 
 /// A port without a protocol stands for each protocol that has ports.
-fn shapes(port: &PortRule) -> Vec<(Option<u8>, Ports)> {
-    match (port.protocol, port.first) {
-        (protocol, 0) => vec![(protocol, Ports::Any)],
-        (Some(protocol), first) => vec![(Some(protocol), Ports::Range(first, port.last))],
-        (None, first) => WITH_PORTS
+fn shapes(port: &PortRule) -> Vec<(Option<u8>, Named<'_>)> {
+    match (port.protocol, &port.port) {
+        (protocol, Port::Any) => vec![(protocol, Named::Ports(Ports::Any))],
+        (protocol, Port::Named(name)) => vec![(protocol, Named::Name(name))],
+        (Some(protocol), Port::Range(first, last)) => {
+            vec![(Some(protocol), Named::Ports(Ports::Range(*first, *last)))]
+        }
+        (None, Port::Range(first, last)) => WITH_PORTS
             .iter()
             .filter(|p| **p == 6 || !made(Fault::AnyProtocolIsTcp))
-            .map(|p| (Some(*p), Ports::Range(first, port.last)))
+            .map(|p| (Some(*p), Named::Ports(Ports::Range(*first, *last))))
             .collect(),
     }
 }
 
+/// A line by numbers: as it is, or for each port that the callee, who is the subject or each of the peers,
+/// calls by the name. A name that nobody has means no port.
+fn resolve(
+    line: &Line<'_>,
+    peers: &Peers,
+    own: Option<&NamedPorts>,
+    cluster: &Cluster,
+) -> Vec<(Option<u8>, Ports, Peers)> {
+    let name = match line.port {
+        Named::Ports(ports) => return vec![(line.protocol, ports, peers.clone())],
+        Named::Name(name) => name,
+    };
+    let meant = |(protocol, _): &&(u8, u16)| {
+        line.protocol.is_none_or(|wanted| wanted == *protocol) || made(Fault::NamesAreOfAnyProtocol)
+    };
+    if let Some(own) = own {
+        let found = own.get(name).into_iter().flatten().filter(meant);
+        return found
+            .map(|(protocol, port)| (Some(*protocol), Ports::Range(*port, *port), peers.clone()))
+            .collect();
+    }
+    let mut by_port: BTreeMap<(u8, u16), Vec<NumericIdentity>> = BTreeMap::new();
+    for (identity, ports) in cluster.ports() {
+        if !peers.any && !peers.identities.contains(&identity) {
+            continue;
+        }
+        for port in ports.get(name).into_iter().flatten().filter(meant) {
+            by_port.entry(*port).or_default().push(identity);
+        }
+    }
+    if by_port.is_empty() {
+        // One for nobody: that a rule asks who it is must be seen while nobody is known to have such a port.
+        by_port.insert((6, 1), Vec::new());
+    }
+    let entry = |((protocol, port), identities)| {
+        let peers = Peers {
+            identities,
+            ..Peers::default()
+        };
+        (Some(protocol), Ports::Range(port, port), peers)
+    };
+    by_port.into_iter().map(entry).collect()
+}
+
 /// Whom a rule means; nothing when it means nobody.
-fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Peers> {
+fn peers(rule: &PeerRule, namespace: &str, cluster: &Cluster) -> Option<Peers> {
     // A list that is there and empty selects nobody, whatever stands beside it.
     let empty = rule.endpoints.as_ref().is_some_and(Vec::is_empty)
         || rule.entities.as_ref().is_some_and(Vec::is_empty)
-        || rule.cidrs.as_ref().is_some_and(Vec::is_empty);
+        || rule.cidrs.as_ref().is_some_and(Vec::is_empty)
+        || rule.services.as_ref().is_some_and(Vec::is_empty);
     if empty && !made(Fault::EmptyListMeansAnybody) {
         return None;
     }
-    if rule.endpoints.is_none() && rule.entities.is_none() && rule.cidrs.is_none() {
+    if names_nobody(rule) {
         // Ports of anybody; a rule that names neither peers nor ports only turns on default deny.
         return (rule.ports.is_some() || rule.icmps.is_some()).then(Peers::any);
     }
     let mut peers = Peers::default();
     if let Some(selectors) = &rule.endpoints {
-        let known = identities
-            .iter()
-            .chain(identities.reserved.iter().map(|(id, labels)| (*id, labels)));
+        let known = cluster.iter().chain(cluster.reserved());
         let meant = known.filter(|(_, labels)| selectors.iter().any(|s| selects_peer(s, namespace, labels)));
         peers.identities.extend(meant.map(|(id, _)| id));
-        let [v4, v6] = &identities.outside;
+        let [v4, v6] = cluster.outside();
         let meant = |labels| {
             selectors.iter().any(|s| selects_peer(s, namespace, labels))
                 && !made(Fault::WorldByLabelIsForgotten)
@@ -277,23 +330,35 @@ fn peers(rule: &PeerRule, namespace: &str, identities: &Identities) -> Option<Pe
         outside(&mut peers, meant(v4), meant(v6));
     }
     for entity in rule.entities.iter().flatten() {
-        add_entity(&mut peers, *entity, identities);
+        add_entity(&mut peers, *entity, cluster);
+    }
+    for service in rule.services.iter().flatten() {
+        let meant = cluster
+            .iter()
+            .filter(|(_, labels)| cluster.is_behind(service, labels));
+        peers.identities.extend(meant.map(|(id, _)| id));
     }
     for cidr in rule.cidrs.iter().flatten() {
-        peers.cidrs.push(CidrPeer {
-            cidr: cidr.cidr,
-            except: if made(Fault::HolesAreForgotten) {
-                Vec::new()
-            } else {
-                cidr.except.clone()
-            },
-        });
+        for range in cluster.ranges(&cidr.range) {
+            let within = cidr
+                .except
+                .iter()
+                .filter(|hole| range.contains(*hole) || hole.contains(&range));
+            peers.cidrs.push(CidrPeer {
+                cidr: range,
+                except: if made(Fault::HolesAreForgotten) {
+                    Vec::new()
+                } else {
+                    within.copied().collect()
+                },
+            });
+        }
     }
     // Selectors that select nobody known today stay: who comes tomorrow is then no new rule.
     Some(peers)
 }
 
-fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {
+fn add_entity(peers: &mut Peers, entity: Entity, cluster: &Cluster) {
     let one = match entity {
         Entity::All => {
             peers.any = true;
@@ -308,7 +373,7 @@ fn add_entity(peers: &mut Peers, entity: Entity, identities: &Identities) {
                 .iter()
                 .filter(|id| **id != NumericIdentity::CLUSTER_UNKNOWN || !made(Fault::UnknownIsNotInCluster));
             peers.identities.extend(known);
-            peers.identities.extend(identities.iter().map(|(id, _)| id));
+            peers.identities.extend(cluster.iter().map(|(id, _)| id));
             return;
         }
         Entity::Host => NumericIdentity::HOST,

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{
-    CidrIdentities, DenyReason, Direction, Identities, Image, PeerRef, PolicyObject, RequestFacts, Verdict,
-    compile,
+    Backed, CidrIdentities, Cluster, DenyReason, Direction, Explanation, Group, Image, NamedPorts, PeerRef,
+    PolicyObject, RequestFacts, Subject, Verdict, compile,
     fault::{self, Fault},
 };
 use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::TestRunner};
@@ -13,10 +13,12 @@ use std::{cell::Cell, net::IpAddr, sync::LazyLock};
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_oracle::{
     Answer, Direction as Way, Peer, Request, RequestAnswer,
-    generate::{Question, RESERVED, objects, question, subject, workloads},
+    generate::{Question, RESERVED, named_ports, objects, question, subject, surroundings, workloads},
 };
 use weft_resources::Body;
 
+static SURROUNDINGS: LazyLock<Vec<Value>> = LazyLock::new(surroundings);
+static CLUSTER: LazyLock<Cluster> = LazyLock::new(cluster);
 static WORKLOADS: LazyLock<Vec<(NumericIdentity, Labels)>> = LazyLock::new(workloads);
 
 /// Answers by kind: plainly allowed, by proxy, with proof, refused by a rule, refused by default.
@@ -60,6 +62,48 @@ fn read(manifest: &Value) -> PolicyObject {
     }
 }
 
+fn ports(labels: &Labels) -> NamedPorts {
+    let mut ports = NamedPorts::new();
+    for (name, protocol, number) in named_ports(labels) {
+        ports
+            .entry(name.to_owned())
+            .or_default()
+            .insert((protocol, number));
+    }
+    ports
+}
+
+/// What is there beside policies, as the policy service would have read it.
+fn cluster() -> Cluster {
+    let mut cluster: Cluster = WORKLOADS.iter().cloned().collect();
+    for (number, labels) in &*WORKLOADS {
+        cluster.set_ports(*number, ports(labels));
+    }
+    for manifest in &*SURROUNDINGS {
+        let text = manifest.to_string();
+        let resource = weft_resources::parse("s.json", text.as_bytes())
+            .unwrap()
+            .remove(0);
+        let labels = |source: &str| {
+            let own = resource.meta.labels.iter();
+            own.map(|(k, v)| (format!("{source}:{k}"), v.clone())).collect()
+        };
+        match &resource.body {
+            Body::CiliumCidrGroup(group) => {
+                let (labels, cidrs) = (labels("cidrgroup"), group.cidrs.clone());
+                cluster.set_group(&resource.meta.name, Some(Group { labels, cidrs }));
+            }
+            Body::Service(service) => {
+                let (labels, selector) = (labels("k8s"), service.selector.clone());
+                let backed = Some(Backed { labels, selector });
+                cluster.set_service(&resource.meta.namespace, &resource.meta.name, backed);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    cluster
+}
+
 /// As a node would say who that is. In the cluster everybody has an address that ranges name.
 fn peer_ref(peer: &Peer) -> PeerRef {
     let (identity, address) = match peer {
@@ -89,6 +133,19 @@ fn answer(verdict: &Verdict) -> Answer {
             ..
         } => Answer::Deny,
         Verdict::Denied { .. } => Answer::DefaultDeny,
+    }
+}
+
+/// What the rules that are named add up to.
+fn explained(told: &Explanation<'_>) -> Answer {
+    let allows: Vec<_> = told.spoken.iter().filter(|s| !s.entry.deny).collect();
+    match told.verdict {
+        _ if allows.len() < told.spoken.len() => Answer::Deny,
+        Verdict::Denied { .. } if allows.is_empty() => Answer::DefaultDeny,
+        _ => Answer::Allow {
+            proxy: !allows.is_empty() && allows.iter().all(|s| s.entry.redirect),
+            proof: allows.iter().any(|s| s.entry.auth),
+        },
     }
 }
 
@@ -146,11 +203,19 @@ fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
         questions,
     } = scenario;
     let objects: Vec<PolicyObject> = manifests.iter().map(read).collect();
-    let known: Identities = WORKLOADS.iter().cloned().collect();
     let labels = &WORKLOADS[*subject].1;
-    let set = compile(&objects, labels, &known);
+    let ports = ports(labels);
+    let set = compile(
+        &objects,
+        Subject {
+            labels,
+            ports: &ports,
+        },
+        &CLUSTER,
+    );
     // Another's ranges split this one's.
-    let other = compile(&objects, &WORKLOADS[0].1, &known);
+    let other = compile(&objects, &WORKLOADS[0].1, &CLUSTER);
+    let manifests = &[&**manifests, &*SURROUNDINGS].concat();
     let mut cidrs = CidrIdentities::new(1000);
     for set in [&other, &set] {
         cidrs.hold(set).unwrap();
@@ -196,6 +261,10 @@ fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
                 "engine: {by_engine:?}, oracle: {expected:?}, {question:?}"
             ));
         }
+        let told = set.explain(direction, who, traffic.protocol, port, None);
+        if explained(&told) != expected {
+            return Err(format!("explained: {told:?}, oracle: {expected:?}, {question:?}"));
+        }
         if by_image != by_engine {
             return Err(format!(
                 "image: {by_image:?}, engine: {by_engine:?}, {question:?}"
@@ -235,7 +304,7 @@ fn scenario(questions: usize) -> impl Strategy<Value = Scenario> {
 #[test]
 fn engine_image_and_oracle_agree() {
     const SETS: u32 = 2_000;
-    const QUESTIONS: usize = 80;
+    const QUESTIONS: usize = 84;
     let mut runner = TestRunner::new(ProptestConfig {
         cases: SETS,
         failure_persistence: None,

@@ -48,6 +48,10 @@ pub(crate) enum Fault {
     FirstRequestRuleOnly,
     RequestRulesNarrow,
     UnknownRequestsPass,
+    NamesAreTheSubjects,
+    NamesAreOfAnyProtocol,
+    GroupsByLabelAreForgotten,
+    ServicesReachEverywhere,
 }
 
 #[cfg(not(test))]
@@ -77,7 +81,7 @@ mod made {
         result
     }
 
-    pub(crate) const ALL: [Fault; 40] = [
+    pub(crate) const ALL: [Fault; 44] = [
         Fault::EmptyListMeansAnybody,
         Fault::PortsAreIgnored,
         Fault::DenyRuleAllows,
@@ -118,5 +122,9 @@ mod made {
         Fault::FirstRequestRuleOnly,
         Fault::RequestRulesNarrow,
         Fault::UnknownRequestsPass,
+        Fault::NamesAreTheSubjects,
+        Fault::NamesAreOfAnyProtocol,
+        Fault::GroupsByLabelAreForgotten,
+        Fault::ServicesReachEverywhere,
     ];
 }

@@ -15,9 +15,11 @@
 //! these entries whose rules about requests mean it, and refused when none does.
 
 mod cidr;
+mod cluster;
 mod compile;
 #[cfg(test)]
 mod differential_tests;
+mod explain;
 mod fault;
 pub mod image;
 mod index;
@@ -28,7 +30,9 @@ mod set;
 pub mod wire;
 
 pub use cidr::{CidrIdentities, TooManyPrefixes};
-pub use compile::{Identities, PolicyObject, compile};
+pub use cluster::{Backed, Cluster, Group, NamedPorts};
+pub use compile::{PolicyObject, Subject, compile};
+pub use explain::{Explanation, Spoken};
 pub use image::Image;
 pub use judge::{DenyReason, Direction, PeerRef, Verdict};
 pub use request::RequestFacts;

@@ -1,11 +1,10 @@
 //! Matching label selectors as Cilium does.
 
 use crate::fault::{Fault, made};
-use weft_model::{Labels, NAMESPACE_LABEL};
+use weft_model::{Labels, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
 use weft_resources::{LabelKey, LabelSelector, Operator, Requirement};
 
 const NAMESPACE_KEY: &str = "io.kubernetes.pod.namespace";
-const NAMESPACE_LABELS_PREFIX: &str = "io.cilium.k8s.namespace.labels";
 
 /// Values of the labels that a key means; one at most unless the key is of any source.
 fn values<'l>(labels: &'l Labels, key: &'l LabelKey) -> Box<dyn Iterator<Item = &'l str> + 'l> {
@@ -30,6 +29,11 @@ fn holds(requirement: &Requirement, labels: &Labels) -> bool {
         Operator::Exists => found.next().is_some(),
         Operator::DoesNotExist => found.next().is_none(),
     }
+}
+
+/// Whether something has all labels of a selector, whatever it is and wherever.
+pub(crate) fn matches(selector: &LabelSelector, labels: &Labels) -> bool {
+    selector.requirements.iter().all(|r| holds(r, labels))
 }
 
 fn is_namespace_key(key: &LabelKey) -> bool {
@@ -68,5 +72,5 @@ pub(crate) fn selects_peer(selector: &LabelSelector, namespace: &str, labels: &L
     };
     let widened = selector.requirements.iter().any(elsewhere);
     let widened = widened || made(Fault::PeersOfEveryNamespace);
-    (widened || is_of(labels, namespace)) && selector.requirements.iter().all(|r| holds(r, labels))
+    (widened || is_of(labels, namespace)) && matches(selector, labels)
 }

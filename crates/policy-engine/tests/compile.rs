@@ -6,7 +6,7 @@ use proptest::{
     test_runner::TestRunner,
 };
 use weft_model::{Labels, NumericIdentity};
-use weft_policy_engine::{DenyReason, Direction, Identities, PeerRef, PolicyObject, Verdict, compile};
+use weft_policy_engine::{Backed, Cluster, DenyReason, Direction, PeerRef, PolicyObject, Verdict, compile};
 use weft_policy_oracle::generate::{self, workloads};
 use weft_resources::Body;
 
@@ -30,8 +30,14 @@ fn object(text: &str) -> PolicyObject {
 
 #[test]
 fn what_an_object_does_not_name_does_not_change_it() {
-    let known: Identities = workloads().into_iter().collect();
+    let mut known: Cluster = workloads().into_iter().collect();
+    let backed = Backed {
+        selector: [("app".to_owned(), "z".to_owned())].into(),
+        ..Backed::default()
+    };
+    known.set_service("a", "s1", Some(backed));
     let newcomer = Labels::for_workload([("app", "z"), ("tier", "z")], "a", "cart", "");
+    let newcomer = newcomer.with_namespace([("team", "x")]);
     let mut runner = TestRunner::default();
     let objects = generate::object().prop_map(|manifest| object(&manifest.to_string()));
     let (mut named, mut unnamed) = (0, 0);
@@ -39,13 +45,15 @@ fn what_an_object_does_not_name_does_not_change_it() {
         let object = objects.new_tree(&mut runner).unwrap().current();
         let mut more = known.clone();
         more.insert(NumericIdentity(900), newcomer.clone());
+        let ports = ["http", "dns"].map(|name| (name.to_owned(), [(6, 4000), (17, 4000)].into()));
+        more.set_ports(NumericIdentity(900), ports.into());
         for (_, subject) in known.iter() {
             let same = compile([&object], subject, &known) == compile([&object], subject, &more);
-            assert!(same || object.names_peer(&newcomer), "{object:#?}");
+            assert!(same || object.names_peer(&newcomer, &known), "{object:#?}");
             let selected = compile([&object], subject, &known) != compile([], subject, &known);
             assert!(!selected || object.selects(subject), "{object:#?}");
         }
-        if object.names_peer(&newcomer) {
+        if object.names_peer(&newcomer, &known) {
             named += 1
         } else {
             unnamed += 1
@@ -69,9 +77,11 @@ specs:
       - fromEntities: [world]
 ";
     let object = object(text);
-    let known: Identities = workloads().into_iter().collect();
+    let known: Cluster = workloads().into_iter().collect();
     let find = |app: &str, namespace: &str| {
         let wanted = Labels::for_workload([("app", app)], namespace, "", "");
+        let team = if namespace == "a" { "x" } else { "y" };
+        let wanted = wanted.with_namespace([("team", team)]);
         known
             .iter()
             .find(|(_, l)| **l == wanted)

@@ -4,7 +4,7 @@
 use http::HeaderMap;
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{
-    DenyReason, Direction, Identities, PeerRef, PolicyObject, PolicySet, RequestFacts, Verdict, compile,
+    Cluster, DenyReason, Direction, PeerRef, PolicyObject, PolicySet, RequestFacts, Verdict, compile,
 };
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::Body;
@@ -34,7 +34,7 @@ fn set(text: &str) -> PolicySet {
             }
         })
         .collect();
-    let known: Identities = [
+    let known: Cluster = [
         (NumericIdentity(ADMIN), workload("admin")),
         (NumericIdentity(SHOP), workload("shop")),
     ]

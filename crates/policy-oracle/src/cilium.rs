@@ -1,7 +1,7 @@
 //! CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use crate::{
-    Direction, Peer, Said, Traffic, Way, contains, list, port,
+    Direction, Peer, Said, Traffic, Way, callee, contains, is_named, list, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -25,12 +25,14 @@ fn names_namespace(key: &str) -> bool {
 
 pub(crate) fn ask(
     object: &Value,
+    all: &[Value],
     subject: &Labels,
     direction: Direction,
     peer: &Peer,
     traffic: Traffic,
 ) -> Said {
     let mut said = Said::default();
+    let called = callee(direction, subject, peer);
     let namespace = namespace(object);
     let specs = object.get("spec").into_iter().chain(list(&object["specs"]));
     for spec in specs.filter(|spec| is_about(&spec["endpointSelector"], namespace, subject)) {
@@ -41,19 +43,17 @@ pub(crate) fn ask(
         // Default deny for a direction: some selecting rule has a section in it, unless it says otherwise.
         let has_section = !list(&spec[allow]).is_empty() || !list(&spec[deny]).is_empty();
         said.selects |= spec["enableDefaultDeny"][allow].as_bool().unwrap_or(has_section);
-        for rule in list(&spec[deny])
-            .iter()
-            .filter(|r| is_peer(r, side, namespace, peer))
-        {
-            said.denies |= !ways(rule, traffic).is_empty();
+        let is_meant = |rule: &&Value| is_peer(rule, all, side, namespace, peer);
+        for rule in list(&spec[deny]).iter().filter(is_meant) {
+            said.denies |= !ways(rule, traffic, called).is_empty();
         }
-        for rule in list(&spec[allow])
-            .iter()
-            .filter(|r| is_peer(r, side, namespace, peer))
-        {
+        for rule in list(&spec[allow]).iter().filter(is_meant) {
             let proof = rule["authentication"]["mode"] == "required";
-            said.allows
-                .extend(ways(rule, traffic).into_iter().map(|http| Way { http, proof }));
+            said.allows.extend(
+                ways(rule, traffic, called)
+                    .into_iter()
+                    .map(|http| Way { http, proof }),
+            );
         }
     }
     said
@@ -72,18 +72,24 @@ fn is_about(selector: &Value, namespace: Option<&str>, subject: &Labels) -> bool
 }
 
 /// Whether a rule names this peer.
-fn is_peer(rule: &Value, side: &str, namespace: Option<&str>, peer: &Peer) -> bool {
+fn is_peer(rule: &Value, all: &[Value], side: &str, namespace: Option<&str>, peer: &Peer) -> bool {
     let field = |suffix: &str| rule.get(format!("{side}{suffix}")).filter(|v| !v.is_null());
     let (endpoints, entities) = (field("Endpoints"), field("Entities"));
     let (cidrs, sets) = (field("CIDR"), field("CIDRSet"));
+    let services = field("Services").filter(|_| side == "to");
     // Nobody named, with ports: everybody. Nobody named and no ports: nobody.
-    if endpoints.is_none() && entities.is_none() && cidrs.is_none() && sets.is_none() {
+    let peers = [endpoints, entities, cidrs, sets, services];
+    if peers.iter().all(Option::is_none) {
         return !list(&rule["toPorts"]).is_empty() || !list(&rule["icmps"]).is_empty();
     }
     // A list that is there and empty: nobody. Both ways to write ranges make one list.
     let empty = |value: Option<&Value>| value.is_some_and(|v| list(v).is_empty());
     let ranges = [cidrs, sets].into_iter().flatten().flat_map(list).count();
-    if empty(endpoints) || empty(entities) || (cidrs.is_some() || sets.is_some()) && ranges == 0 {
+    if empty(endpoints)
+        || empty(entities)
+        || empty(services)
+        || (cidrs.is_some() || sets.is_some()) && ranges == 0
+    {
         return false;
     }
     let any = |value: Option<&Value>, meant: &dyn Fn(&Value) -> bool| {
@@ -99,8 +105,76 @@ fn is_peer(rule: &Value, side: &str, namespace: Option<&str>, peer: &Peer) -> bo
         || any(sets, &|set| {
             is_outside_at(peer, |address| {
                 let hole = |hole: &Value| contains(hole, address);
-                contains(&set["cidr"], address) && !list(&set["except"]).iter().any(hole)
+                ranges_of(set, all).iter().any(|range| contains(range, address))
+                    && !list(&set["except"]).iter().any(hole)
             })
+        })
+        || any(services, &|service| is_behind(service, all, peer))
+}
+
+/// The ranges that an element of a set means: its own, or those of the groups it names.
+fn ranges_of(set: &Value, all: &[Value]) -> Vec<Value> {
+    if let Some(own) = set.get("cidr") {
+        return vec![own.clone()];
+    }
+    let is_meant = |group: &&Value| {
+        let by_name = set["cidrGroupRef"]
+            .as_str()
+            .is_some_and(|name| group["metadata"]["name"] == name);
+        let selector = &set["cidrGroupSelector"];
+        group["kind"] == "CiliumCIDRGroup"
+            && (by_name || selector.is_object() && has_labels(selector, &group["metadata"]["labels"]))
+    };
+    let groups = all.iter().filter(is_meant);
+    groups
+        .flat_map(|group| list(&group["spec"]["externalCIDRs"]).to_vec())
+        .collect()
+}
+
+/// Whether an object's labels are as a selector wants them.
+fn has_labels(selector: &Value, labels: &Value) -> bool {
+    let labels: Labels = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| {
+            (
+                format!("k8s:{key}"),
+                value.as_str().unwrap_or_default().to_owned(),
+            )
+        })
+        .collect();
+    conditions(selector).iter().all(|c| holds(c, &labels))
+}
+
+/// Whether a workload is behind a Service that is meant.
+fn is_behind(wanted: &Value, all: &[Value], peer: &Peer) -> bool {
+    let Peer::Workload(labels) = peer else {
+        return false;
+    };
+    let named = &wanted["k8sService"];
+    let labelled = &wanted["k8sServiceSelector"];
+    let here = |namespace: &Value, service: &Value| {
+        namespace.is_null() || *namespace == service["metadata"]["namespace"]
+    };
+    all.iter()
+        .filter(|object| object["kind"] == "Service")
+        .any(|service| {
+            let is_meant = if named.is_object() {
+                here(&named["namespace"], service) && named["serviceName"] == service["metadata"]["name"]
+            } else {
+                here(&labelled["namespace"], service)
+                    && has_labels(&labelled["selector"], &service["metadata"]["labels"])
+            };
+            let selector = service["spec"]["selector"].as_object();
+            is_meant
+                && labels.namespace() == service["metadata"]["namespace"].as_str()
+                && selector.is_some_and(|s| {
+                    // Without a selector it is for somebody else to say who is behind it.
+                    !s.is_empty()
+                        && s.iter()
+                            .all(|(key, value)| labels.get(&format!("k8s:{key}")) == value.as_str())
+                })
         })
 }
 
@@ -156,7 +230,7 @@ fn is_entity(entity: &str, peer: &Peer) -> bool {
 }
 
 /// Each way in which a rule speaks of this traffic: the rules about requests, if the proxy is to look into it.
-fn ways(rule: &Value, traffic: Traffic) -> Vec<Option<Vec<Value>>> {
+fn ways(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> Vec<Option<Vec<Value>>> {
     let (ports, messages) = (list(&rule["toPorts"]), list(&rule["icmps"]));
     if ports.is_empty() && messages.is_empty() {
         return vec![None];
@@ -165,7 +239,9 @@ fn ways(rule: &Value, traffic: Traffic) -> Vec<Option<Vec<Value>>> {
     for group in ports {
         let rules = list(&group["rules"]["http"]);
         let http = (!rules.is_empty()).then(|| rules.to_vec());
-        let meant = list(&group["ports"]).iter().filter(|p| is_port(p, traffic));
+        let meant = list(&group["ports"])
+            .iter()
+            .filter(|p| is_port(p, traffic, called));
         ways.extend(meant.map(|_| http.clone()));
     }
     for group in messages {
@@ -175,8 +251,7 @@ fn ways(rule: &Value, traffic: Traffic) -> Vec<Option<Vec<Value>>> {
     ways
 }
 
-fn is_port(rule: &Value, traffic: Traffic) -> bool {
-    let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
+fn is_port(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> bool {
     let number = match rule["protocol"].as_str() {
         None | Some("ANY") => None,
         Some("TCP") => Some(6),
@@ -185,6 +260,10 @@ fn is_port(rule: &Value, traffic: Traffic) -> bool {
         Some("IGMP") => Some(2),
         Some(_) => Some(112),
     };
+    if let Some(named) = is_named(&rule["port"], number, traffic, called) {
+        return named;
+    }
+    let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
     // Port 0 is every port, and with any protocol also what has no ports.
     if first == 0 {
         return number.is_none_or(|n| n == traffic.protocol);

@@ -22,11 +22,79 @@ pub fn workloads() -> Vec<(NumericIdentity, Labels)> {
                     .into_iter()
                     .chain(tier.map(|v| ("tier", v)));
                 let number = NumericIdentity(256 + all.len() as u32);
-                all.push((number, Labels::for_workload(own, namespace, "", "")));
+                let labels = Labels::for_workload(own, namespace, "", "");
+                let team = if namespace == "a" { "x" } else { "y" };
+                all.push((number, labels.with_namespace([("team", team)])));
             }
         }
     }
     all
+}
+
+/// What a workload calls its ports: name, protocol, number.
+pub fn named_ports(labels: &Labels) -> Vec<(&'static str, u8, u16)> {
+    match labels.get("k8s:app") {
+        Some("x") => vec![("http", 6, 80), ("dns", 17, 85), ("dns", 6, 443)],
+        Some(_) => vec![("http", 6, 8080), ("dns", 17, 80), ("other", 132, 80)],
+        None => Vec::new(),
+    }
+}
+
+/// What policies name beside workloads: groups of addresses and Services.
+pub fn surroundings() -> Vec<Value> {
+    let group = |name: &str, kind: &str, cidrs: &[&str]| {
+        json!({
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumCIDRGroup",
+            "metadata": {"name": name, "labels": {"kind": kind}},
+            "spec": {"externalCIDRs": cidrs},
+        })
+    };
+    let service = |namespace: &str, name: &str, kind: &str, selector: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"namespace": namespace, "name": name, "labels": {"kind": kind}},
+            "spec": {"selector": selector, "ports": [{"port": 80}]},
+        })
+    };
+    vec![
+        group("g1", "x", &["10.0.0.0/8", "2001:db8::/32"]),
+        group("g2", "y", &["10.1.0.0/16", "192.0.2.1/32"]),
+        group("g3", "x", &["192.0.2.0/24"]),
+        service("a", "s1", "x", json!({"app": "x"})),
+        service("b", "s1", "y", json!({"app": "y", "tier": "x"})),
+        service("a", "s2", "y", json!({"tier": "x"})),
+        service("b", "s3", "x", json!({})),
+    ]
+}
+
+/// Services, by name or by label.
+fn services() -> impl Strategy<Value = Value> {
+    let namespace = || option::of(select(vec!["a", "b"])).prop_map(|n| n.map(|n| json!(n)));
+    let named = (select(vec!["s1", "s2", "s3", "s4"]), namespace()).prop_map(|(name, namespace)| {
+        let parts = vec![("serviceName", Some(json!(name))), ("namespace", namespace)];
+        json!({"k8sService": object_of(parts)})
+    });
+    let labelled = (selector(&["kind"], &["x", "y"]), namespace()).prop_map(|(selector, namespace)| {
+        let parts = vec![("selector", Some(selector)), ("namespace", namespace)];
+        json!({"k8sServiceSelector": object_of(parts)})
+    });
+    prop_oneof![named, labelled]
+}
+
+/// Ranges of groups, some less holes.
+fn group_set() -> impl Strategy<Value = Value> {
+    let named = select(vec!["g1", "g2", "g3", "g4"]).prop_map(|name| ("cidrGroupRef", json!(name)));
+    let labelled = selector(&["kind"], &["x", "y"]).prop_map(|selector| ("cidrGroupSelector", selector));
+    let holes = vec!["10.1.0.0/16", "192.0.2.0/24", "2001:db8:1::/48"];
+    (
+        prop_oneof![named, labelled],
+        option::of(subsequence(holes, 1..=2)),
+    )
+        .prop_map(|((field, which), except)| {
+            object_of(vec![(field, Some(which)), ("except", except.map(|e| json!(e)))])
+        })
 }
 
 /// Addresses outside the cluster, in and beside the ranges that policies name.
@@ -165,7 +233,7 @@ fn http() -> impl Strategy<Value = Value> {
     ]);
     let parts = (
         method,
-        option::weighted(0.6, path),
+        option::weighted(0.75, path),
         option::weighted(0.3, host),
         option::weighted(0.3, headers),
         option::weighted(0.1, matches),
@@ -276,6 +344,10 @@ const OTHERS: &[&str] = &[
     "reserved:none",
 ];
 const NAMESPACE: &[&str] = &["io.kubernetes.pod.namespace", "k8s:io.kubernetes.pod.namespace"];
+const OF_NAMESPACE: &[&str] = &[
+    "io.cilium.k8s.namespace.labels.team",
+    "k8s:io.cilium.k8s.namespace.labels.team",
+];
 
 fn merged(a: Value, b: Value) -> Value {
     let join = |field: &str| match (a.get(field).cloned(), b.get(field).cloned()) {
@@ -302,6 +374,7 @@ fn endpoints() -> impl Strategy<Value = Value> {
                 3 => Just(json!({})),
         5 => own(),
         2 => (own(), selector(NAMESPACE, &["a", "b"])).prop_map(both),
+        2 => (own(), selector(OF_NAMESPACE, &["x", "y"])).prop_map(both),
         1 => (own(), selector(OTHERS, &[""])).prop_map(both),
     ]
 }
@@ -344,13 +417,15 @@ fn entity() -> impl Strategy<Value = &'static str> {
 }
 
 /// Whom a rule names, as fields without their `from` or `to`.
-fn peers() -> impl Strategy<Value = Vec<(&'static str, Value)>> {
+fn peers(side: &str) -> impl Strategy<Value = Vec<(&'static str, Value)>> + use<> {
     let one = |field: &'static str| move |list: Vec<Value>| vec![(field, json!(list))];
     prop_oneof![
         6 => vec(endpoints(), 0..3).prop_map(one("Endpoints")),
         6 => vec(entity().prop_map(|e| json!(e)), 0..3).prop_map(one("Entities")),
         2 => vec(select(&RANGES[..]).prop_map(|r| json!(r)), 0..3).prop_map(one("CIDR")),
-        2 => vec(cidr_set(), 0..3).prop_map(one("CIDRSet")),
+        2 => vec(prop_oneof![cidr_set(), group_set()], 0..3).prop_map(one("CIDRSet")),
+        // Who comes in comes from no Service.
+        if side == "to" { 3 } else { 0 } => vec(services(), 0..3).prop_map(one("Services")),
                 6 => Just(Vec::new()),
         // An empty list beside a filled one.
         1 => select(vec!["Endpoints", "CIDR", "CIDRSet"])
@@ -368,7 +443,12 @@ fn range() -> impl Strategy<Value = Option<(u16, u16)>> {
 }
 
 fn port(protocols: &'static [&'static str]) -> impl Strategy<Value = Value> {
-    (select(protocols), range(), any::<bool>()).prop_map(|(protocol, range, text)| {
+    let named = select(vec!["http", "dns", "other", "nobodys"]);
+    let named = (select(protocols), named).prop_map(|(protocol, name)| {
+        let protocol = (!protocol.is_empty()).then(|| json!(protocol));
+        object_of(vec![("protocol", protocol), ("port", Some(json!(name)))])
+    });
+    let numbered = (select(protocols), range(), any::<bool>()).prop_map(|(protocol, range, text)| {
         let write = |port: u16| {
             if text {
                 json!(port.to_string())
@@ -382,7 +462,8 @@ fn port(protocols: &'static [&'static str]) -> impl Strategy<Value = Value> {
             ("port", (range.is_some() || text).then(|| write(first))),
             ("endPort", (first != last).then(|| json!(last))),
         ])
-    })
+    });
+    prop_oneof![4 => numbered, 1 => named]
 }
 
 fn to_ports(deny: bool) -> impl Strategy<Value = Value> {
@@ -397,7 +478,10 @@ fn to_ports(deny: bool) -> impl Strategy<Value = Value> {
             "rules": {"http": http},
         })
     });
-    let group = prop_oneof![4 => plain, 1 => odd, if deny { 0 } else { 10 } => http];
+    let named = vec(self::http(), 1..3)
+        .prop_map(|http| json!({"ports": [{"port": "http", "protocol": "TCP"}], "rules": {"http": http}}));
+    let http = prop_oneof![5 => http, 1 => named];
+    let group = prop_oneof![4 => plain, 1 => odd, if deny { 0 } else { 15 } => http];
     vec(group, 0..4).prop_map(|groups| json!(groups))
 }
 
@@ -425,7 +509,7 @@ fn rule(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
         1 => icmps().prop_map(|v| Some(("icmps", v))),
     ];
     let proof = prop_oneof![4 => Just(None), 2 => Just(Some("required")), 1 => Just(Some("disabled"))];
-    (peers(), what, proof).prop_map(move |(peers, what, proof)| {
+    (peers(side), what, proof).prop_map(move |(peers, what, proof)| {
         let fields = peers
             .into_iter()
             .map(|(field, list)| (format!("{side}{field}"), list));
@@ -447,6 +531,7 @@ fn subjects() -> impl Strategy<Value = Value> {
                 8 => Just(json!({})),
         3 => own(),
         1 => (own(), namespace).prop_map(|(a, b)| merged(a, b)),
+        1 => selector(OF_NAMESPACE, &["x", "y"]),
     ]
 }
 
@@ -503,14 +588,19 @@ fn cilium(kind: &'static str) -> impl Strategy<Value = Value> {
 fn kubernetes() -> impl Strategy<Value = Value> {
     const LABELS: &[&str] = &["app", "tier"];
     const NAME: &[&str] = &["kubernetes.io/metadata.name"];
+    const TEAM: &[&str] = &["team"];
     fn rule(side: &'static str) -> impl Strategy<Value = Value> {
         let pods = || option::of(selector(LABELS, &["x", "y"]));
-        let namespaces = || option::of(selector(NAME, &["a", "b"]));
+        let namespaces = || {
+            let one = prop_oneof![selector(NAME, &["a", "b"]), selector(TEAM, &["x", "y"])];
+            option::of(one)
+        };
         let by_label = (pods(), namespaces()).prop_map(|(pods, namespaces)| match (pods, namespaces) {
             (None, None) => json!({"podSelector": {}}),
             (pods, namespaces) => object_of(vec![("podSelector", pods), ("namespaceSelector", namespaces)]),
         });
         let peer = prop_oneof![3 => by_label, 2 => cidr_set().prop_map(|block| json!({"ipBlock": block}))];
+        let named = select(vec!["http", "dns"]).prop_map(|name| json!({"port": name}));
         let port = (select(vec!["", "TCP", "UDP", "SCTP"]), range()).prop_map(|(protocol, range)| {
             object_of(vec![
                 ("protocol", (!protocol.is_empty()).then(|| json!(protocol))),
@@ -518,6 +608,7 @@ fn kubernetes() -> impl Strategy<Value = Value> {
                 ("endPort", range.map(|(_, last)| json!(last))),
             ])
         });
+        let port = prop_oneof![5 => port, 1 => named];
         (option::of(vec(peer, 0..3)), option::of(vec(port, 0..3))).prop_map(move |(peers, ports)| {
             object_of(vec![
                 (side, peers.map(|p| json!(p))),

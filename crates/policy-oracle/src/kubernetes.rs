@@ -1,7 +1,7 @@
 //! NetworkPolicy of Kubernetes.
 
 use crate::{
-    Direction, Peer, Said, Traffic, Way, contains, list, port,
+    Direction, Peer, Said, Traffic, Way, callee, contains, is_named, list, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -32,10 +32,11 @@ pub(crate) fn ask(
     if !about || !of_type {
         return Said::default();
     }
+    let called = callee(direction, subject, peer);
     let allowed = |rule: &&Value| {
         let (peers, ports) = (list(&rule[side]), list(&rule["ports"]));
         let who = peers.is_empty() || peers.iter().any(|p| is_peer(p, own, peer));
-        who && (ports.is_empty() || ports.iter().any(|p| is_port(p, traffic)))
+        who && (ports.is_empty() || ports.iter().any(|p| is_port(p, traffic, called)))
     };
     Said {
         selects: true,
@@ -70,8 +71,11 @@ fn is_peer(rule: &Value, own: &str, peer: &Peer) -> bool {
             let there = match rule.get("namespaceSelector") {
                 None => namespace == own,
                 Some(selector) => {
-                    let name = [("k8s:kubernetes.io/metadata.name".to_owned(), namespace.to_owned())];
-                    selects(selector, &Labels::from_iter(name))
+                    let own = labels.iter().filter_map(|(key, value)| {
+                        let key = key.strip_prefix("k8s:io.cilium.k8s.namespace.labels.")?;
+                        Some((format!("k8s:{key}"), value.to_owned()))
+                    });
+                    selects(selector, &own.collect())
                 }
             };
             there
@@ -83,12 +87,15 @@ fn is_peer(rule: &Value, own: &str, peer: &Peer) -> bool {
     }
 }
 
-fn is_port(rule: &Value, traffic: Traffic) -> bool {
+fn is_port(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> bool {
     let protocol = match rule["protocol"].as_str() {
         None | Some("TCP") => 6,
         Some("UDP") => 17,
         Some(_) => 132,
     };
+    if let Some(named) = is_named(&rule["port"], Some(protocol), traffic, called) {
+        return named;
+    }
     let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
     let last = if end == 0 { first } else { end };
     traffic.protocol == protocol && (first == 0 || (first..=last).contains(&traffic.number))

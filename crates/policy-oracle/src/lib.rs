@@ -2,7 +2,8 @@
 //!
 //! For tests only. Nothing is compiled, indexed or kept, and no code is shared with what parses, compiles
 //! or enforces policies: where this and the engine (or the kernel) disagree, one of them is wrong. It
-//! takes manifests that are legal; of others it says nothing useful.
+//! takes manifests that are legal; of others it says nothing useful. Groups of addresses and Services are
+//! looked up among them; which port a workload calls by which name says [`generate::named_ports`].
 //!
 //! [`generate`] makes up manifests and questions about them.
 
@@ -175,7 +176,10 @@ fn ask(
 ) -> Vec<Said> {
     let one = |object: &Value| match object["kind"].as_str() {
         Some("NetworkPolicy") => kubernetes::ask(object, subject, direction, peer, traffic),
-        _ => cilium::ask(object, subject, direction, peer, traffic),
+        Some("CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => {
+            cilium::ask(object, objects, subject, direction, peer, traffic)
+        }
+        _ => Said::default(),
     };
     objects.iter().map(one).collect()
 }
@@ -191,6 +195,27 @@ fn contains(range: &Value, address: IpAddr) -> bool {
     match text.parse::<ipnet::IpNet>() {
         Ok(net) => net.contains(&address),
         Err(_) => text.parse() == Ok(address),
+    }
+}
+
+/// Whether a port is meant by its name: whoever is called has one of this number that it calls so.
+fn is_named(port: &Value, protocol: Option<u8>, traffic: Traffic, callee: Option<&Labels>) -> Option<bool> {
+    let name = port.as_str().filter(|p| p.parse::<u16>().is_err())?;
+    let named = callee.map(generate::named_ports).unwrap_or_default();
+    Some(named.iter().any(|(own, own_protocol, number)| {
+        *own == name
+            && *own_protocol == traffic.protocol
+            && *number == traffic.number
+            && protocol.is_none_or(|wanted| wanted == traffic.protocol)
+    }))
+}
+
+/// Who is called.
+fn callee<'a>(direction: Direction, subject: &'a Labels, peer: &'a Peer) -> Option<&'a Labels> {
+    match (direction, peer) {
+        (Direction::Ingress, _) => Some(subject),
+        (Direction::Egress, Peer::Workload(labels)) => Some(labels),
+        (Direction::Egress, _) => None,
     }
 }
 

@@ -20,8 +20,8 @@ pub use dapr::DaprObject;
 pub use gateway::{Gateway, GatewayClass, Grant, Route};
 pub use meta::Meta;
 pub use policy::{
-    CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule,
-    PortRule, expression,
+    CidrGroup, CidrRange, CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy,
+    PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
 };
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
@@ -122,11 +122,13 @@ pub enum Kind {
     GrpcRoute,
     /// `gateway.networking.k8s.io/v1` ReferenceGrant.
     ReferenceGrant,
+    /// `cilium.io/v2` CiliumCIDRGroup.
+    CiliumCidrGroup,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
@@ -139,6 +141,7 @@ impl Kind {
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::ReferenceGrant,
+        Self::CiliumCidrGroup,
     ];
 
     /// The values of `apiVersion` under which it is read; the first is today's.
@@ -147,6 +150,7 @@ impl Kind {
             Self::Service | Self::Namespace => &["v1"],
             Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
             Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => &["cilium.io/v2"],
+            Self::CiliumCidrGroup => &["cilium.io/v2", "cilium.io/v2alpha1"],
             Self::NetworkPolicy => &["networking.k8s.io/v1"],
             Self::GatewayClass | Self::Gateway | Self::ReferenceGrant => &[
                 "gateway.networking.k8s.io/v1",
@@ -185,6 +189,7 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::CiliumCidrGroup => "CiliumCIDRGroup",
         }
     }
 
@@ -203,6 +208,7 @@ impl Kind {
             Self::HttpRoute => ("httproutes", &[]),
             Self::GrpcRoute => ("grpcroutes", &[]),
             Self::ReferenceGrant => ("referencegrants", &["refgrant"]),
+            Self::CiliumCidrGroup => ("ciliumcidrgroups", &["ccg"]),
         }
     }
 
@@ -215,7 +221,10 @@ impl Kind {
     pub fn is_of_cluster(self) -> bool {
         matches!(
             self,
-            Self::CiliumClusterwideNetworkPolicy | Self::GatewayClass | Self::Namespace
+            Self::CiliumClusterwideNetworkPolicy
+                | Self::GatewayClass
+                | Self::Namespace
+                | Self::CiliumCidrGroup
         )
     }
 }
@@ -253,6 +262,8 @@ pub enum Body {
     GrpcRoute(Route),
     /// `gateway.networking.k8s.io/v1` ReferenceGrant.
     ReferenceGrant(Grant),
+    /// `cilium.io/v2` CiliumCIDRGroup.
+    CiliumCidrGroup(CidrGroup),
 }
 
 /// An object of a known kind.
@@ -284,6 +295,7 @@ impl Resource {
             Body::HttpRoute(_) => Kind::HttpRoute,
             Body::GrpcRoute(_) => Kind::GrpcRoute,
             Body::ReferenceGrant(_) => Kind::ReferenceGrant,
+            Body::CiliumCidrGroup(_) => Kind::CiliumCidrGroup,
         }
     }
 }
@@ -369,6 +381,7 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
         Kind::HttpRoute => gateway::read_http(&mut object, problems).map(Body::HttpRoute),
         Kind::GrpcRoute => gateway::read_grpc(&mut object, problems).map(Body::GrpcRoute),
         Kind::ReferenceGrant => gateway::read_grant(&mut object, problems).map(Body::ReferenceGrant),
+        Kind::CiliumCidrGroup => policy::read_cidr_group(&mut object, problems).map(Body::CiliumCidrGroup),
     };
     object.finish(problems);
     let (meta, body) = (meta?, body?);

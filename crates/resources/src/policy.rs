@@ -5,13 +5,17 @@
 
 mod cilium;
 mod expression;
+mod group;
 mod http;
 mod icmp;
 mod kubernetes;
 mod parts;
+mod services;
 
 pub use expression::expression;
-pub(crate) use {cilium::read as read_cilium, kubernetes::read as read_kubernetes};
+pub(crate) use {
+    cilium::read as read_cilium, group::read as read_cidr_group, kubernetes::read as read_kubernetes,
+};
 
 use crate::selector::LabelSelector;
 use ipnet::IpNet;
@@ -49,7 +53,7 @@ pub struct PolicyRule {
 }
 
 /// One element of `ingress`, `egress`, `ingressDeny` or `egressDeny`. At most one of `endpoints`,
-/// `entities` and `cidrs` has elements.
+/// `entities`, `cidrs` and `services` has elements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerRule {
     /// Where it stands in the object: `ingress[0]`, `specs[1].egressDeny[2]`.
@@ -60,6 +64,8 @@ pub struct PeerRule {
     pub entities: Option<Vec<Entity>>,
     /// `fromCIDR` and `fromCIDRSet`, `toCIDR` and `toCIDRSet`.
     pub cidrs: Option<Vec<CidrRule>>,
+    /// `toServices`: what is behind these Services.
+    pub services: Option<Vec<ServiceRule>>,
     /// `toPorts`, flattened; absent when no port is named: every port.
     pub ports: Option<Vec<PortRule>>,
     /// `icmps`, flattened; never beside `ports`.
@@ -68,13 +74,49 @@ pub struct PeerRule {
     pub authenticated: bool,
 }
 
-/// A range of addresses with holes.
+/// Ranges of addresses with holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CidrRule {
-    /// The range; host bits are zero.
-    pub cidr: IpNet,
-    /// What of it is not meant.
+    /// The ranges.
+    pub range: CidrRange,
+    /// What of them is not meant.
     pub except: Vec<IpNet>,
+}
+
+/// Where the ranges of a [`CidrRule`] are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CidrRange {
+    /// Here; host bits are zero.
+    Net(IpNet),
+    /// In the CiliumCIDRGroup of this name. While there is none, no address is meant.
+    Group(String),
+    /// In all CiliumCIDRGroups with these labels.
+    Groups(LabelSelector),
+}
+
+/// A CiliumCIDRGroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CidrGroup {
+    /// `externalCIDRs`; host bits are zero.
+    pub cidrs: Vec<IpNet>,
+}
+
+/// Services that a rule means, of one namespace or, without one, of all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceRule {
+    /// Their namespace.
+    pub namespace: Option<String>,
+    /// Which of its Services.
+    pub which: Services,
+}
+
+/// See [`ServiceRule`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Services {
+    /// `k8sService`: the one of this name.
+    Named(String),
+    /// `k8sServiceSelector`: those with these labels.
+    Labelled(LabelSelector),
 }
 
 /// One element of `toPorts[].ports`.
@@ -84,12 +126,21 @@ pub struct PortRule {
     pub path: String,
     /// IANA number; absent for `ANY`.
     pub protocol: Option<u8>,
-    /// First port; 0 for every port.
-    pub first: u16,
-    /// Last port, inclusive.
-    pub last: u16,
+    /// Which of its ports.
+    pub port: Port,
     /// `rules.http`: the requests that may be made there; absent for anything.
     pub http: Option<Arc<[HttpRule]>>,
+}
+
+/// Ports of a [`PortRule`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Port {
+    /// Every one.
+    Any,
+    /// First and last, inclusive; the first is not 0 and not above the last.
+    Range(u16, u16),
+    /// What the callee calls so among the ports of its containers.
+    Named(String),
 }
 
 /// One element of `icmps[].fields`.

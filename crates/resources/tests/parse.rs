@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use weft_resources::{Body, Entity, Kind, Operator, Resource, TargetPort, parse};
+use weft_resources::{Body, CidrRange, Entity, Kind, Operator, Port, Resource, TargetPort, parse};
 
 fn good(text: &str) -> Vec<Resource> {
     parse("a.yaml", text.as_bytes()).unwrap_or_else(|e| panic!("{e:#?}"))
@@ -80,26 +80,24 @@ fn a_policy_is_read_whole() {
     assert_eq!(keys[2].1, Operator::DoesNotExist);
     let ports = rule.ingress[0].ports.as_ref().unwrap();
     assert_eq!(
-        (ports[0].protocol, ports[0].first, ports[0].last),
-        (Some(6), 50_002, 50_002)
+        (ports[0].protocol, ports[0].port.clone()),
+        (Some(6), Port::Range(50_002, 50_002))
     );
     assert_eq!(
-        (ports[1].protocol, ports[1].first, ports[1].last),
-        (None, 8080, 8090)
+        (ports[1].protocol, ports[1].port.clone()),
+        (None, Port::Range(8080, 8090))
     );
     assert_eq!(ports[1].path, "toPorts[0].ports[1]");
     assert_eq!(rule.ingress[1].entities, Some(vec![Entity::Cluster]));
     // Absent and empty are different things.
     assert_eq!(rule.ingress[1].endpoints, None);
     assert_eq!(rule.ingress[2].endpoints, Some(vec![]));
+    let net = |text: &str| CidrRange::Net(text.parse().unwrap());
     let cidr = &rule.ingress_deny[0].cidrs.as_ref().unwrap()[0];
+    assert_eq!((&cidr.range, cidr.except.len()), (&net("10.0.0.0/8"), 1));
     assert_eq!(
-        (cidr.cidr.to_string().as_str(), cidr.except.len()),
-        ("10.0.0.0/8", 1)
-    );
-    assert_eq!(
-        rule.egress[0].cidrs.as_ref().unwrap()[0].cidr.to_string(),
-        "192.0.2.1/32"
+        rule.egress[0].cidrs.as_ref().unwrap()[0].range,
+        net("192.0.2.1/32")
     );
     assert_eq!(
         (rule.default_deny_ingress, rule.default_deny_egress),

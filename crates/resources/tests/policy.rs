@@ -1,7 +1,7 @@
 //! What network policies may say, and what may not stand together.
 #![allow(clippy::unwrap_used)]
 
-use weft_resources::{Body, Entity, NetworkPolicy, PeerRule, parse};
+use weft_resources::{Body, Entity, NetworkPolicy, PeerRule, Port, parse};
 
 /// A CiliumNetworkPolicy with one ingress rule, written in flow style.
 fn cilium(section: &str, rule: &str) -> String {
@@ -87,9 +87,24 @@ fn what_may_not_stand_together_is_refused() {
             "names no message and would match nothing",
         ),
         (
-            "toPorts: [{ports: [{port: '80'}]}]",
             "toPorts: [{ports: [{port: http}]}]",
-            "ports are not supported by name",
+            "toPorts: [{ports: [{port: http_port}]}]",
+            "is no name of a port",
+        ),
+        (
+            "toPorts: [{ports: [{port: http}]}]",
+            "toPorts: [{ports: [{port: http, endPort: 90}]}]",
+            "port must be given as a number",
+        ),
+        (
+            "fromCIDRSet: [{cidrGroupRef: g}]",
+            "fromCIDRSet: [{cidrGroupRef: g, cidr: 10.0.0.0/8}]",
+            "must have one of cidr, cidrGroupRef and cidrGroupSelector",
+        ),
+        (
+            "fromEntities: [host, remote-node]",
+            "fromNodes: [{matchLabels: {pool: x}}]",
+            "write fromEntities: [host, remote-node]",
         ),
         (
             "icmps: [{fields: [{type: PacketTooBig, family: IPv6}]}]",
@@ -217,9 +232,9 @@ fn peers_of_kubernetes() {
         .ports
         .iter()
         .flatten()
-        .map(|p| (p.protocol, p.first, p.last))
+        .map(|p| (p.protocol, p.port.clone()))
         .collect();
-    assert_eq!(ports, [(Some(6), 80, 90), (Some(6), 0, 65_535)]);
+    assert_eq!(ports, [(Some(6), Port::Range(80, 90)), (Some(6), Port::Any)]);
     assert_eq!(
         (&everybody.entities, &everybody.ports),
         (&Some(vec![Entity::All]), &None)
@@ -236,10 +251,14 @@ fn peers_of_kubernetes() {
             "not a part of the range",
         ),
         (
-            "from: [{namespaceSelector: {matchLabels: {team: x}}}]",
-            "known by kubernetes.io/metadata.name only",
+            "from: [{namespaceSelector: {matchLabels: {'k8s:team': x}}}]",
+            "keys of labels have no colon",
         ),
-        ("ports: [{port: http}]", "ports are not supported by name"),
+        ("ports: [{port: http_port}]", "is no name of a port"),
+        (
+            "ports: [{port: http, endPort: 80}]",
+            "port must be given as a number",
+        ),
         ("ports: [{endPort: 80}]", "must not be below port"),
         ("ports: [{port: 80, protocol: ICMP}]", "none of TCP, UDP, SCTP"),
     ];

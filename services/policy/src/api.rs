@@ -5,7 +5,7 @@ use crate::{
     hosts::{HostError, Hosts},
     metrics::Counts,
     owner::{Event, Refused},
-    world::{RegisterError, Session, WINDOW, check_loopback, check_workload, svid_name},
+    world::{ExplainError, RegisterError, Session, WINDOW, check_loopback, check_workload, svid_name},
 };
 use futures::Stream;
 use std::{
@@ -111,6 +111,29 @@ impl From<Refused> for Status {
             Refused::Register(RegisterError::Full(_)) => Self::resource_exhausted(text),
             Refused::Store(_) => Self::unavailable(text),
         }
+    }
+}
+
+impl From<ExplainError> for Status {
+    fn from(error: ExplainError) -> Self {
+        let text = error.to_string();
+        match error {
+            ExplainError::Invalid { .. } => Self::invalid_argument(text),
+            ExplainError::NotFound { .. } => Self::not_found(text),
+            ExplainError::Ambiguous { .. } => Self::failed_precondition(text),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl pb::explain_server::Explain for Api {
+    async fn explain(
+        &self,
+        request: Request<pb::ExplainRequest>,
+    ) -> Result<Response<pb::ExplainResponse>, Status> {
+        let request = Box::new(request.into_inner());
+        let answer = self.ask(|reply| Event::Explain { request, reply }).await?;
+        Ok(Response::new(answer?))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     metrics::Counts,
     starts::Starts,
     store::{State, Write},
-    world::{RegisterError, Session, World},
+    world::{ExplainError, RegisterError, Session, World},
 };
 use std::{
     collections::BTreeSet,
@@ -90,6 +90,10 @@ pub(crate) enum Event {
     },
     Rejected {
         reply: oneshot::Sender<pb::RejectedResponse>,
+    },
+    Explain {
+        request: Box<pb::ExplainRequest>,
+        reply: oneshot::Sender<Result<pb::ExplainResponse, ExplainError>>,
     },
 }
 
@@ -281,6 +285,9 @@ impl Owner {
             }
             Event::Rejected { reply } => {
                 let _ = reply.send(self.files.rejected());
+            }
+            Event::Explain { request, reply } => {
+                let _ = reply.send(self.world.explain(&request));
             }
             Event::List { request, reply } if request.objects => {
                 self.world.set_time(now());

@@ -11,6 +11,7 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::Service("identity"), Admit::Node, Admit::Admin],
     ),
     ("/weft.policy.v1.Distribution/Subscribe", &[Admit::Node]),
+    ("/weft.policy.v1.Explain/Explain", &[Admit::Admin, Admit::Local]),
     ("/weft.policy.v1.Resources/List", &[Admit::Admin, Admit::Local]),
     ("/weft.policy.v1.Resources/Rejected", &[Admit::Node, Admit::Admin]),
 ]);
@@ -36,7 +37,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles_and_admits_no_workload() {
         let methods = weft_rpc::methods("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 6);
+        assert_eq!(methods.len(), 7);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
             for refused in [
@@ -64,5 +65,7 @@ mod tests {
         let (identity, local) = (caller("/weft/service/identity"), Caller::Local { uid: 0 });
         assert!(ok("Registry/Watch", &identity));
         assert!(ok("Resources/List", &local) && !ok("Registry/Watch", &local));
+        assert!(ok("Explain/Explain", &admin) && ok("Explain/Explain", &local));
+        assert!(!ok("Explain/Explain", &node));
     }
 }

@@ -216,6 +216,9 @@ async fn start_on(
             pb::distribution_server::DistributionServer::new(api.clone())
                 .max_decoding_message_size(MAX_REQUEST),
         )
+        .add_service(
+            pb::explain_server::ExplainServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST),
+        )
         .add_service(pb::resources_server::ResourcesServer::new(api).max_decoding_message_size(MAX_REQUEST))
         .build();
 

@@ -80,6 +80,8 @@ pub fn spec(container: &Inspected) -> Result<WorkloadSpec, String> {
         app_port,
         app_protocol: label(APP_PROTOCOL).unwrap_or_default().to_owned(),
         addresses: addresses.cloned().collect(),
+        // By annotation, where somebody says them.
+        named_ports: Vec::new(),
         place: Some(Place::NetnsPid(container.state.pid)),
     })
 }

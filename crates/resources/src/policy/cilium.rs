@@ -3,6 +3,7 @@
 use super::{
     NetworkPolicy, PeerRule, PolicyRule, icmp,
     parts::{cidr, cidr_set, entity, to_ports},
+    services,
 };
 use crate::{
     fields::{Field, Object, Problems},
@@ -31,7 +32,12 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<N
 
 fn rule(field: &Field<'_>, prefix: &str, problems: &mut Problems) -> Option<PolicyRule> {
     let mut object = field.object(problems)?;
-    object.unsupported(&["nodeSelector"], problems);
+    if let Some(f) = object.take("nodeSelector") {
+        f.fail(
+            problems,
+            "is not supported: nodes themselves are not governed by policies here",
+        );
+    }
     let endpoint_selector = object
         .need("endpointSelector", problems)
         .and_then(|f| selector(&f, problems));
@@ -80,7 +86,11 @@ fn peer_rule(
     let name = |suffix: &str| format!("{side}{suffix}");
     let mut list =
         |suffix: &str, problems: &mut Problems| object.take(&name(suffix)).and_then(|f| f.list(problems));
-    let lists = ["Endpoints", "Entities", "CIDR", "CIDRSet"].map(|suffix| (suffix, list(suffix, problems)));
+    let lists = ["Endpoints", "Entities", "CIDR", "CIDRSet", "Services"].map(|suffix| {
+        // Who comes in comes from no Service.
+        let there = (suffix != "Services" || !ingress).then(|| list(suffix, problems));
+        (suffix, there.flatten())
+    });
     let filled: Vec<String> = lists
         .iter()
         .filter(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty()))
@@ -92,7 +102,7 @@ fn peer_rule(
             format_args!("combines {}; write one rule for each", filled.join(" and ")),
         );
     }
-    let [endpoints, entities, plain, sets] = lists.map(|(_, list)| list);
+    let [endpoints, entities, plain, sets, services] = lists.map(|(_, list)| list);
     let endpoints = endpoints.map(|l| l.iter().filter_map(|f| selector(f, problems)).collect());
     let entities = entities.map(|l| l.iter().filter_map(|f| entity(f, problems)).collect());
     let mut cidrs = (plain.is_some() || sets.is_some()).then(Vec::new);
@@ -102,6 +112,7 @@ fn peer_rule(
     for f in sets.into_iter().flatten() {
         cidrs.get_or_insert_default().extend(cidr_set(&f, problems));
     }
+    let services = services.map(|l| l.iter().filter_map(|f| services::read(f, problems)).collect());
     let ports = object.take("toPorts").and_then(|f| to_ports(&f, deny, problems));
     let icmps = object.take("icmps");
     if let Some(f) = icmps.as_ref().filter(|_| ports.is_some()) {
@@ -114,9 +125,18 @@ fn peer_rule(
         }
         authentication(&f, problems)
     });
-    object.unsupported(&[&name("Nodes"), &name("Groups"), &name("Requires")], problems);
+    if let Some(f) = object.take(&name("Nodes")) {
+        f.fail(
+            problems,
+            format_args!(
+                "is not supported: all nodes share one identity here; write {}: [host, remote-node]",
+                name("Entities")
+            ),
+        );
+    }
+    object.unsupported(&[&name("Groups"), &name("Requires")], problems);
     if !ingress {
-        object.unsupported(&["toServices", "toFQDNs"], problems);
+        object.unsupported(&["toFQDNs"], problems);
     }
     object.finish(problems);
     Some(PeerRule {
@@ -124,6 +144,7 @@ fn peer_rule(
         endpoints,
         entities,
         cidrs,
+        services,
         ports,
         icmps,
         authenticated,

@@ -4,13 +4,14 @@
 //! meant by address ranges and by rules without peers.
 
 use super::{
-    CidrRule, Entity, NetworkPolicy, PeerRule, PolicyRule, PortRule,
-    parts::{net, number, protocol},
+    CidrRange, CidrRule, Entity, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule,
+    parts::{net, port_ref, protocol},
 };
 use crate::{
     fields::{Field, Object, Problems},
     selector::{LabelKey, LabelSelector, Operator, Requirement, selector},
 };
+use weft_model::NAMESPACE_LABELS_PREFIX;
 
 /// The label that names a namespace among its own labels.
 const NAME_OF_NAMESPACE: &str = "kubernetes.io/metadata.name";
@@ -151,8 +152,8 @@ fn pods(field: &Field<'_>, problems: &mut Problems) -> Option<LabelSelector> {
     Some(all)
 }
 
-/// Namespaces are known by their names. A requirement that pods have one keeps nodes and the outside out,
-/// which `NotIn` would let in.
+/// Namespaces are known by their labels, their names among them. A requirement that pods have one keeps nodes
+/// and the outside out, which `NotIn` would let in.
 fn namespaces(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Requirement>> {
     let namespace = || LabelKey {
         source: Some("k8s".into()),
@@ -164,17 +165,20 @@ fn namespaces(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<Requirem
         values: Vec::new(),
     }];
     for requirement in selector(field, problems)?.requirements {
-        if requirement.key.source.is_some() || requirement.key.name != NAME_OF_NAMESPACE {
-            field.fail(
-                problems,
-                format_args!("namespaces are known by {NAME_OF_NAMESPACE} only"),
-            );
+        let LabelKey { source, name } = &requirement.key;
+        if source.is_some() || name.contains(':') {
+            field.fail(problems, "keys of labels have no colon");
             return None;
         }
-        all.push(Requirement {
-            key: namespace(),
-            ..requirement
-        });
+        let key = match &**name {
+            // Also without an object that says so.
+            NAME_OF_NAMESPACE => namespace(),
+            name => LabelKey {
+                source: Some("k8s".into()),
+                name: format!("{NAMESPACE_LABELS_PREFIX}.{name}"),
+            },
+        };
+        all.push(Requirement { key, ..requirement });
     }
     Some(all)
 }
@@ -199,7 +203,10 @@ fn range(field: &Field<'_>, problems: &mut Problems) -> Option<CidrRule> {
         except.push(hole);
     }
     object.finish(problems);
-    Some(CidrRule { cidr: cidr?, except })
+    Some(CidrRule {
+        range: CidrRange::Net(cidr?),
+        except,
+    })
 }
 
 fn ports(field: &Field<'_>, problems: &mut Problems) -> Option<Vec<PortRule>> {
@@ -214,7 +221,7 @@ fn port(field: &Field<'_>, path: String, problems: &mut Problems) -> Option<Port
     let mut object = field.object(problems)?;
     let first = match object.take("port") {
         None => Some(None),
-        Some(f) => number(&f, problems).map(Some),
+        Some(f) => port_ref(&f, problems).map(Some),
     };
     let end = object.take("endPort");
     let protocol = match object.take("protocol") {
@@ -227,28 +234,30 @@ fn port(field: &Field<'_>, path: String, problems: &mut Problems) -> Option<Port
     };
     object.finish(problems);
     let (first, protocol) = (first?, protocol?);
-    if first == Some(0) {
+    if first == Some(Port::Any) {
         field.fail(
             problems,
             "port must be from 1 to 65535; leave it out to mean every port",
         );
         return None;
     }
-    let last = match &end {
-        None => first.unwrap_or(u16::MAX),
-        Some(f) => f.port(problems)?,
+    let port = match (first, end) {
+        (first, None) => first.unwrap_or(Port::Any),
+        (first, Some(f)) => match (first, f.port(problems)?) {
+            (Some(Port::Range(first, _)), last) if first <= last => Port::Range(first, last),
+            _ => {
+                f.fail(
+                    problems,
+                    "must not be below port, and port must be given as a number",
+                );
+                return None;
+            }
+        },
     };
-    if let Some(f) = end
-        && first.is_none_or(|first| last < first)
-    {
-        f.fail(problems, "must not be below port, and port must be given");
-        return None;
-    }
     Some(PortRule {
         path,
         protocol,
-        first: first.unwrap_or(0),
-        last,
+        port,
         http: None,
     })
 }

@@ -1,12 +1,14 @@
 //! Parts of rules: address ranges, entities, ports.
 
-use super::{CidrRule, Entity, HttpRule, PortRule, http};
+use super::{CidrRange, CidrRule, Entity, HttpRule, Port, PortRule, http};
 use crate::{
     fields::{Field, Problems},
+    selector::selector,
     tree::Value,
 };
 use ipnet::IpNet;
 use std::{net::IpAddr, sync::Arc};
+use weft_model::check_name;
 
 /// Cilium's bound on `ports` and `fields`.
 pub(super) const MAX_PORTS: usize = 40;
@@ -45,16 +47,25 @@ pub(super) fn net(field: &Field<'_>, text: &str, problems: &mut Problems) -> Opt
 pub(super) fn cidr(field: &Field<'_>, problems: &mut Problems) -> Option<CidrRule> {
     let text = field.text(problems)?;
     let cidr = net(field, &text, problems)?;
-    let except = Vec::new();
-    Some(CidrRule { cidr, except })
+    Some(CidrRule {
+        range: CidrRange::Net(cidr),
+        except: Vec::new(),
+    })
 }
 
 pub(super) fn cidr_set(field: &Field<'_>, problems: &mut Problems) -> Option<CidrRule> {
     let mut object = field.object(problems)?;
-    object.unsupported(&["cidrGroupRef", "cidrGroupSelector"], problems);
-    let cidr = object
-        .need("cidr", problems)
-        .and_then(|f| f.text(problems).and_then(|t| net(&f, &t, problems)));
+    let all = ["cidr", "cidrGroupRef", "cidrGroupSelector"].map(|name| object.take(name));
+    if all.iter().flatten().count() != 1 {
+        field.fail(
+            problems,
+            "must have one of cidr, cidrGroupRef and cidrGroupSelector",
+        );
+    }
+    let [cidr, group, groups] = all;
+    let cidr = cidr.and_then(|f| f.text(problems).and_then(|t| net(&f, &t, problems)));
+    let group = group.and_then(|f| f.checked(problems, check_name));
+    let groups = groups.and_then(|f| selector(&f, problems));
     let mut except = Vec::new();
     for f in object
         .take("except")
@@ -73,7 +84,11 @@ pub(super) fn cidr_set(field: &Field<'_>, problems: &mut Problems) -> Option<Cid
         except.push(hole);
     }
     object.finish(problems);
-    Some(CidrRule { cidr: cidr?, except })
+    let range = cidr.map(CidrRange::Net).or(group.map(CidrRange::Group));
+    Some(CidrRule {
+        range: range.or(groups.map(CidrRange::Groups))?,
+        except,
+    })
 }
 
 pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -> Option<Vec<PortRule>> {
@@ -122,18 +137,33 @@ pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -
     (!items.is_empty()).then_some(ports)
 }
 
-/// A port's number. Names would have to be looked up in each workload, which says one port at most.
-pub(super) fn number(field: &Field<'_>, problems: &mut Problems) -> Option<u16> {
-    if let Value::Text(name) = &field.node.value
-        && name.bytes().any(|b| b.is_ascii_alphabetic())
-    {
+/// A port by number, 0 for every one, or by name: one of IANA's form, as Kubernetes allows them.
+pub(super) fn port_ref(field: &Field<'_>, problems: &mut Problems) -> Option<Port> {
+    let Value::Text(name) = &field.node.value else {
+        return field.port(problems).map(one);
+    };
+    if !name.bytes().any(|b| b.is_ascii_alphabetic()) {
+        return field.port(problems).map(one);
+    }
+    let sound = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    // Cilium compares names without case.
+    let name = name.to_ascii_lowercase();
+    let edges = name.starts_with('-') || name.ends_with('-') || name.contains("--");
+    if name.len() > 15 || edges || !name.bytes().all(sound) {
         field.fail(
             problems,
-            format_args!("{name:?}: ports are not supported by name; write the number"),
+            format_args!("{name:?} is no name of a port: at most 15 of a-z, 0-9 and single - inside"),
         );
         return None;
     }
-    field.port(problems)
+    Some(Port::Named(name))
+}
+
+fn one(number: u16) -> Port {
+    match number {
+        0 => Port::Any,
+        number => Port::Range(number, number),
+    }
 }
 
 fn port(
@@ -143,7 +173,9 @@ fn port(
     problems: &mut Problems,
 ) -> Option<PortRule> {
     let mut object = field.object(problems)?;
-    let first = object.take("port").map_or(Some(0), |f| number(&f, problems));
+    let first = object
+        .take("port")
+        .map_or(Some(Port::Any), |f| port_ref(&f, problems));
     let end = object.take("endPort").map_or(Some(0), |f| f.port(problems));
     let protocol = match object.take("protocol") {
         None => Some(None),
@@ -151,27 +183,29 @@ fn port(
     };
     object.finish(problems);
     let (first, end, protocol) = (first?, end?, protocol?);
-    if end != 0 && (first == 0 || end < first) {
-        field.fail(
-            problems,
-            format_args!("endPort {end} must not be below port, and port must be given"),
-        );
-        return None;
-    }
-    if first != 0 && matches!(protocol, Some(2 | 112)) {
+    let port = match first {
+        first if end == 0 => first,
+        Port::Range(first, _) if first <= end => Port::Range(first, end),
+        _ => {
+            field.fail(
+                problems,
+                format_args!("endPort {end} must not be below port, and port must be given as a number"),
+            );
+            return None;
+        }
+    };
+    if port != Port::Any && matches!(protocol, Some(2 | 112)) {
         field.fail(problems, "this protocol has no ports; use port \"0\"");
         return None;
     }
-    if http.is_some() && (first == 0 || protocol != Some(6)) {
+    if http.is_some() && (port == Port::Any || protocol != Some(6)) {
         field.fail(problems, "rules for requests need a port and protocol: TCP");
         return None;
     }
-    let last = if first == 0 { u16::MAX } else { end.max(first) };
     Some(PortRule {
         path,
         protocol,
-        first,
-        last,
+        port,
         http: http.cloned(),
     })
 }

@@ -59,6 +59,7 @@ pub fn registration(node: &str, placement: &Placement) -> pb::Workload {
         } else {
             spec.app_protocol.clone()
         },
+        named_ports: spec.named_ports.clone(),
         identity: 0,
         spiffe_id: String::new(),
     }

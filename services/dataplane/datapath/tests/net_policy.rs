@@ -18,7 +18,7 @@ use weft_bpf::Entry;
 use weft_policy_engine::PolicySet;
 use weft_policy_oracle::{
     Answer, Direction, Peer,
-    generate::{Question, objects, question, subject, workloads},
+    generate::{Question, objects, question, subject, surroundings, workloads},
 };
 
 const SETS: usize = 2_000;
@@ -92,6 +92,7 @@ fn the_kernel_does_what_the_manifests_say() {
         let scenario = strategy.new_tree(&mut runner).unwrap().current();
         let set = node.govern(&scenario.manifests, scenario.subject);
         let labels = &workloads[scenario.subject].1;
+        let manifests = [&*scenario.manifests, &*surroundings()].concat();
         let mut asked = BTreeMap::new();
         for (at, question) in scenario.questions.iter().enumerate() {
             let Question {
@@ -100,7 +101,7 @@ fn the_kernel_does_what_the_manifests_say() {
                 traffic,
                 ..
             } = question;
-            let answer = weft_policy_oracle::judge(&scenario.manifests, labels, *direction, peer, *traffic);
+            let answer = weft_policy_oracle::judge(&manifests, labels, *direction, peer, *traffic);
             let wanted = expected(&node, &set, question, answer);
             let (found, rule) = node.ask(question, at);
             assert_eq!(

@@ -19,7 +19,7 @@ use std::{
 use weft_bpf::{Direction, Hooked, Kernel as Programs, Options, Services, pin_dir};
 use weft_datapath::{Datapath, Governed, Here, Kernel, Limits, Node, There, Update};
 use weft_model::{Labels, NumericIdentity};
-use weft_policy_engine::{Identities, PolicyObject, PolicySet, compile};
+use weft_policy_engine::{Cluster, PolicyObject, PolicySet, compile};
 use weft_testnet::Testnet;
 
 /// The pod that is asked about, at an interface that exists everywhere: loopback.
@@ -159,7 +159,7 @@ impl Machine {
     }
 
     /// The cart's policy as it is compiled for the identities that are known, if that changed it.
-    fn compiled(&mut self, identities: &Identities) -> Option<(Arc<PolicySet>, Option<Arc<PolicySet>>)> {
+    fn compiled(&mut self, identities: &Cluster) -> Option<(Arc<PolicySet>, Option<Arc<PolicySet>>)> {
         let subject = Labels::for_workload([("app", "cart")], "shop", "", "");
         let set = compile([&self.policy], &subject, identities);
         if self.set.as_ref().is_some_and(|old| old.id() == set.id()) {
@@ -189,7 +189,7 @@ impl Machine {
     }
 
     /// What the policy service sends when a pod came or went.
-    fn update(&mut self, identities: &Identities, id: &str, pod: Pod, there: bool) -> Update {
+    fn update(&mut self, identities: &Cluster, id: &str, pod: Pod, there: bool) -> Update {
         let mut update = Update::default();
         if let Some((set, old)) = self.compiled(identities) {
             update.sets.push((set.id().into(), Some(set)));
@@ -228,7 +228,7 @@ impl Machine {
         update
     }
 
-    fn begin(&mut self, identities: &Identities) {
+    fn begin(&mut self, identities: &Cluster) {
         let (set, _) = self.compiled(identities).unwrap();
         let mut update = Update {
             complete: true,
@@ -248,7 +248,7 @@ impl Machine {
         assert_eq!(outcome.problems, Vec::<String>::new());
     }
 
-    fn change(&mut self, identities: &Identities, id: &str, pod: Pod, there: bool) {
+    fn change(&mut self, identities: &Cluster, id: &str, pod: Pod, there: bool) {
         let after = there.then_some(pod);
         {
             let mut truth = self.truth.write();
@@ -372,7 +372,7 @@ fn probe(at: usize, programs: &Programs, truth: &Truth, hot: &AtomicU8, over: &A
 fn no_verdict_is_wrong_while_pods_come_and_go() {
     let net = Testnet::new().unwrap();
     let mut machines = [Machine::new(&net, 0), Machine::new(&net, 1)];
-    let mut identities = Identities::default();
+    let mut identities = Cluster::default();
     identities.insert(
         NumericIdentity(299),
         Labels::for_workload([("app", "cart")], "shop", "", ""),
@@ -487,7 +487,7 @@ fn an_endpoint_that_shares_a_policy_takes_less_than_a_kilobyte_of_the_kernel() {
     const PODS: u32 = 1_000;
     let net = Testnet::new().unwrap();
     let mut machine = Machine::new(&net, 0);
-    let mut identities = Identities::default();
+    let mut identities = Cluster::default();
     identities.insert(NumericIdentity(300), labels("front", 1));
     machine.begin(&identities);
     let all = |machine: &Machine| MAPS.map(|(map, _)| memory(&machine.programs, map));

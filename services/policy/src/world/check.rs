@@ -1,5 +1,6 @@
 //! What a node may say of a workload.
 
+use super::ports::named_ports;
 use std::net::IpAddr;
 use weft_model::{SvidForm, TrustDomain, check_app_id, check_dns_label, check_name};
 use weft_proto::weft::policy::v1 as pb;
@@ -144,5 +145,6 @@ pub(crate) fn check(node: &str, message: &pb::Workload) -> Result<(), RegisterEr
     {
         return Err(fail("annotations", "are larger than 64 KiB"));
     }
+    named_ports(message).map_err(invalid("named_ports"))?;
     Ok(())
 }

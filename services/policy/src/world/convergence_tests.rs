@@ -64,9 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), 0..3u8, s.clone(), 0..3u8, 0..3u8)
             .prop_map(|(node, slot, namespace, app, role)| Step::Register { node, slot, namespace, app, role }),
         2 => (n.clone(), 0..3u8, s.clone()).prop_map(|(node, slot, namespace)| Step::Deregister { node, slot, namespace }),
-        5 => (s.clone(), 0..2u8, 0..8u8, 0..5u8)
+        5 => (s.clone(), 0..2u8, 0..10u8, 0..9u8)
             .prop_map(|(namespace, file, kind, variant)| Step::Object { namespace, file, kind, variant }),
-        2 => (s.clone(), 0..2u8, 0..8u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
+        2 => (s.clone(), 0..2u8, 0..10u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
         1 => Just(Step::Collect),
         2 => (n.clone(), any::<bool>()).prop_map(|(node, remember)| Step::Connect { node, remember }),
         1 => n.clone().prop_map(|node| Step::Disconnect { node }),
@@ -77,17 +77,22 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resources::Resource> {
     let meta = format!("metadata: {{name: o{file}, namespace: {namespace}}}");
-    let peers = [
-        "fromEndpoints: [{matchLabels: {role: r0}}]",
-        "fromEndpoints: [{matchLabels: {role: r1, 'io.kubernetes.pod.namespace': b}}]",
-        "fromEntities: [cluster]",
-        "fromEndpoints: []",
-        "fromEntities: [world]",
+    let rules = [
+        "ingress: [{fromEndpoints: [{matchLabels: {role: r0}}]}]",
+        "ingress: [{fromEndpoints: [{matchLabels: {role: r1, 'io.kubernetes.pod.namespace': b}}]}]",
+        "ingress: [{fromEntities: [cluster]}]",
+        "ingress: [{fromEndpoints: []}]",
+        "ingress: [{fromEntities: [world]}]",
+        "ingress: [{fromEndpoints: [{matchLabels: {'io.cilium.k8s.namespace.labels.team': t1}}], toPorts: [{ports: [{port: web}]}]}]",
+        "ingress: [{fromCIDRSet: [{cidrGroupRef: o0-a}, {cidrGroupSelector: {matchLabels: {kind: k1}}}]}]",
+        "egress: [{toPorts: [{ports: [{port: web}]}]}]",
+        "egress: [{toServices: [{k8sService: {serviceName: o0}}]}]",
     ][usize::from(variant)];
+    let (spread, variant) = (variant, variant % 5);
     let app = variant % 3;
     let text = match kind {
         0 => format!(
-            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{meta}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{{peers}}}]}}"
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n{meta}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, {rules}}}"
         ),
         3 => {
             let from = [
@@ -102,7 +107,22 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
             )
         }
         4 => format!(
-            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: o{file}-{namespace}}}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, ingress: [{{{peers}}}]}}"
+            "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {{name: o{file}-{namespace}}}\nspec: {{endpointSelector: {{matchLabels: {{app: a{app}}}}}, {rules}}}"
+        ),
+        8 => {
+            let name = if file == 0 {
+                namespace.to_owned()
+            } else {
+                format!("{namespace}-x")
+            };
+            format!(
+                "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, labels: {{team: t{}}}}}",
+                spread % 3
+            )
+        }
+        9 => format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {{name: o{file}-{namespace}, labels: {{kind: k{}}}}}\nspec: {{externalCIDRs: [10.{spread}.0.0/16]}}",
+            spread % 2
         ),
         5 => {
             let hostname = ["", "hostname: a.test, ", "hostname: '*.test', "][usize::from(app)];
@@ -273,6 +293,11 @@ impl Scene {
                         format!("a{app}")
                     },
                     labels: labels.into(),
+                    named_ports: vec![pb::NamedPort {
+                        name: "web".into(),
+                        port: 80 + u32::from(slot % 2),
+                        protocol: 6,
+                    }],
                     ..Default::default()
                 };
                 let planned = self.world.plan_registration(NODES[node], message, now).unwrap();
@@ -355,7 +380,7 @@ fn from_scratch(world: &World) -> World {
     let mut fresh = World::new(TrustDomain::default(), "fresh".into());
     let identities: Vec<(NumericIdentity, Labels, Option<u64>)> = world
         .workloads
-        .identities()
+        .own_labels()
         .map(|(id, labels)| (id, labels.clone(), None))
         .collect();
     let workloads = world.workloads.iter().map(|w| w.message.clone()).collect();

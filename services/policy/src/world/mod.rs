@@ -17,10 +17,12 @@
 
 mod addresses;
 mod check;
+mod explain;
 mod former;
 mod node;
 mod nodes;
 mod policies;
+mod ports;
 mod resources;
 mod routing;
 mod scope;
@@ -29,6 +31,7 @@ mod workloads;
 
 pub(crate) use addresses::Name;
 pub(crate) use check::{RegisterError, check as check_workload, check_loopback, svid_name};
+pub(crate) use explain::ExplainError;
 pub(crate) use node::{Session, WINDOW};
 pub(crate) use resources::ObjectKey;
 

@@ -38,6 +38,24 @@ impl Nodes {
         self.built.get(name).cloned()
     }
 
+    /// The node that an address is of, and whether it is its own; otherwise it lies among its pods'.
+    pub(super) fn place_of(&self, address: IpAddr) -> Option<(String, bool)> {
+        let nodes = || {
+            self.built
+                .iter()
+                .filter_map(|(name, resource)| match &resource.body {
+                    Some(pb::resource::Body::Node(node)) => Some((name, node)),
+                    _ => None,
+                })
+        };
+        let is = |text: &String| text.parse() == Ok(address);
+        let own = nodes().find(|(_, node)| node.addresses.iter().any(is));
+        let holds = |text: &String| text.parse::<IpNet>().is_ok_and(|net| net.contains(&address));
+        let among = || nodes().find(|(_, node)| node.pod_cidrs.iter().any(holds));
+        let own = own.map(|(name, _)| (name.clone(), true));
+        own.or_else(|| among().map(|(name, _)| (name.clone(), false)))
+    }
+
     fn build(&mut self, name: &str, dirty: &mut Dirty) {
         let mut node = self.told.get(name).cloned().unwrap_or_default();
         if node.pod_cidrs.is_empty() {

@@ -1,9 +1,13 @@
-//! Policy objects, and the set they compile to for each identity in use.
+//! Policy objects, and the set they compile to for each identity in use. Workloads of one identity whose ports
+//! have other names may be under different sets.
 
 use super::{Dirty, Key, Kind, ObjectKey, Shared, workloads::Workloads};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use weft_model::{Labels, NumericIdentity};
-use weft_policy_engine::{PolicyObject, PolicySet, compile};
+use weft_policy_engine::{NamedPorts, PolicyObject, PolicySet, Subject, compile};
 use weft_proto::weft::policy::v1 as pb;
 
 /// See the module.
@@ -12,8 +16,8 @@ pub(crate) struct Policies {
     /// By namespace, kind and name: an object is about workloads of its own namespace only, those without
     /// one about all.
     objects: BTreeMap<String, BTreeMap<(&'static str, String), PolicyObject>>,
-    /// With the form in which nodes get it.
-    sets: BTreeMap<NumericIdentity, (PolicySet, Shared)>,
+    /// By what workloads call their ports; each with the form in which nodes get it.
+    sets: BTreeMap<NumericIdentity, BTreeMap<Arc<NamedPorts>, (Arc<PolicySet>, Shared)>>,
     /// Identities whose set must be compiled again.
     stale: BTreeSet<NumericIdentity>,
 }
@@ -46,6 +50,41 @@ impl Policies {
         }
     }
 
+    /// The ports of an identity's workloads have other names.
+    pub(crate) fn ports_changed(&mut self, identity: NumericIdentity, workloads: &Workloads) {
+        self.stale.insert(identity);
+        let Some(labels) = workloads.labels(identity) else {
+            return;
+        };
+        self.stale_under(workloads, |o| {
+            o.names_ports_of_peers() && o.names_peer(labels, workloads.known())
+        });
+    }
+
+    /// A group of address ranges is another.
+    pub(crate) fn groups_changed(&mut self, workloads: &Workloads) {
+        self.stale_under(workloads, PolicyObject::names_groups);
+    }
+
+    /// A Service is another.
+    pub(crate) fn services_changed(&mut self, workloads: &Workloads) {
+        self.stale_under(workloads, PolicyObject::names_services);
+    }
+
+    /// Whoever is governed by such an object is to be compiled again.
+    fn stale_under(&mut self, workloads: &Workloads, is: impl Fn(&PolicyObject) -> bool) {
+        let all = self.objects.values().flat_map(BTreeMap::values);
+        let objects: Vec<&PolicyObject> = all.filter(|o| is(o)).collect();
+        if objects.is_empty() {
+            return;
+        }
+        for (subject, labels) in workloads.identities() {
+            if objects.iter().any(|o| o.selects(labels)) {
+                self.stale.insert(subject);
+            }
+        }
+    }
+
     /// An identity came or went: whoever is governed by an object that names it must know.
     pub(crate) fn identity_changed(
         &mut self,
@@ -54,42 +93,38 @@ impl Policies {
         workloads: &Workloads,
     ) {
         self.stale.insert(identity);
-        let naming: Vec<&PolicyObject> = self
-            .objects
-            .values()
-            .flat_map(BTreeMap::values)
-            .filter(|o| o.names_peer(labels))
-            .collect();
-        if naming.is_empty() {
-            return;
-        }
-        for (subject, labels) in workloads.identities() {
-            if naming.iter().any(|o| o.selects(labels)) {
-                self.stale.insert(subject);
-            }
-        }
+        self.stale_under(workloads, |o| o.names_peer(labels, workloads.known()));
     }
 
     /// Compiles what is stale.
     pub(crate) fn recompile(&mut self, workloads: &Workloads, dirty: &mut Dirty) {
         for identity in std::mem::take(&mut self.stale) {
-            let set = workloads.labels(identity).map(|labels| {
-                let namespaces = labels.namespace().into_iter().chain([""]);
-                let objects = namespaces.filter_map(|n| self.objects.get(n));
-                compile(objects.flat_map(BTreeMap::values), labels, workloads.known())
-            });
-            let old = self.sets.get(&identity);
-            if old.map(|(s, _)| s.id()) == set.as_ref().map(|s| s.id()) {
-                continue;
-            }
-            match set {
-                Some(set) => {
+            let mut sets = BTreeMap::new();
+            if let Some(labels) = workloads.labels(identity) {
+                for ports in workloads.ports_of(identity) {
+                    let subject = Subject {
+                        labels,
+                        ports: &ports,
+                    };
+                    let set = compile(self.objects_for(labels), subject, workloads.known());
                     let body = pb::resource::Body::PolicySet(pb::PolicySet::from(&set));
                     let (_, wire) = Key::new(Kind::PolicySet, set.id()).with(body);
-                    self.sets.insert(identity, (set, wire))
+                    sets.insert(ports, (Arc::new(set), wire));
                 }
-                None => self.sets.remove(&identity),
+            }
+            let ids = |sets: &BTreeMap<_, (Arc<PolicySet>, _)>| -> Vec<(Arc<NamedPorts>, String)> {
+                let all = sets.iter();
+                all.map(|(ports, (set, _))| (Arc::clone(ports), set.id().to_owned()))
+                    .collect()
             };
+            if self.sets.get(&identity).map(ids).unwrap_or_default() == ids(&sets) {
+                continue;
+            }
+            if sets.is_empty() {
+                self.sets.remove(&identity);
+            } else {
+                self.sets.insert(identity, sets);
+            }
             let nodes = workloads
                 .with_identity(identity)
                 .filter_map(|id| workloads.get(id));
@@ -97,12 +132,31 @@ impl Policies {
         }
     }
 
-    pub(crate) fn set(&self, identity: NumericIdentity) -> Option<&PolicySet> {
-        self.sets.get(&identity).map(|(set, _)| set)
+    /// The objects that may be about a workload with these labels.
+    fn objects_for<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = &'a PolicyObject> {
+        let namespaces = labels.namespace().into_iter().chain([""]);
+        let objects = namespaces.filter_map(|n| self.objects.get(n));
+        objects.flat_map(BTreeMap::values)
+    }
+
+    /// The set that governs workloads of an identity with such ports.
+    pub(crate) fn set(&self, governed: &Governed) -> Option<&Arc<PolicySet>> {
+        self.sets
+            .get(&governed.identity)?
+            .get(&governed.ports)
+            .map(|(set, _)| set)
     }
 
     /// The set in the form in which nodes get it.
-    pub(crate) fn resource(&self, identity: NumericIdentity) -> Option<Shared> {
-        self.sets.get(&identity).map(|(_, wire)| wire.clone())
+    pub(crate) fn resource(&self, governed: &Governed) -> Option<Shared> {
+        let sets = self.sets.get(&governed.identity)?;
+        sets.get(&governed.ports).map(|(_, wire)| wire.clone())
     }
+}
+
+/// What decides which set a workload is under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Governed {
+    pub identity: NumericIdentity,
+    pub ports: Arc<NamedPorts>,
 }

@@ -12,7 +12,8 @@ use std::{
     net::IpAddr,
     sync::Arc,
 };
-use weft_policy_engine::PolicyObject;
+use weft_model::Labels;
+use weft_policy_engine::{Backed, Group, PolicyObject};
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::{Body, Meta, Resource, Service, TargetPort};
 
@@ -61,6 +62,17 @@ impl Objects {
     pub(crate) fn services_of(&self, namespace: &str) -> impl Iterator<Item = Key> {
         let names = self.services.get(namespace).into_iter().flat_map(BTreeMap::keys);
         names.map(move |name| Key::new(Kind::Service, format!("{namespace}/{name}")))
+    }
+
+    /// The Service that is reached by an address.
+    pub(super) fn service_at(&self, address: IpAddr) -> Option<(&str, &str)> {
+        let all = self.services.iter();
+        let mut all = all.flat_map(|(namespace, names)| names.keys().map(move |name| (namespace, name)));
+        let has = |(namespace, name): &(&String, &String)| {
+            let addresses = self.addresses.of(&((*namespace).clone(), (*name).clone()));
+            addresses.contains(&address)
+        };
+        all.find(has).map(|(namespace, name)| (&**namespace, &**name))
     }
 
     /// Components and Configurations of a namespace.
@@ -227,6 +239,13 @@ impl Objects {
     }
 }
 
+/// An object's labels, with a source.
+fn labels_of(meta: &Meta, source: &str) -> Labels {
+    let own = meta.labels.iter();
+    own.map(|(key, value)| (format!("{source}:{key}"), value.clone()))
+        .collect()
+}
+
 /// A Service without selector selects nothing: its endpoints are somebody else's business.
 fn selects(service: &Service, workload: &pb::Workload) -> bool {
     !service.selector.is_empty()
@@ -312,16 +331,38 @@ impl World {
                     Body::Service(service) => Some(service.clone()),
                     _ => None,
                 });
+                let backed = service.as_ref().zip(resource).map(|(service, r)| Backed {
+                    labels: labels_of(&r.meta, "k8s"),
+                    selector: service.selector.clone(),
+                });
+                if self.workloads.known_mut().set_service(namespace, name, backed) {
+                    self.policies.services_changed(&self.workloads);
+                }
                 let name = (key.namespace.clone(), key.name.clone());
                 self.routing.service_changed(&name);
                 self.objects
                     .set_written(name, service, &self.workloads, &mut self.dirty);
             }
+            weft_resources::Kind::Namespace => {
+                let labels = resource.map(|r| r.meta.labels.clone());
+                self.set_namespace(name, labels);
+                self.set_routing_object(key, resource);
+            }
+            weft_resources::Kind::CiliumCidrGroup => {
+                let group = resource.and_then(|r| match &r.body {
+                    Body::CiliumCidrGroup(group) => Some(Group {
+                        labels: labels_of(&r.meta, "cidrgroup"),
+                        cidrs: group.cidrs.clone(),
+                    }),
+                    _ => None,
+                });
+                self.workloads.known_mut().set_group(name, group);
+                self.policies.groups_changed(&self.workloads);
+            }
             weft_resources::Kind::Component | weft_resources::Kind::Configuration => {
                 self.set_dapr_object(key, resource);
             }
-            weft_resources::Kind::Namespace
-            | weft_resources::Kind::GatewayClass
+            weft_resources::Kind::GatewayClass
             | weft_resources::Kind::Gateway
             | weft_resources::Kind::HttpRoute
             | weft_resources::Kind::GrpcRoute

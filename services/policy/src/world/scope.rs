@@ -1,6 +1,6 @@
 //! What one node needs of the world.
 
-use super::{Key, Kind, Shared, World};
+use super::{Key, Kind, Shared, World, policies::Governed};
 use std::collections::{BTreeMap, BTreeSet};
 use weft_model::NumericIdentity;
 use weft_policy_engine::DirectionPolicy;
@@ -14,7 +14,7 @@ pub(crate) struct Scope {
     /// App-ids it hosts, by namespace.
     apps: BTreeMap<String, BTreeSet<String>>,
     /// Identities of its own workloads, with the id of the set that governs each.
-    sets: BTreeMap<String, NumericIdentity>,
+    sets: BTreeMap<String, Governed>,
     /// Identities that those sets name.
     named: BTreeSet<NumericIdentity>,
     /// Namespaces that it asked for.
@@ -45,14 +45,11 @@ impl World {
                     .or_default()
                     .insert(message.app_id.clone());
             }
-            let Some(set) = self.policies.set(workload.identity) else {
+            let governed = workload.governed();
+            let Some(set) = self.policies.set(&governed) else {
                 continue;
             };
-            if scope
-                .sets
-                .insert(set.id().to_owned(), workload.identity)
-                .is_none()
-            {
+            if scope.sets.insert(set.id().to_owned(), governed).is_none() {
                 let names = |d: &DirectionPolicy, into: &mut BTreeSet<NumericIdentity>| {
                     let all = d.entries.iter().flat_map(|e| &e.peers.identities);
                     into.extend(all.filter(|i| i.is_allocated()));
@@ -110,14 +107,15 @@ impl World {
                 wanted.then(|| self.workloads.identity_resource(number))?
             }
             Kind::PolicySet => {
-                let identity = *scope.sets.get(&key.name)?;
-                let current = self.policies.set(identity)?.id() == key.name;
-                current.then(|| self.policies.resource(identity))?
+                let governed = scope.sets.get(&key.name)?;
+                let current = self.policies.set(governed)?.id() == key.name;
+                current.then(|| self.policies.resource(governed))?
             }
             Kind::Endpoint => {
                 let workload = self.workloads.get(&key.name)?;
                 if workload.message.node == node {
-                    let set = self.policies.set(workload.identity).map(|s| s.id().to_owned());
+                    let set = self.policies.set(&workload.governed());
+                    let set = set.map(|s| s.id().to_owned());
                     let endpoint = pb::Endpoint {
                         workload: Some(workload.message.clone()),
                         policy_set: set.unwrap_or_default(),

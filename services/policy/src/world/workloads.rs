@@ -4,14 +4,17 @@ use super::{
     Key, Kind, Shared, World,
     check::{RegisterError, check, invalid, spiffe_id},
     former::Former,
+    policies::Governed,
+    ports::named_ports,
 };
 use crate::store::Write;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 use weft_model::{Labels, NumericIdentity, SvidForm, TrustDomain};
-use weft_policy_engine::Identities;
+use weft_policy_engine::{Cluster, NamedPorts};
 use weft_proto::weft::policy::v1 as pb;
 
 const MAX_WORKLOADS: usize = 50_000;
@@ -23,6 +26,7 @@ pub(crate) struct Workload {
     /// With what was derived.
     pub message: pb::Workload,
     pub identity: NumericIdentity,
+    ports: Arc<NamedPorts>,
     /// As other nodes get it.
     pub as_peer: Shared,
 }
@@ -42,8 +46,18 @@ impl Workload {
         let (_, as_peer) = key.with(pb::resource::Body::Endpoint(endpoint));
         Self {
             identity: NumericIdentity(message.identity),
+            // They were checked when it came.
+            ports: Arc::new(named_ports(&message).unwrap_or_default()),
             message,
             as_peer,
+        }
+    }
+
+    /// What decides which set it is under.
+    pub(crate) fn governed(&self) -> Governed {
+        Governed {
+            identity: self.identity,
+            ports: Arc::clone(&self.ports),
         }
     }
 
@@ -66,9 +80,23 @@ fn labels(message: &pb::Workload) -> Labels {
 #[derive(Debug, Clone)]
 struct Given {
     labels: Labels,
+    /// With those of the namespace: what policies are about.
+    all_labels: Labels,
     resource: Shared,
     released_at: Option<u64>,
     workloads: BTreeSet<String>,
+    /// What the workloads call their ports, and how many do so.
+    ports: BTreeMap<Arc<NamedPorts>, usize>,
+}
+
+impl Given {
+    /// As many ways to name ports as there are sets to compile: one at least.
+    fn ports(&self) -> Vec<Arc<NamedPorts>> {
+        if self.ports.is_empty() {
+            return vec![Arc::default()];
+        }
+        self.ports.keys().cloned().collect()
+    }
 }
 
 /// A change that was checked and not made yet: what to store, and the workload as it will be.
@@ -91,7 +119,11 @@ pub(crate) struct Workloads {
     by_labels: BTreeMap<Labels, NumericIdentity>,
     identities_by_namespace: BTreeMap<String, BTreeSet<NumericIdentity>>,
     /// The same numbers in the form that the compiler reads.
-    known: Identities,
+    known: Cluster,
+    /// Labels of namespaces that an object says.
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    /// Identities whose ports have other names since somebody asked.
+    ports_changed: BTreeSet<NumericIdentity>,
     /// The number given last: the next one is looked for above it, so that numbers are reused late.
     last: u32,
 }
@@ -138,11 +170,18 @@ impl Workloads {
     }
 
     pub(crate) fn identities(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
+        self.given.iter().map(|(id, given)| (*id, &given.all_labels))
+    }
+
+    /// The labels that numbers were given for.
+    #[cfg(test)]
+    pub(crate) fn own_labels(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
         self.given.iter().map(|(id, given)| (*id, &given.labels))
     }
 
+    /// The labels of a number, with those of the namespace.
     pub(crate) fn labels(&self, identity: NumericIdentity) -> Option<&Labels> {
-        self.given.get(&identity).map(|g| &g.labels)
+        self.given.get(&identity).map(|g| &g.all_labels)
     }
 
     /// Ids of those that left the addresses of a pod last.
@@ -153,7 +192,73 @@ impl Workloads {
         ids.filter(|id| *id != message.id)
     }
 
-    pub(crate) fn known(&self) -> &Identities {
+    /// In which ways workloads of an identity name their ports.
+    pub(crate) fn ports_of(&self, identity: NumericIdentity) -> Vec<Arc<NamedPorts>> {
+        self.given.get(&identity).map(Given::ports).unwrap_or_default()
+    }
+
+    pub(crate) fn known_mut(&mut self) -> &mut Cluster {
+        &mut self.known
+    }
+
+    /// The workload that has an address.
+    pub(crate) fn at(&self, address: IpAddr) -> Option<&Workload> {
+        self.by_address.get(&address).and_then(|id| self.all.get(id))
+    }
+
+    /// Takes what an object says of a namespace. Returns the identities there with the labels that they had.
+    fn set_namespace(
+        &mut self,
+        name: &str,
+        labels: Option<BTreeMap<String, String>>,
+    ) -> Vec<(NumericIdentity, Labels)> {
+        let new = labels.clone();
+        let old = match labels {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
+        if old == new {
+            return Vec::new();
+        }
+        let mut changed = Vec::new();
+        for identity in self.identities_of(name).collect::<Vec<_>>() {
+            let Some(given) = self.given.get_mut(&identity) else {
+                continue;
+            };
+            let all = all_labels(&self.namespaces, &given.labels);
+            changed.push((identity, std::mem::replace(&mut given.all_labels, all.clone())));
+            self.known.insert(identity, all);
+        }
+        changed
+    }
+
+    /// Counts what a workload calls its ports in or out, and notes who has to know.
+    fn count_ports(&mut self, identity: NumericIdentity, ports: &Arc<NamedPorts>, there: bool) {
+        let Some(given) = self.given.get_mut(&identity) else {
+            return;
+        };
+        let before = given.ports();
+        let count = given.ports.entry(Arc::clone(ports)).or_default();
+        *count = if there {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        given.ports.retain(|_, count| *count > 0);
+        if given.ports() == before {
+            return;
+        }
+        let mut all = NamedPorts::new();
+        for ports in given.ports.keys() {
+            for (name, numbers) in &**ports {
+                all.entry(name.clone()).or_default().extend(numbers);
+            }
+        }
+        self.known.set_ports(identity, all);
+        self.ports_changed.insert(identity);
+    }
+
+    pub(crate) fn known(&self) -> &Cluster {
         &self.known
     }
 
@@ -283,11 +388,14 @@ impl Workloads {
             labels: texts,
         });
         let (_, resource) = Key::new(Kind::Identity, identity.to_string()).with(body);
+        let all_labels = all_labels(&self.namespaces, labels);
         let given = Given {
             labels: labels.clone(),
+            all_labels: all_labels.clone(),
             resource,
             released_at,
             workloads: BTreeSet::new(),
+            ports: BTreeMap::new(),
         };
         self.given.insert(identity, given);
         self.by_labels.insert(labels.clone(), identity);
@@ -297,7 +405,7 @@ impl Workloads {
                 .or_default()
                 .insert(identity);
         }
-        self.known.insert(identity, labels.clone());
+        self.known.insert(identity, all_labels);
         true
     }
 
@@ -308,7 +416,7 @@ impl Workloads {
             unlist(&mut self.identities_by_namespace, namespace, &identity);
         }
         self.known.remove(identity);
-        Some(given.labels)
+        Some(given.all_labels)
     }
 
     fn insert(&mut self, workload: Workload, now: u64) -> Option<Workload> {
@@ -330,6 +438,7 @@ impl Workloads {
             given.workloads.insert(id.clone());
             given.released_at = None;
         }
+        self.count_ports(workload.identity, &workload.ports, true);
         self.all.insert(id, workload);
         old
     }
@@ -350,8 +459,16 @@ impl Workloads {
                 given.released_at = Some(now);
             }
         }
+        self.count_ports(old.identity, &old.ports, false);
         Some(old)
     }
+}
+
+/// With those of the namespace.
+fn all_labels(namespaces: &BTreeMap<String, BTreeMap<String, String>>, labels: &Labels) -> Labels {
+    let own = labels.namespace().and_then(|name| namespaces.get(name));
+    let own = own.into_iter().flatten();
+    labels.with_namespace(own.map(|(k, v)| (k.as_str(), v.as_str())))
 }
 
 fn unlist<V: Ord>(index: &mut BTreeMap<String, BTreeSet<V>>, key: &str, value: &V) {
@@ -373,12 +490,26 @@ impl World {
     ) {
         for (number, labels, released_at) in identities {
             self.workloads.give(number, &labels, released_at.or(Some(now)));
-            self.policies.identity_changed(number, &labels, &self.workloads);
+            self.identity_changed(number, &labels);
         }
         for message in workloads {
             self.node_facts
                 .pods_changed(None, Some(&message), &mut self.dirty);
             self.workloads.insert(Workload::new(message), now);
+        }
+    }
+
+    fn identity_changed(&mut self, number: NumericIdentity, labels: &Labels) {
+        // What it is called in policies has more to it.
+        let all = self.workloads.labels(number).unwrap_or(labels).clone();
+        self.policies.identity_changed(number, &all, &self.workloads);
+    }
+
+    /// Adds, replaces or removes the labels of a namespace.
+    pub(super) fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
+        for (identity, old) in self.workloads.set_namespace(name, labels) {
+            self.policies.identity_changed(identity, &old, &self.workloads);
+            self.identity_changed(identity, &old);
         }
     }
 
@@ -397,7 +528,7 @@ impl World {
         let Planned { message, labels, .. } = planned;
         let number = NumericIdentity(message.identity);
         if self.workloads.give(number, &labels, None) {
-            self.policies.identity_changed(number, &labels, &self.workloads);
+            self.identity_changed(number, &labels);
             self.dirty
                 .keys
                 .insert(Key::new(Kind::Identity, number.to_string()));
@@ -433,6 +564,9 @@ impl World {
             self.dirty.nodes.insert(message.node.clone());
         }
         self.node_facts.pods_changed(before, new, &mut self.dirty);
+        for identity in std::mem::take(&mut self.workloads.ports_changed) {
+            self.policies.ports_changed(identity, &self.workloads);
+        }
         self.objects
             .workload_changed(before, new, &self.workloads, &mut self.dirty);
         self.tell_followers(id);

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod distribution;
+mod explain;
 mod files;
+mod names;
 mod nodes;
 mod process;
 mod registry;

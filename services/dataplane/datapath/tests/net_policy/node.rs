@@ -9,10 +9,12 @@ use std::{
 use weft_bpf::{Address, Entry, Events, Hooked, Kernel, Options, PolicyKey, pin_dir};
 use weft_datapath::{Datapath, Governed, Here, Limits, There, Update};
 use weft_model::{Labels, NumericIdentity};
-use weft_policy_engine::{Identities, Peers, PolicyObject, PolicySet, compile};
+use weft_policy_engine::{
+    Backed, Cluster, Group, NamedPorts, Peers, PolicyObject, PolicySet, Subject, compile,
+};
 use weft_policy_oracle::{
     Direction, Peer,
-    generate::{Question, RESERVED, workloads},
+    generate::{Question, RESERVED, named_ports, surroundings, workloads},
 };
 use weft_resources::Body;
 use weft_testnet::Testnet;
@@ -42,7 +44,7 @@ pub struct Node {
     kernel: Kernel,
     events: Events,
     workloads: Vec<(NumericIdentity, Labels)>,
-    known: Identities,
+    known: Cluster,
     governed_by: Option<Arc<str>>,
     turn: u16,
     _net: Testnet,
@@ -81,7 +83,7 @@ impl Node {
             datapath,
             events: kernel.events().unwrap(),
             kernel,
-            known: workloads.iter().cloned().collect(),
+            known: cluster(&workloads),
             workloads,
             governed_by: None,
             turn: 0,
@@ -181,7 +183,15 @@ impl Node {
     pub fn govern(&mut self, manifests: &[Value], subject: usize) -> Arc<PolicySet> {
         let objects: Vec<PolicyObject> = manifests.iter().map(read).collect();
         let (identity, labels) = &self.workloads[subject];
-        let set = Arc::new(compile(&objects, labels, &self.known));
+        let ports = ports(labels);
+        let set = Arc::new(compile(
+            &objects,
+            Subject {
+                labels,
+                ports: &ports,
+            },
+            &self.known,
+        ));
         let id: Arc<str> = set.id().into();
         let here = self.here(POD, addresses(OTHERS, 100).to_vec(), *identity, &id, true);
         let mut update = Update {
@@ -295,6 +305,48 @@ impl Node {
     pub fn write(&self, key: PolicyKey, entry: Entry) {
         self.kernel.datapath().unwrap().policy.set(key, entry).unwrap();
     }
+}
+
+fn ports(labels: &Labels) -> NamedPorts {
+    let mut ports = NamedPorts::new();
+    for (name, protocol, number) in named_ports(labels) {
+        ports
+            .entry(name.to_owned())
+            .or_default()
+            .insert((protocol, number));
+    }
+    ports
+}
+
+/// What policies name, as the policy service would have read it.
+fn cluster(workloads: &[(NumericIdentity, Labels)]) -> Cluster {
+    let mut cluster: Cluster = workloads.iter().cloned().collect();
+    for (number, labels) in workloads {
+        cluster.set_ports(*number, ports(labels));
+    }
+    for manifest in surroundings() {
+        let text = manifest.to_string();
+        let resource = weft_resources::parse("s.json", text.as_bytes())
+            .unwrap()
+            .remove(0);
+        let labels = |source: &str| {
+            let own = resource.meta.labels.iter();
+            own.map(|(k, v)| (format!("{source}:{k}"), v.clone())).collect()
+        };
+        match &resource.body {
+            Body::CiliumCidrGroup(group) => {
+                let (labels, cidrs) = (labels("cidrgroup"), group.cidrs.clone());
+                cluster.set_group(&resource.meta.name, Some(Group { labels, cidrs }));
+            }
+            Body::Service(service) => {
+                let (labels, selector) = (labels("k8s"), service.selector.clone());
+                let backed = Some(Backed { labels, selector });
+                cluster.set_service(&resource.meta.namespace, &resource.meta.name, backed);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    cluster
 }
 
 fn read(manifest: &Value) -> PolicyObject {
