@@ -9,6 +9,8 @@
 
 mod dapr;
 mod fields;
+#[cfg(test)]
+mod fuzz;
 pub mod gateway;
 mod meta;
 mod policy;

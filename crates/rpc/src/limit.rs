@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 use weft_model::Principal;
 use weft_tls::Clock;
 
@@ -180,7 +180,7 @@ impl Limiter {
     }
 
     /// One call, or the refusal.
-    pub(crate) fn ask(&self, caller: &Caller, from: Option<IpAddr>, method: &str) -> Result<(), Refusal> {
+    pub(crate) fn ask(&self, caller: &Caller, from: Option<IpAddr>, method: &str) -> Result<(), Status> {
         let (class, key) = self.place(caller, from);
         let now = self.0.clock.unix_seconds();
         let Err(told) = class.take(key, now) else {
@@ -202,11 +202,8 @@ impl Limiter {
             "{who} asks too often: {burst} calls at once and then {per_second} per second are answered; ask \
              again in a second"
         );
-        Err(
-            Refusal::new(Code::ResourceExhausted, "RATE_LIMITED", RPC_DOMAIN, text)
-                .quota(&who)
-                .retry_after(Duration::from_secs(1)),
-        )
+        let refusal = Refusal::new(Code::ResourceExhausted, "RATE_LIMITED", RPC_DOMAIN, text);
+        Err(refusal.quota(&who).retry_after(Duration::from_secs(1)).into())
     }
 
     fn place(&self, caller: &Caller, from: Option<IpAddr>) -> (&Class, Key) {
@@ -234,7 +231,6 @@ impl Limiter {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use tonic::Status;
     use tonic_types::StatusExt as _;
     use weft_tls::{ManualClock, PeerIdentity};
 
@@ -287,7 +283,7 @@ mod tests {
         let rig = Rig::new();
         let node = peer("/weft/node/n1");
         assert_eq!(rig.answered(&node, [10, 0, 0, 1], 50), 10);
-        let status: Status = rig.limiter.ask(&node, None, "/p.S/M").unwrap_err().into();
+        let status = rig.limiter.ask(&node, None, "/p.S/M").unwrap_err();
         assert_eq!(status.code(), Code::ResourceExhausted);
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "RATE_LIMITED");

@@ -88,6 +88,73 @@ mod tests {
         assert!(!scan(&[b"\r\n\r\nGET / HTTP/1.1\r\nx-content-length: 3\r\n"]).complete);
     }
 
+    fn corpus() -> weft_fuzz::Corpus {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/head");
+        let words = [
+            "Content-Length: 1\r\n",
+            "transfer-encoding:",
+            "\r\n",
+            "\n",
+            "\r",
+            " ",
+            ":",
+        ];
+        weft_fuzz::Corpus::read(&folder).words(words)
+    }
+
+    /// Line by line, with all of it at hand: transfer encoding, content length, whether it is complete.
+    fn plainly(head: &[u8]) -> (bool, bool, bool) {
+        let mut lines: Vec<&[u8]> = head.split(|c| *c == b'\n').collect();
+        // What follows the last line end is no line yet.
+        lines.pop();
+        let is_blank = |line: &&[u8]| line.is_empty() || *line == b"\r";
+        let lines = lines.into_iter().skip_while(is_blank);
+        let (mut seen, mut complete) = ((false, false), false);
+        for line in lines {
+            if is_blank(&line) {
+                complete = true;
+                break;
+            }
+            let line = line.to_ascii_lowercase();
+            seen.0 |= line.starts_with(TRANSFER_ENCODING);
+            seen.1 |= line.starts_with(CONTENT_LENGTH);
+        }
+        (seen.0, seen.1, complete)
+    }
+
+    /// In two pieces, cut where the bytes say.
+    fn agrees(read: impl Fn(&[&[u8]]) -> HeadScan, head: &[u8]) {
+        let cut = head.iter().map(|c| usize::from(*c)).sum::<usize>() % (head.len() + 1);
+        let (first, second) = head.split_at(cut);
+        let scanned = read(&[first, second]);
+        let found = (
+            scanned.transfer_encoding,
+            scanned.content_length,
+            scanned.complete,
+        );
+        assert_eq!(found, plainly(head));
+    }
+
+    #[test]
+    fn fuzz_head() {
+        weft_fuzz::target!(corpus(), |head: &[u8]| agrees(scan, head));
+    }
+
+    #[test]
+    fn the_target_notices_a_line_that_is_forgotten_between_pieces() {
+        let forgets = |pieces: &[&[u8]]| {
+            let mut scan = HeadScan::default();
+            for piece in pieces {
+                scan.len = 0;
+                scan.feed(piece);
+            }
+            scan
+        };
+        assert!(weft_fuzz::finds!(20_000, corpus(), |head: &[u8]| agrees(
+            forgets, head
+        )));
+    }
+
     proptest! {
         #[test]
         fn pieces_do_not_matter(

@@ -244,6 +244,43 @@ mod tests {
         }
     }
 
+    fn corpus() -> weft_fuzz::Corpus {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/path");
+        let words = ["%2f", "%2e", "%00", "..", "//", "/method/", ".", "%", "invoke/"];
+        weft_fuzz::Corpus::read(&folder).words(words)
+    }
+
+    /// Whom a path names is one app, spelled out, and what is forwarded is a tail of it.
+    fn holds(name: impl Fn(&str) -> Option<String>, bytes: &[u8]) {
+        let Ok(path) = std::str::from_utf8(bytes) else {
+            return;
+        };
+        let Route::Invoke { app, rest } = route(path) else {
+            return;
+        };
+        assert!(path.ends_with(rest) && !rest.starts_with('/') && !app.contains('/'));
+        if let Some(name) = name(app) {
+            assert!(check_app_id(&name).is_ok(), "{name:?}");
+            // Each byte of the name stands in the path, as itself or encoded.
+            let escapes = app.matches('%').count();
+            assert!(app.len() >= name.len() + 2 * escapes, "{name:?} of {app:?}");
+        }
+    }
+
+    #[test]
+    fn fuzz_path() {
+        let name = |app: &str| callee(app).map(|c| c.app_id.into_owned());
+        weft_fuzz::target!(corpus(), |path: &[u8]| holds(name, path));
+    }
+
+    #[test]
+    fn the_target_notices_separators_that_are_smuggled() {
+        let decodes = |app: &str| percent_decode(app);
+        assert!(weft_fuzz::finds!(20_000, corpus(), |path: &[u8]| holds(
+            decodes, path
+        )));
+    }
+
     proptest! {
         #[test]
         fn any_path_is_read_and_what_is_forwarded_is_a_tail_of_it(path in "(/v1.0/invoke/)?[ -~]{0,60}") {

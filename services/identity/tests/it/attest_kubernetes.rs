@@ -15,7 +15,7 @@ use weft_model::SvidForm;
 use weft_proto::weft::identity::v1::{Svid, SvidUse, attest_request::Evidence};
 use weft_tls::{ManualClock, SvidCell};
 
-async fn rig_of(cluster: &Cluster, form: SvidForm) -> Rig {
+pub async fn rig_of(cluster: &Cluster, form: SvidForm) -> Rig {
     rig_for(cluster, form, &[]).await
 }
 

@@ -1,12 +1,17 @@
 //! What Dapr's sidecars ask of Sentry, asked here: `dapr.proto.sentry.v1.CA/SignCertificate`.
 
-use crate::rig::{NOW, Rig, cell, config, td};
+use crate::{
+    attest_kubernetes::rig_of,
+    cluster::{Cluster, Mood},
+    rig::{NOW, Rig, cell, config, td},
+};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::Path, time::Duration};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 use weft_identity::{AttestationConfig, Config, JwtConfig};
+use weft_model::SvidForm;
 use weft_proto::dapr::sentry::v1::{
     SignCertificateRequest, SignCertificateResponse, ca_client::CaClient,
     sign_certificate_request::TokenValidator,
@@ -383,4 +388,62 @@ async fn a_token_of_the_configured_issuer_speaks_for_its_subject_alone() {
     rig.clock.advance(Duration::from_secs(90));
     let outcome = ask(&rig, with(short)).await;
     assert_refused(&rig, outcome, (Code::PermissionDenied, "TOKEN_EXPIRED", "")).await;
+}
+
+#[tokio::test]
+async fn a_pods_token_speaks_for_its_app_alone() {
+    let cluster = Cluster::start().await;
+    cluster.pod("shop", "cart-1", "runner", "n1", Some("cart"));
+    let rig = rig_of(&cluster, SvidForm::AppId).await;
+    let token = cluster.token("shop", "cart-1", "runner");
+    let with = |token: &str| {
+        let token = token.to_owned();
+        |r: &mut SignCertificateRequest| {
+            r.token_validator = TokenValidator::Kubernetes.into();
+            r.token = token;
+            // Kubernetes' validator passes over it, in Dapr as well.
+            r.trust_domain = "other.mesh".into();
+        }
+    };
+    ask(&rig, with(&token)).await.unwrap();
+    // The only one that is enabled is the default.
+    ask(&rig, |r| r.token = token.clone()).await.unwrap();
+    let newest = rig.audit().await.swap_remove(0);
+    assert_eq!(
+        (newest.attested.as_str(), newest.outcome.as_str()),
+        ("kubernetes", "issue")
+    );
+    assert_eq!(newest.caller, "system:serviceaccount:shop:runner (pod cart-1)");
+
+    for (id, namespace) in [("pay", "shop"), ("cart", "bank"), ("cart-1", "shop")] {
+        let outcome = ask(&rig, |r| {
+            with(&token)(r);
+            (r.id, r.namespace) = (id.into(), namespace.into());
+        });
+        let other = (Code::PermissionDenied, "OTHER_IDENTITY", "is app shop/cart");
+        assert_refused(&rig, outcome.await, other).await;
+    }
+    let expired = cluster.token_with("shop", "cart-1", "runner", |t| t.expired = true);
+    let elsewhere = cluster.token_with("shop", "cart-1", "runner", |t| t.audiences = vec!["vault".into()]);
+    for (token, reason) in [
+        (expired.as_str(), "TOKEN_EXPIRED"),
+        (&elsewhere, "TOKEN_AUDIENCE"),
+        ("", "TOKEN_MALFORMED"),
+    ] {
+        let outcome = ask(&rig, with(token)).await;
+        assert_refused(&rig, outcome, (Code::PermissionDenied, reason, "")).await;
+    }
+    // While the API server does not answer nobody is refused for good.
+    cluster.feel(Mood::Status(500));
+    let outcome = ask(&rig, with(&token)).await;
+    let again = outcome.as_ref().unwrap_err().get_details_retry_info().unwrap();
+    assert_eq!(again.retry_delay, Some(Duration::from_secs(1)));
+    assert_refused(&rig, outcome, (Code::Unavailable, "ATTESTOR_AWAY", "")).await;
+    cluster.feel(Mood::Fine);
+    ask(&rig, with(&token)).await.unwrap();
+    // A pod that is deleted takes its token with it.
+    let pod = ("shop".to_owned(), "cart-1".to_owned());
+    cluster.state.lock().pods.remove(&pod);
+    let outcome = ask(&rig, with(&token)).await;
+    assert_refused(&rig, outcome, (Code::PermissionDenied, "POD_GONE", "")).await;
 }

@@ -6,8 +6,10 @@ mod attribution;
 mod carrying;
 #[path = "../common/control.rs"]
 mod control;
+mod openssl;
 mod packets;
 mod requests;
 mod rig;
 mod rotation;
 mod spiffe;
+mod spiffe_crate;
