@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(numbers(&backup(1)), [106, 107, 108]);
         assert_eq!(numbers(&backup(2)), [103, 104, 105]);
         assert!(!backup(3).exists());
-        assert!(fs::metadata(&backup(1)).unwrap().len() <= 140);
+        assert!(fs::metadata(backup(1)).unwrap().len() <= 140);
         let mode = fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
 

@@ -281,8 +281,8 @@ fn one_of_the_allowed_and_none_of_the_denied() {
     };
     assert_eq!(count(&[], &[]), 5);
     assert_eq!(count(&[shop.clone(), replies.clone()], &[]), 5);
-    assert_eq!(count(&[shop.clone()], &[]), 2);
-    assert_eq!(count(&[shop], &[http.clone()]), 1);
+    assert_eq!(count(std::slice::from_ref(&shop), &[]), 2);
+    assert_eq!(count(&[shop], std::slice::from_ref(&http)), 1);
     assert_eq!(count(&[], &[http, replies]), 1);
     assert_eq!(count(&[], &[filter!()]), 0, "an empty filter matches everything");
 }
@@ -291,7 +291,7 @@ fn one_of_the_allowed_and_none_of_the_denied() {
 fn naive(filter: &FlowFilter, flow: &Flow) -> bool {
     let source = flow.source.clone().unwrap();
     let pod = |wanted: &String| match wanted.find('/') {
-        Some(at) if at == 0 => source.pod_name.starts_with(&wanted[1..]),
+        Some(0) => source.pod_name.starts_with(&wanted[1..]),
         Some(at) => source.namespace == wanted[..at] && source.pod_name.starts_with(&wanted[at + 1..]),
         None => source.namespace == "default" && source.pod_name.starts_with(wanted),
     };
