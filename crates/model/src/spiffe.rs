@@ -58,6 +58,12 @@ impl TrustDomain {
         SpiffeId::new(self, &format!("/weft/node/{name}"))
     }
 
+    /// `spiffe://<td>/weft/ingress/<node>`: as whom the gateways of a node call workloads of others.
+    /// It has no rights in Weft's own APIs.
+    pub fn ingress(&self, node: &str) -> Result<SpiffeId, SpiffeError> {
+        SpiffeId::new(self, &format!("/weft/ingress/{node}"))
+    }
+
     /// `spiffe://<td>/weft/admin/<name>`.
     pub fn admin(&self, name: &str) -> Result<SpiffeId, SpiffeError> {
         SpiffeId::new(self, &format!("/weft/admin/{name}"))

@@ -30,11 +30,11 @@ use weft_proto::weft::identity::v1::{
     GetAuthorityResponse, JoinRequest, JoinResponse, ListAuditRequest, ListAuditResponse,
     ListRevocationsRequest, ListRevocationsResponse, ReinstateRequest, ReinstateResponse, RenewRequest,
     RenewResponse, Replica as ReplicaMessage, Revocation, RevokeRequest, RevokeResponse, RotateRequest,
-    RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse, SignJwtRequest, SignJwtResponse,
-    SignWorkloadRequest, SignWorkloadResponse, Svid, SvidUse, TrustBundle, WatchBundleRequest,
-    WatchBundleResponse, WatchNodesRequest, WatchNodesResponse, admin_server::Admin,
-    bootstrap_server::Bootstrap, certificates_server::Certificates, members_server::Members,
-    trust_server::Trust,
+    RotateResponse, RotateTarget, SignAdminRequest, SignAdminResponse, SignIngressRequest,
+    SignIngressResponse, SignJwtRequest, SignJwtResponse, SignWorkloadRequest, SignWorkloadResponse, Svid,
+    SvidUse, TrustBundle, WatchBundleRequest, WatchBundleResponse, WatchNodesRequest, WatchNodesResponse,
+    admin_server::Admin, bootstrap_server::Bootstrap, certificates_server::Certificates,
+    members_server::Members, trust_server::Trust,
 };
 use weft_rpc::caller;
 use weft_tls::{Bundle, root_sha256};
@@ -176,6 +176,16 @@ impl Certificates for Api {
             .sign_workload(&caller, &request.workload_id, &request.csr_der, purpose)
             .await?;
         Ok(Response::new(SignWorkloadResponse { svid: svid(issued) }))
+    }
+
+    async fn sign_ingress(
+        &self,
+        request: Request<SignIngressRequest>,
+    ) -> Result<Response<SignIngressResponse>, Status> {
+        let caller = caller(&request)?;
+        let csr = request.into_inner().csr_der;
+        let issued = self.core.sign_ingress(&caller, &csr).await?;
+        Ok(Response::new(SignIngressResponse { svid: svid(issued) }))
     }
 
     async fn sign_jwt(&self, request: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {

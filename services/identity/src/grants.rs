@@ -96,6 +96,40 @@ impl Core {
         Ok((id, node, key))
     }
 
+    /// A tunnel certificate for the gateways of the calling node, whichever there are: what enters by
+    /// them is known to other nodes as `ingress`, and by which node it came.
+    pub async fn sign_ingress(&self, caller: &Caller, csr: &[u8]) -> Decision<Issued> {
+        let own = caller.spiffe_id().map(ToString::to_string).unwrap_or_default();
+        let mut asked = self.asked("sign-ingress", caller, &own);
+        let checked = self.check_ingress(caller, &mut asked, csr).await;
+        let (id, node, key) = self.or_record(&asked, checked).await?;
+        self.give(&asked, &id, Some(&node), self.settings.workload_ttl(), &key)
+            .await
+    }
+
+    async fn check_ingress(
+        &self,
+        caller: &Caller,
+        asked: &mut Audit,
+        csr: &[u8],
+    ) -> Decision<(SpiffeId, String, SubjectPublicKeyInfo)> {
+        let node = caller
+            .node()
+            .ok_or_else(|| Refused::denied(Reason::NotAMember, "only nodes have gateways"))?;
+        self.check_caller(caller)?;
+        let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
+        let id = self
+            .trust_domain
+            .ingress(&node)
+            .map_err(|e| Refused::denied(Reason::NotNameable, e.to_string()))?;
+        asked.spiffe_id = id.to_string();
+        if self.member(Kind::Node, &node).await?.is_none() {
+            let text = format!("node {node:?} is no member");
+            return Err(Refused::denied(Reason::NotAMember, text).about("member", &node));
+        }
+        Ok((id, node, key))
+    }
+
     /// The name of a workload that the calling node hosts and may host, and the node's.
     pub(crate) async fn check_hosted(
         &self,

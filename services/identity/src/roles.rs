@@ -16,6 +16,7 @@ pub const ROLES: MethodRoles = MethodRoles(&[
         &[Admit::AnyService, Admit::Node],
     ),
     ("/weft.identity.v1.Certificates/SignWorkload", &[Admit::Node]),
+    ("/weft.identity.v1.Certificates/SignIngress", &[Admit::Node]),
     ("/weft.identity.v1.Certificates/SignJwt", &[Admit::Node]),
     (
         "/weft.identity.v1.Trust/WatchBundle",
@@ -59,7 +60,7 @@ mod tests {
     fn every_method_has_its_roles() {
         let mut methods = weft_rpc::methods("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
         methods.extend(weft_rpc::methods("dapr.proto.sentry.v1", weft_proto::DAPR_DESCRIPTORS).unwrap());
-        assert_eq!(methods.len(), 18);
+        assert_eq!(methods.len(), 19);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
         }

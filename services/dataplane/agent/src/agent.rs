@@ -8,6 +8,7 @@ use crate::{
     certificates::Certificates,
     config::AgentConfig,
     error::AgentError,
+    gateways::{self, Failures},
     hubble,
     kernel::{self, KernelTables},
     locals::Locals,
@@ -99,6 +100,8 @@ pub struct Shared {
     pub settled: CancellationToken,
     /// Ends everything.
     pub drain: Watcher,
+    /// HTTP, request by request.
+    pub proxy: Arc<Proxy>,
     /// What is redirected by the kernel, and what comes for it by tunnel.
     pub capture: Arc<Capture>,
     /// The writer of the kernel's policy tables; none where there are none.
@@ -320,6 +323,7 @@ pub async fn start(
         flows: flows.clone(),
         counters: Counters::register(metrics),
         drain: drain.clone(),
+        proxy: proxy.clone(),
         capture: capture.clone(),
         kernel: kernel.clone(),
         origins: ArcSwapOption::new(side.origins()?),
@@ -360,6 +364,16 @@ pub async fn start(
         crate::placement::follow(placement_channel, placement, drain.clone()),
     );
 
+    let failures = Failures::default();
+    spawn(
+        &mut tasks,
+        gateways::run(
+            shared.clone(),
+            side.addresses(&config).first().copied(),
+            failures.clone(),
+            drain.clone(),
+        ),
+    );
     let replayed = std::mem::take(&mut side.replayed);
     let table = Table::start(shared.clone(), replayed, drain.clone());
     let capabilities = std::mem::take(&mut side.capabilities);
@@ -390,6 +404,7 @@ pub async fn start(
     let facts = Facts {
         started,
         capabilities,
+        gateways: failures,
         upstreams,
         svid: member.svid.clone(),
         policy: policy_channel.clone(),

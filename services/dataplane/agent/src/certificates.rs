@@ -43,6 +43,24 @@ const ORDERED: Duration = Duration::from_secs(5);
 /// The identity service may learn of a workload a moment after it was registered.
 const NOT_KNOWN_YET: Duration = Duration::from_millis(100);
 
+/// For whom a certificate is.
+#[derive(Debug, Clone, Copy)]
+enum Whom<'a> {
+    /// A workload, by its id.
+    Workload(&'a str),
+    /// The gateways of this node.
+    Ingress,
+}
+
+impl std::fmt::Display for Whom<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Workload(id) => id,
+            Self::Ingress => "gateways",
+        })
+    }
+}
+
 /// Why a tunnel certificate could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
@@ -175,10 +193,27 @@ impl Certificates {
         cell: &SvidCell,
         refused: &watch::Sender<Option<String>>,
     ) {
+        self.keep_for(Whom::Workload(workload), spiffe_id, cell, refused)
+            .await;
+    }
+
+    /// Keeps `cell` filled for the gateways of this node until dropped.
+    pub async fn keep_ingress(&self, spiffe_id: &str, cell: &SvidCell) {
+        self.keep_for(Whom::Ingress, spiffe_id, cell, &watch::Sender::new(None))
+            .await;
+    }
+
+    async fn keep_for(
+        &self,
+        workload: Whom<'_>,
+        spiffe_id: &str,
+        cell: &SvidCell,
+        refused: &watch::Sender<Option<String>>,
+    ) {
         match self.load(spiffe_id).await {
             Ok(Some(svid)) => cell.set(svid),
             Ok(None) => {}
-            Err(error) => tracing::warn!(workload, %error, "kept tunnel certificate can not be used"),
+            Err(error) => tracing::warn!(%workload, %error, "kept tunnel certificate can not be used"),
         }
         let mut backoff = Backoff::upstream();
         let mut renewal = self.trust.renewal();
@@ -191,7 +226,7 @@ impl Certificates {
                 Ok((svid, key)) => {
                     self.store(&svid, spiffe_id, &key).await;
                     self.upstream.connected();
-                    tracing::debug!(workload, serial = svid.identity().serial, "tunnel certificate");
+                    tracing::debug!(%workload, serial = svid.identity().serial, "tunnel certificate");
                     cell.set(svid);
                     backoff.reset();
                 }
@@ -199,7 +234,7 @@ impl Certificates {
                     not_known_yet: true, ..
                 }) => tokio::time::sleep(backoff.pause().min(NOT_KNOWN_YET)).await,
                 Err(error) => {
-                    tracing::warn!(workload, %error, "no tunnel certificate yet");
+                    tracing::warn!(%workload, %error, "no tunnel certificate yet");
                     if matches!(error, CertificateError::Service { refused: true, .. }) {
                         refused.send_replace(Some(error.to_string()));
                     }
@@ -215,7 +250,8 @@ impl Certificates {
         let mut backoff = Backoff::upstream();
         let (mut renewal, mut revocations) = (self.trust.renewal(), self.trust.revocations());
         loop {
-            match self.fetch(workload, spiffe_id, pb::SvidUse::Workload).await {
+            let whom = Whom::Workload(workload);
+            match self.fetch(whom, spiffe_id, pb::SvidUse::Workload).await {
                 Ok((svid, key)) => {
                     self.upstream.connected();
                     backoff.reset();
@@ -243,26 +279,38 @@ impl Certificates {
 
     async fn fetch(
         &self,
-        workload: &str,
+        whom: Whom<'_>,
         spiffe_id: &str,
         purpose: pb::SvidUse,
     ) -> Result<(Svid, PrivateKeyDer<'static>), CertificateError> {
         // Nobody closes it. The key is made in turn as well.
         let _turn = self.turns.acquire().await.ok();
         let made = new_key_and_csr()?;
-        let request = pb::SignWorkloadRequest {
-            workload_id: workload.into(),
-            csr_der: made.csr_der,
-            r#use: purpose.into(),
-        };
         let mut client = self.client.clone();
+        let csr_der = made.csr_der;
+        let asking = async move {
+            match whom {
+                Whom::Workload(workload) => {
+                    let request = pb::SignWorkloadRequest {
+                        workload_id: workload.into(),
+                        csr_der,
+                        r#use: purpose.into(),
+                    };
+                    Ok(client.sign_workload(request).await?.into_inner().svid)
+                }
+                Whom::Ingress => {
+                    let request = pb::SignIngressRequest { csr_der };
+                    Ok::<_, Status>(client.sign_ingress(request).await?.into_inner().svid)
+                }
+            }
+        };
         let service = |reason: String, code| CertificateError::Service {
             reason,
             not_known_yet: code == Code::NotFound,
             refused: code == Code::PermissionDenied,
         };
-        let answer = match tokio::time::timeout(ATTEMPT, client.sign_workload(request)).await {
-            Ok(Ok(answer)) => answer.into_inner(),
+        let svid = match tokio::time::timeout(ATTEMPT, asking).await {
+            Ok(Ok(svid)) => svid,
             Ok(Err(status)) => {
                 let reason = explain(&status);
                 if matches!(
@@ -279,7 +327,7 @@ impl Certificates {
                 return Err(service(reason, Code::DeadlineExceeded));
             }
         };
-        let chain = answer.svid.unwrap_or_default().chain_der;
+        let chain = svid.unwrap_or_default().chain_der;
         let chain: Vec<_> = chain.into_iter().map(CertificateDer::from).collect();
         let svid = Svid::new(chain, &made.key)?;
         self.check(&svid, spiffe_id, purpose)?;

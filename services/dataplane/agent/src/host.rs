@@ -6,7 +6,7 @@
 use crate::rootless::Rootless;
 use arc_swap::ArcSwap;
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
     os::fd::OwnedFd,
@@ -115,6 +115,40 @@ impl Host {
         }
     }
 
+    /// Listeners on the ports that gateways want, and no others; and which could not be had.
+    pub async fn gateway_ports(
+        &self,
+        ports: &BTreeSet<u16>,
+    ) -> Result<(Vec<(u16, TcpListener)>, Vec<(u16, String)>), PlaceError> {
+        match self {
+            Self::Node { link, .. } => {
+                let opened = link.load_full().gateway_ports(ports).await?;
+                let listener = |listener: weft_handoff::Listener| {
+                    let port = listener.tcp_address()?.port();
+                    Some((port, listener.into_tcp().ok()?))
+                };
+                Ok((
+                    opened.listeners.into_iter().filter_map(listener).collect(),
+                    opened.failures,
+                ))
+            }
+            Self::Rootless(rootless) => {
+                let (mut opened, mut failures) = (Vec::new(), Vec::new());
+                for port in ports {
+                    let at = SocketAddr::new(rootless.address(), *port);
+                    match TcpListener::bind(at) {
+                        Ok(listener) => opened.push((*port, listener)),
+                        Err(error) => failures.push((
+                            *port,
+                            format!("cannot listen on {at}: {error} (ports below 1024 need weft-node, which runs as root)"),
+                        )),
+                    }
+                }
+                Ok((opened, failures))
+            }
+        }
+    }
+
     /// Connects to a port of the workload's loopback: IPv4 first, as most apps listen there.
     pub async fn connect_app(&self, id: &str, kind: WorkloadKind, port: u16) -> io::Result<TcpStream> {
         let first = self
@@ -167,7 +201,10 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
             ListenerKind::RuntimeGrpc => &mut grpc,
             ListenerKind::Tunnel => &mut tunnel,
             ListenerKind::Capture => &mut capture,
-            ListenerKind::LocalApi | ListenerKind::WorkloadApi | ListenerKind::Hubble => continue,
+            ListenerKind::LocalApi
+            | ListenerKind::WorkloadApi
+            | ListenerKind::Hubble
+            | ListenerKind::Gateway => continue,
         };
         if let Ok(socket) = listener.into_tcp() {
             list.push(socket);

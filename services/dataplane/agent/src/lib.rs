@@ -14,6 +14,7 @@ mod config;
 mod endpoints;
 mod error;
 mod facts;
+mod gateways;
 mod grpc;
 pub mod harden;
 mod host;

@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tokio::sync::watch;
 use weft_model::NumericIdentity;
@@ -23,7 +23,7 @@ use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
 use weft_proxy::{Backends, Member, Routing, Speaks};
 use weft_route::spec::BackendRef;
-use weft_runtime::Endpoint;
+use weft_runtime::{AppContext, Endpoint};
 
 /// Most resources of one kind that are held: a bound on memory, far above a node's need.
 const MAX_PER_KIND: usize = 1_000_000;
@@ -94,6 +94,8 @@ pub struct Mesh {
     pub journal: Journal,
     /// What is to be asked for.
     pub interest: Interest,
+    /// As whom the gateways of this node call; empty until there is one.
+    pub ingress: Arc<OnceLock<Arc<AppContext>>>,
     /// Routes and gateways, as requests meet them.
     pub routing: Arc<Routing>,
     /// Policy is under audit on this node.
@@ -133,6 +135,7 @@ impl Mesh {
             journal: Journal::default(),
             interest: Interest::default(),
             routing: Arc::default(),
+            ingress: Arc::default(),
             audit: false,
         }
     }
@@ -614,7 +617,6 @@ mod tests {
                 ..Default::default()
             }],
             endpoints: vec!["a".into(), "absent".into()],
-            ..Default::default()
         };
         let parent = pb::ServiceParent {
             namespace: "default".into(),

@@ -335,7 +335,10 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
                 shared.view.mesh.journal.notify();
                 continue;
             }
-            ListenerKind::LocalApi | ListenerKind::WorkloadApi | ListenerKind::Hubble => continue,
+            ListenerKind::LocalApi
+            | ListenerKind::WorkloadApi
+            | ListenerKind::Hubble
+            | ListenerKind::Gateway => continue,
         };
         let Some(origins) = origins.clone() else {
             tracing::warn!(

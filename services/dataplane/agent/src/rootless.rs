@@ -66,6 +66,11 @@ impl std::fmt::Debug for Kept {
 }
 
 impl Rootless {
+    /// By which others reach this node.
+    pub fn address(&self) -> IpAddr {
+        self.0.address
+    }
+
     /// For `node`, reached by others at `address`; what stays is kept in `file`.
     pub fn new(node: &str, address: IpAddr, file: PathBuf) -> Result<Self, PersistError> {
         let kept = match persist::read(&file)? {

@@ -45,6 +45,10 @@ impl Directory for View {
     fn tunnel_peer(&self, peer: &PeerIdentity, claimed: Option<&str>) -> Option<Arc<Party>> {
         // Only tunnel certificates name a node; one that was given to a workload opens nothing.
         let node = peer.node.as_deref()?;
+        // Its gateways; the identity service gives this name to nobody else.
+        if peer.id.trust_domain().ingress(node).is_ok_and(|id| id == peer.id) {
+            return Some(crate::gateways::party(node, &peer.id, None));
+        }
         self.mesh.read(|endpoints| {
             let mut holders = endpoints.holders(peer.id.as_str()).peekable();
             if holders.peek().is_none() {
@@ -280,6 +284,23 @@ mod tests {
         assert!(who(None, None).is_none(), "no tunnel certificate");
         // A claim counts only for what runs on that node.
         assert_eq!(&*who(Some("n2"), Some("b")).unwrap().workload, "a");
+    }
+
+    #[test]
+    fn gateways_of_a_node_are_ingress_and_of_no_other_node() {
+        let view = view();
+        let named = |id: &str, node: &str| {
+            let peer = PeerIdentity {
+                id: id.parse().unwrap(),
+                ..peer(Some(node))
+            };
+            view.tunnel_peer(&peer, None).unwrap().identity
+        };
+        let n2 = "spiffe://cluster.local/weft/ingress/n2";
+        assert_eq!(named(n2, "n2"), NumericIdentity::INGRESS);
+        assert_eq!(named(n2, "n3"), NumericIdentity::CLUSTER_UNKNOWN);
+        let workload = "spiffe://cluster.local/ns/weft/ingress";
+        assert_eq!(named(workload, "n2"), NumericIdentity::CLUSTER_UNKNOWN);
     }
 
     #[test]

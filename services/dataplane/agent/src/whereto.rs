@@ -43,6 +43,10 @@ impl Mesh for View {
         self.mesh.service_at(at)
     }
 
+    fn ingress(&self) -> Option<Arc<AppContext>> {
+        self.mesh.ingress.get().cloned()
+    }
+
     fn find(&self, _caller: &str, to: SocketAddr) -> Found {
         match self.mesh.meaning(to) {
             // Only agents speak there.

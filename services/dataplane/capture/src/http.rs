@@ -6,15 +6,20 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::Direction;
-use weft_proxy::{Caller, Front, Member, To};
+use weft_proxy::{Caller, Front, Listeners, Member, To};
 use weft_route::spec::BackendRef;
 use weft_runtime::AppContext;
 use weft_tunnel::Incoming;
 
 impl Capture {
+    /// The listeners at a port of the Service that was made for a gateway.
+    pub(crate) fn gateway(&self, service: &BackendRef) -> Option<Arc<Listeners>> {
+        let routing = self.proxy.routing();
+        routing.gateway(&service.namespace, &service.name, service.port)
+    }
+
     /// Where the requests of a connection to a Service go, if it has routes at that port.
-    pub(crate) fn routed(&self, asked: Asked) -> Option<To> {
-        let service = self.mesh.service(asked.destination)?;
+    pub(crate) fn routed(&self, service: BackendRef) -> Option<To> {
         let routes = self.proxy.routing().routes();
         if !routes.has_service(&service.namespace, &service.name) {
             return None;
@@ -51,7 +56,7 @@ impl Capture {
         &self,
         caller: Arc<AppContext>,
         stream: TcpStream,
-        (to, asked): (To, Asked),
+        (as_whom, to, asked): (Caller, To, Asked),
         gone: CancellationToken,
         drain: Watcher,
     ) {
@@ -63,7 +68,7 @@ impl Capture {
         // A response's head and body are written together; waiting for more would only delay.
         let _ = stream.set_nodelay(true);
         let front = Front {
-            caller: Caller::Workload(caller),
+            caller: as_whom,
             to,
             address: asked.destination,
             source_port: stream.peer_addr().map_or(0, |peer| peer.port()),

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 use weft_flows::Party;
 use weft_route::spec::BackendRef;
-use weft_runtime::Endpoint;
+use weft_runtime::{AppContext, Endpoint};
 
 /// Where a connection was meant to go, as the kernel recorded it when the app connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +35,11 @@ pub enum Found {
 pub trait Mesh: weft_proxy::Mesh {
     /// Whom an address means for `caller`.
     fn find(&self, caller: &str, to: SocketAddr) -> Found;
+
+    /// As whom the gateways of this node call; `None` while it has none.
+    fn ingress(&self) -> Option<Arc<AppContext>> {
+        None
+    }
 
     /// The Service that has an address, with the port of it.
     fn service(&self, at: SocketAddr) -> Option<BackendRef>;

@@ -7,13 +7,18 @@ use crate::{
     relay::End,
     socket::Socket,
 };
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
-use weft_proxy::To;
+use weft_proxy::{Caller, Listeners, To};
 use weft_runtime::{AppContext, Endpoint};
 use weft_tunnel::OpenError;
 
@@ -34,7 +39,7 @@ impl From<io::Error> for Failure {
 enum Opening {
     Carry(Case, Judged),
     /// Its requests are read.
-    Read(To),
+    Read(Caller, To),
     /// It is written down already.
     Refused,
 }
@@ -51,13 +56,11 @@ impl Capture {
         gone: CancellationToken,
         mut drain: Watcher,
     ) {
-        if let Some(to) = self.routed(asked) {
-            return Box::pin(self.serve_requests(caller, stream, (to, asked), gone, drain)).await;
-        }
         let (case, judged) = match self.judge(&caller, asked) {
             Opening::Carry(case, judged) => (case, judged),
-            Opening::Read(to) => {
-                return Box::pin(self.serve_requests(caller, stream, (to, asked), gone, drain)).await;
+            Opening::Read(as_whom, to) => {
+                let front = (as_whom, to, asked);
+                return Box::pin(self.serve_requests(caller, stream, front, gone, drain)).await;
             }
             Opening::Refused => {
                 // An end without an answer must not look like one.
@@ -87,8 +90,16 @@ impl Capture {
         }
     }
 
-    /// What becomes of a connection that no route takes.
+    /// What becomes of a connection.
     fn judge(&self, caller: &Arc<AppContext>, asked: Asked) -> Opening {
+        if let Some(service) = self.mesh.service(asked.destination) {
+            if let Some(listeners) = self.gateway(&service) {
+                return self.enter(caller, asked, listeners);
+            }
+            if let Some(to) = self.routed(service) {
+                return Opening::Read(Caller::Workload(caller.clone()), to);
+            }
+        }
         let to = asked.target.unwrap_or(asked.destination);
         let found = self.mesh.find(caller.workload(), to);
         let (callee, address, nobody) = match found.clone() {
@@ -120,10 +131,33 @@ impl Capture {
         if judged.is_by_request()
             && let Some(to) = self.ruled(asked, found)
         {
-            return Opening::Read(to);
+            return Opening::Read(Caller::Workload(caller.clone()), to);
         }
         self.deny(&case, &judged);
         Opening::Refused
+    }
+
+    /// To a gateway of this node: from there on it is the gateway that calls.
+    fn enter(&self, caller: &Arc<AppContext>, asked: Asked, listeners: Arc<Listeners>) -> Opening {
+        let to = asked.destination;
+        let ingress = self.mesh.ingress();
+        let party = ingress.as_ref().map_or_else(|| nobody(to), |i| i.party().clone());
+        let case = Case::Opened {
+            caller: caller.clone(),
+            callee: Callee::Other(party),
+            address: to,
+        };
+        let judged = case.judge(&*self.mesh);
+        if judged.is_refused() {
+            self.deny(&case, &judged);
+            return Opening::Refused;
+        }
+        let Some(context) = ingress else {
+            self.fail(&case, &judged, DropReason::NoEndpoint, 0);
+            return Opening::Refused;
+        };
+        let client = caller.party().address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        Opening::Read(Caller::Gateway { context, client }, To::Gateway(listeners))
     }
 
     async fn open_other_end(

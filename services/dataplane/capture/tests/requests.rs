@@ -234,3 +234,66 @@ async fn rules_of_either_side_are_asked_where_its_node_is() {
         assert_eq!(&*dropped.source.app_id, "shop", "{case}");
     }
 }
+
+/// Listener http of a gateway, with one route to Service near.
+fn gateway() -> pb::SubscribeResponse {
+    let gateway = pb::Gateway {
+        namespace: "default".into(),
+        name: "web".into(),
+        listeners: vec![pb::Listener {
+            name: "http".into(),
+            port: 80,
+            protocol: "HTTP".into(),
+            hostname: String::new(),
+        }],
+        service: "cilium-gateway-web".into(),
+        spiffe_id: String::new(),
+    };
+    let mut update = split("near", "near");
+    if let Some(Body::Route(route)) = &mut update.upserts[0].body {
+        route.attachments[0].parent = Some(Parent::Listener(pb::ListenerParent {
+            gateway_namespace: "default".into(),
+            gateway: "web".into(),
+            listener: "http".into(),
+        }));
+    }
+    let key = pb::ResourceKey {
+        kind: "gateway".into(),
+        name: "default/web".into(),
+    };
+    update.upserts.push(pb::Resource {
+        key: Some(key),
+        body: Some(Body::Gateway(gateway)),
+    });
+    update
+}
+
+#[tokio::test]
+async fn a_gateway_is_entered_from_inside_by_whom_policy_lets() {
+    let scene = scene().await;
+    let at: SocketAddr = "10.96.0.9:80".parse().unwrap();
+    scene.world.service("cilium-gateway-web", at, &[]);
+    assert!(scene.here.proxy.routing().apply(&gateway()).problems.is_empty());
+    let ingress = scene.world.workload(&scene.here, "ingress", &[]).await;
+    // Before this node may call as a gateway, nobody serves it.
+    let mut early = scene.here.connect(&scene.shop, at).await;
+    assert!(all(&mut early).await.is_err(), "it was not reset");
+    *scene.world.registry.ingress.lock() = Some(ingress.id.clone());
+    scene.world.change();
+    let mut stream = scene.here.connect(&scene.shop, at).await;
+    assert_eq!(ask(&mut stream, "/first").await, (200, "near".into()));
+    let sent = scene.here.flow(Kind::Http, Direction::Ingress).await;
+    assert_eq!(
+        (&*sent.source.app_id, &*sent.destination.app_id),
+        ("ingress", "near")
+    );
+    // Its twin may not go to gateways.
+    scene.world.deny(Direction::Egress, "shop", "ingress");
+    let mut refused = scene.here.connect(&scene.shop, at).await;
+    assert!(all(&mut refused).await.is_err(), "it was not reset");
+    let dropped = scene.here.flow(Kind::Connection, Direction::Egress).await;
+    assert_eq!(
+        (dropped.verdict, dropped.rule.as_deref()),
+        (Verdict::Dropped, Some("denied by the test"))
+    );
+}

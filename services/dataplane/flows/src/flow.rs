@@ -165,6 +165,8 @@ pub enum Proof {
     TunnelSvid,
     /// Its own port together with its token (without root).
     PortToken,
+    /// None: it came in by a gateway.
+    Gateway,
 }
 
 impl Proof {
@@ -175,6 +177,7 @@ impl Proof {
             Self::Cgroup => "cgroup",
             Self::TunnelSvid => "tunnel-svid",
             Self::PortToken => "port-token",
+            Self::Gateway => "gateway",
         }
     }
 }

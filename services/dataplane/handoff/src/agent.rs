@@ -1,7 +1,8 @@
 //! The agent's client: one task owns the socket; handles ask it.
 
 use crate::{
-    Family, GoneBackend, HANDOFF_FD_ENV, HandoffError, Hello, MAX_BACKENDS, MAX_SOCKETS, PlacedWorkload,
+    Family, GatewayPorts, GoneBackend, HANDOFF_FD_ENV, HandoffError, Hello, MAX_BACKENDS, MAX_SOCKETS,
+    PlacedWorkload,
     incoming::{Incoming, decode},
     pool::{BATCH, Pool, Taken},
     socket::{self, PacketReceiver, PacketSender},
@@ -9,7 +10,7 @@ use crate::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket as new_socket};
 use prost::Message as _;
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     path::Path,
     sync::Arc,
@@ -83,6 +84,7 @@ enum Reply {
     Placed(Box<PlacedWorkload>),
     Sockets(Vec<OwnedFd>),
     Closed(usize),
+    GatewayPorts(GatewayPorts),
     Done,
 }
 
@@ -243,6 +245,19 @@ impl AgentLink {
             }
         }
         Ok(closed)
+    }
+
+    /// Asks for listeners on the ports that gateways want, at most [`crate::MAX_GATEWAY_PORTS`]: others that
+    /// were open for gateways are closed.
+    pub async fn gateway_ports(&self, ports: &BTreeSet<u16>) -> Result<GatewayPorts, HandoffError> {
+        let open = proto::OpenGatewayPorts {
+            ports: ports.iter().map(|port| u32::from(*port)).collect(),
+        };
+        let message = proto::agent_message::Message::GatewayPorts(open);
+        match self.ask("gateway_ports", message).await? {
+            Reply::GatewayPorts(opened) => Ok(opened),
+            _ => Err(HandoffError::protocol("another answer than ports")),
+        }
     }
 
     /// Says that this agent accepts on every listener: an agent before it may be drained.
@@ -413,6 +428,7 @@ impl Driver {
             }
             Incoming::Sockets(sockets) => Ok(Reply::Sockets(sockets)),
             Incoming::Closed(count) => Ok(Reply::Closed(count)),
+            Incoming::GatewayPorts(opened) => Ok(Reply::GatewayPorts(opened)),
             Incoming::Done => Ok(Reply::Done),
             Incoming::Failure(reason) => Err(HandoffError::Refused(reason)),
         };

@@ -1,7 +1,7 @@
 //! What the node says, from packets to values.
 
 use crate::{
-    HandoffError, Listener,
+    GatewayPorts, HandoffError, Listener,
     message::{parse_addresses, take_listeners},
     wire::Received,
 };
@@ -58,6 +58,7 @@ pub(crate) enum Incoming {
     Gone { id: String, reason: String },
     Sockets(Vec<OwnedFd>),
     Closed(usize),
+    GatewayPorts(GatewayPorts),
     Done,
     Failure(String),
 }
@@ -121,6 +122,16 @@ pub(crate) fn decode(received: Received) -> Result<(u64, Incoming), HandoffError
         }
         Some(Message::SocketsClosed(closed)) => {
             Incoming::Closed(usize::try_from(closed.count).unwrap_or(usize::MAX))
+        }
+        Some(Message::GatewayPorts(opened)) => {
+            let failure = |failure: proto::PortFailure| {
+                let port = u16::try_from(failure.port).unwrap_or(0);
+                (port, failure.reason)
+            };
+            Incoming::GatewayPorts(GatewayPorts {
+                listeners: take_listeners(opened.listeners, &mut fds)?,
+                failures: opened.failures.into_iter().map(failure).collect(),
+            })
         }
         Some(Message::Done(_)) => Incoming::Done,
         Some(Message::Failure(failure)) => Incoming::Failure(failure.reason),

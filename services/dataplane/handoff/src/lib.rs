@@ -21,7 +21,10 @@ pub mod wire;
 pub use agent::{AgentLink, Connected, Event, Events};
 pub use error::HandoffError;
 pub use incoming::{Hello, PlacedWorkload};
-pub use message::{Family, GoneBackend, Listener, ListenerKind, MAX_BACKENDS, MAX_SOCKETS, Transport};
+pub use message::{
+    Family, GatewayPorts, GoneBackend, Listener, ListenerKind, MAX_BACKENDS, MAX_GATEWAY_PORTS, MAX_SOCKETS,
+    Transport,
+};
 pub use node::{
     AgentRequest, Answer, HelloAnswer, NodeLink, NodeListener, NodeSender, Placed, Request, SharedListener,
 };

@@ -17,6 +17,18 @@ pub const MAX_SOCKETS: usize = 64;
 /// Most backends that one request may name.
 pub const MAX_BACKENDS: usize = 256;
 
+/// Most ports that gateways may have open on a node.
+pub const MAX_GATEWAY_PORTS: usize = 64;
+
+/// The ports of gateways, as the node has them open now.
+#[derive(Debug, Default)]
+pub struct GatewayPorts {
+    /// One for each family of addresses.
+    pub listeners: Vec<Listener>,
+    /// Those that could not be opened, with one line for the operator.
+    pub failures: Vec<(u16, String)>,
+}
+
 /// What a listener is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ListenerKind {
@@ -34,6 +46,8 @@ pub enum ListenerKind {
     WorkloadApi,
     /// Hubble's API: a unix socket.
     Hubble,
+    /// A port of a gateway.
+    Gateway,
 }
 
 impl ListenerKind {
@@ -51,6 +65,7 @@ impl ListenerKind {
             Self::LocalApi => proto::ListenerKind::LocalApi,
             Self::WorkloadApi => proto::ListenerKind::WorkloadApi,
             Self::Hubble => proto::ListenerKind::Hubble,
+            Self::Gateway => proto::ListenerKind::Gateway,
         }
     }
 
@@ -64,6 +79,7 @@ impl ListenerKind {
             proto::ListenerKind::LocalApi => Self::LocalApi,
             proto::ListenerKind::WorkloadApi => Self::WorkloadApi,
             proto::ListenerKind::Hubble => Self::Hubble,
+            proto::ListenerKind::Gateway => Self::Gateway,
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The node's end: who may connect, what agents ask, what they are told.
 
 use crate::{
-    Family, GoneBackend, HandoffError, ListenerKind, MAX_BACKENDS, MAX_SOCKETS,
+    Family, GoneBackend, HandoffError, ListenerKind, MAX_BACKENDS, MAX_GATEWAY_PORTS, MAX_SOCKETS,
     socket::{self, PacketReceiver, PacketSender},
 };
 use nix::sys::socket::{
@@ -10,6 +10,7 @@ use nix::sys::socket::{
 };
 use prost::Message as _;
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
@@ -110,6 +111,8 @@ pub enum AgentRequest {
         /// Its SPIFFE ID.
         spiffe_id: String,
     },
+    /// Listen on these ports for gateways, and on no others. Answered by [`Answer::GatewayPorts`].
+    GatewayPorts(BTreeSet<u16>),
     /// Close sockets whose backend is gone. Answered by [`Answer::Closed`].
     CloseSockets(Vec<GoneBackend>),
     /// The agent serves all its listeners. Answered by [`Answer::Done`].
@@ -134,6 +137,8 @@ pub enum Answer {
     Sockets(Vec<OwnedFd>),
     /// How many sockets were closed.
     Closed(usize),
+    /// The listeners of gateways, and the ports that could not be had with the reason.
+    GatewayPorts(Vec<SharedListener>, Vec<(u16, String)>),
     /// Nothing to tell.
     Done,
     /// One line for the operator.
@@ -230,6 +235,16 @@ impl NodeSender {
             Answer::Closed(count) => Message::SocketsClosed(proto::SocketsClosed {
                 count: u32::try_from(count).unwrap_or(u32::MAX),
             }),
+            Answer::GatewayPorts(listeners, failures) => Message::GatewayPorts(proto::GatewayPortsOpened {
+                listeners: list(listeners, &mut fds),
+                failures: failures
+                    .into_iter()
+                    .map(|(port, reason)| proto::PortFailure {
+                        port: port.into(),
+                        reason,
+                    })
+                    .collect(),
+            }),
             Answer::Done => Message::Done(proto::Done {}),
             Answer::Failure(reason) => Message::Failure(proto::Failure { reason }),
         };
@@ -324,6 +339,18 @@ fn decode(message: &[u8]) -> Result<Request, HandoffError> {
                 .spec
                 .ok_or_else(|| HandoffError::protocol("a workload without its specification"))?,
         )),
+        Some(Message::GatewayPorts(open)) => {
+            if open.ports.len() > MAX_GATEWAY_PORTS {
+                return Err(HandoffError::protocol(format!(
+                    "{} ports for gateways; {MAX_GATEWAY_PORTS} are allowed",
+                    open.ports.len()
+                )));
+            }
+            let port = |port: &u32| u16::try_from(*port).ok().filter(|port| *port != 0);
+            let ports: Option<BTreeSet<u16>> = open.ports.iter().map(port).collect();
+            let ports = ports.ok_or_else(|| HandoffError::protocol("a gateway's port that is none"))?;
+            AgentRequest::GatewayPorts(ports)
+        }
         Some(Message::Remove(remove)) => AgentRequest::Remove { id: remove.id },
         Some(Message::OpenSockets(open)) => {
             let count = usize::try_from(open.count).unwrap_or(usize::MAX);

@@ -83,6 +83,15 @@ async fn node(
             AgentRequest::CloseSockets(gone) => {
                 Answer::Closed(gone.iter().map(|gone| gone.services.len()).sum())
             }
+            AgentRequest::GatewayPorts(ports) => {
+                let (taken, free): (Vec<u16>, Vec<u16>) = ports.into_iter().partition(|port| *port == 80);
+                let open = |_: u16| SharedListener {
+                    kind: ListenerKind::Gateway,
+                    ..listener().0
+                };
+                let failures = taken.into_iter().map(|port| (port, "in use".into()));
+                Answer::GatewayPorts(free.into_iter().map(open).collect(), failures.collect())
+            }
             AgentRequest::Derived { .. } | AgentRequest::Ready => Answer::Done,
         };
         sender.answer(request.id, answer).unwrap();
@@ -394,4 +403,29 @@ async fn backends_that_are_gone_cross_whole_and_in_any_number() {
     // More than one message may hold.
     let many: Vec<GoneBackend> = (0..600).map(gone).collect();
     assert_eq!(link.close_sockets(&many).await.unwrap(), 1200);
+}
+
+#[tokio::test]
+async fn ports_of_gateways_come_open_or_with_the_reason() {
+    let rig = rig(HelloAnswer::default()).await;
+    let link = &rig.connected.link;
+    let opened = link.gateway_ports(&[80, 8080, 8081].into()).await.unwrap();
+    assert_eq!(opened.failures, [(80, "in use".to_owned())]);
+    assert_eq!(opened.listeners.len(), 2);
+    for listener in opened.listeners {
+        assert_eq!(listener.kind, ListenerKind::Gateway);
+        let address = listener.tcp_address().unwrap();
+        let listener = listener.into_tcp().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        listener.accept().unwrap();
+    }
+    // More than a node takes end the link; just as many do not.
+    let most: u16 = weft_handoff::MAX_GATEWAY_PORTS.try_into().unwrap();
+    let ports = |n| (9000..9000 + n).collect();
+    assert_eq!(
+        link.gateway_ports(&ports(most)).await.unwrap().listeners.len(),
+        usize::from(most)
+    );
+    assert!(link.gateway_ports(&ports(most + 1)).await.is_err());
 }

@@ -15,7 +15,13 @@ use crate::{
     sockets,
     watch::{Report, Watches, Watching},
 };
-use std::{collections::HashMap, net::IpAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
     task::AbortHandle,
@@ -106,6 +112,8 @@ pub(crate) struct Core {
     last_link: u64,
     pub(crate) last_endpoint: u32,
     pub(crate) last_start: u128,
+    /// What is open for gateways, by port. It stays open while no agent runs: connects wait.
+    gateways: BTreeMap<u16, Vec<SharedListener>>,
 }
 
 impl Core {
@@ -122,6 +130,7 @@ impl Core {
             closing: Arc::new(Semaphore::new(CLOSING)),
             last_link: 0,
             last_start: 0,
+            gateways: BTreeMap::new(),
         };
         tokio::spawn(core.run(commands, reports));
         Ok(())
@@ -263,6 +272,11 @@ impl Core {
                 self.open_sockets(sender, id, &workload, family, count);
                 Ok(())
             }
+            AgentRequest::GatewayPorts(wanted) => {
+                let sender = state.sender.clone();
+                let answer = self.gateway_ports(wanted).await;
+                sender.answer(id, answer)
+            }
             AgentRequest::CloseSockets(backends) => {
                 let sender = state.sender.clone();
                 self.close_sockets(sender, id, backends);
@@ -309,6 +323,33 @@ impl Core {
         if let Err(error) = sent {
             self.ended(link, &error);
         }
+    }
+
+    /// Opens what gateways want and closes what they do not any more.
+    async fn gateway_ports(&mut self, wanted: BTreeSet<u16>) -> Answer {
+        self.gateways.retain(|port, _| wanted.contains(port));
+        let mut failures = Vec::new();
+        for port in wanted {
+            if self.gateways.contains_key(&port) {
+                continue;
+            }
+            let place = format!("the namespace of node {}", self.parts.node);
+            let (entrance, namespace) = (&self.parts.entrance, &self.parts.namespace);
+            match entrance
+                .run(namespace, move || listen::open_gateway(port, &place))
+                .await
+            {
+                Ok(listeners) => {
+                    tracing::info!(port, "open for gateways");
+                    self.gateways.insert(port, listeners);
+                }
+                Err(error) => {
+                    tracing::error!(port, %error, "not open for gateways");
+                    failures.push((port, error.to_string()));
+                }
+            }
+        }
+        Answer::GatewayPorts(self.gateways.values().flatten().cloned().collect(), failures)
     }
 
     fn hello(&self) -> HelloAnswer {

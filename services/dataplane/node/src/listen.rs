@@ -42,6 +42,17 @@ pub(crate) fn open_all(runtime: bool, place: &str) -> Result<Vec<SharedListener>
         wanted.push((kind, SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         wanted.push((kind, SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
     }
+    open(wanted, place)
+}
+
+/// A port of a gateway, on every address that the namespace has or will have.
+pub(crate) fn open_gateway(port: u16, place: &str) -> Result<Vec<SharedListener>, NodeError> {
+    let all: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let wanted = all.map(|ip| (ListenerKind::Gateway, SocketAddr::new(ip, port)));
+    open(wanted.into(), place)
+}
+
+fn open(wanted: Vec<(ListenerKind, SocketAddr)>, place: &str) -> Result<Vec<SharedListener>, NodeError> {
     let mut listeners = Vec::with_capacity(wanted.len());
     for (kind, address) in wanted {
         match tcp_listener(address) {

@@ -451,5 +451,6 @@ fn mirror(wire: &pb::RouteMirror) -> Read<Mirror> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 #[path = "convert_tests.rs"]
 mod tests;

@@ -81,7 +81,7 @@ impl Record {
     /// A request that was judged on its way to an endpoint, and how it ended. What happened after a
     /// side had let it through is the last side's to tell.
     pub fn judged(&self, proxy: &Proxy, way: &Way, sides: Sides, end: Result<StatusCode, Failure>) {
-        let status = end.map_or_else(Failure::status, |status| status).as_u16();
+        let status = end.unwrap_or_else(Failure::status).as_u16();
         let mut sides = sides.0.into_iter().flatten().peekable();
         while let Some((direction, decision)) = sides.next() {
             let (mut verdict, mut reason) = match (&end, sides.peek()) {
@@ -136,7 +136,7 @@ impl Record {
         proxy.flows.record(Flow {
             verdict,
             drop_reason,
-            status: end.map_or_else(Failure::status, |status| status).as_u16(),
+            status: end.unwrap_or_else(Failure::status).as_u16(),
             ..self.flow(source, direction, &party, asked.port)
         });
     }

@@ -223,5 +223,6 @@ impl Parent {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 #[path = "routes_tests.rs"]
 mod tests;

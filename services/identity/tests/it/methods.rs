@@ -11,9 +11,10 @@ use weft_proto::weft::{
     identity::v1::{
         AckBundleRequest, AttestRequest, BackupRequest, CreateJoinTokenRequest, GetAuthorityRequest,
         JoinRequest, ListAuditRequest, ListRevocationsRequest, ReinstateRequest, RenewRequest, RevokeRequest,
-        RotateRequest, RotateTarget, SignAdminRequest, SignJwtRequest, SignWorkloadRequest, SvidUse,
-        WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient, bootstrap_client::BootstrapClient,
-        certificates_client::CertificatesClient, members_client::MembersClient, trust_client::TrustClient,
+        RotateRequest, RotateTarget, SignAdminRequest, SignIngressRequest, SignJwtRequest,
+        SignWorkloadRequest, SvidUse, WatchBundleRequest, WatchNodesRequest, admin_client::AdminClient,
+        bootstrap_client::BootstrapClient, certificates_client::CertificatesClient,
+        members_client::MembersClient, trust_client::TrustClient,
     },
     policy::v1::{WatchResponse, Workload},
 };
@@ -65,6 +66,10 @@ async fn call(rig: &Rig, channel: Channel, method: &str) -> Result<(), Status> {
                 .await
                 .map(|_| ())
         }
+        "SignIngress" => CertificatesClient::new(channel)
+            .sign_ingress(SignIngressRequest { csr_der })
+            .await
+            .map(|_| ()),
         "SignJwt" => {
             let request = SignJwtRequest {
                 workload_id: "n1/shop/cart/1".into(),
@@ -188,6 +193,45 @@ async fn workload(rig: &Rig, node: &SvidCell) -> SvidCell {
     cell(reply.into_inner().svid.unwrap().chain_der, &made.key)
 }
 
+/// Each node has the name for its own gateways, with which it opens tunnels and calls no API.
+#[tokio::test]
+async fn a_node_is_named_as_the_ingress_that_it_is() {
+    let rig = Rig::new().await;
+    let (node, _drain) = rig.join(Kind::Node, "n1", &[]).await;
+    let made = new_key_and_csr().unwrap();
+    let request = SignIngressRequest {
+        csr_der: made.csr_der,
+    };
+    let reply = CertificatesClient::new(rig.channel(Some(&node.svid)))
+        .sign_ingress(request)
+        .await
+        .unwrap();
+    let ingress = cell(reply.into_inner().svid.unwrap().chain_der, &made.key);
+    let identity = ingress.get().unwrap().identity().clone();
+    assert_eq!(identity.id.as_str(), "spiffe://cluster.local/weft/ingress/n1");
+    assert_eq!(identity.node.as_deref(), Some("n1"));
+    let refused = |channel| async move {
+        let made = new_key_and_csr().unwrap();
+        let request = SignIngressRequest {
+            csr_der: made.csr_der,
+        };
+        CertificatesClient::new(channel)
+            .sign_ingress(request)
+            .await
+            .unwrap_err()
+            .code()
+    };
+    assert_eq!(
+        refused(rig.channel(Some(&ingress))).await,
+        tonic::Code::PermissionDenied
+    );
+    let (service, _service_drain) = rig.join(Kind::Service, "policy", &[]).await;
+    assert_eq!(
+        refused(rig.channel(Some(&service.svid))).await,
+        tonic::Code::PermissionDenied
+    );
+}
+
 #[tokio::test]
 async fn each_role_may_call_its_methods_and_no_others() {
     let rig = Rig::insecure().await;
@@ -232,6 +276,7 @@ async fn each_role_may_call_its_methods_and_no_others() {
         ),
         ("/weft.identity.v1.Certificates/Renew", &["service", "node"]),
         ("/weft.identity.v1.Certificates/SignWorkload", &["node"]),
+        ("/weft.identity.v1.Certificates/SignIngress", &["node"]),
         ("/weft.identity.v1.Certificates/SignJwt", &["node"]),
         (
             "/weft.identity.v1.Trust/WatchBundle",

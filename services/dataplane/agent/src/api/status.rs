@@ -1,6 +1,10 @@
 //! `weft.dataplane.v1.Status`.
 
-use crate::{agent::Shared, upstream::Upstream};
+use crate::{
+    agent::{Shared, active, inactive},
+    gateways::Failures,
+    upstream::Upstream,
+};
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,6 +24,8 @@ pub struct Facts {
     pub started: SystemTime,
     /// What is enforced here, and what not and why.
     pub capabilities: Vec<Capability>,
+    /// Ports of gateways that are not open.
+    pub gateways: Failures,
     /// The control services.
     pub upstreams: Vec<Upstream>,
     /// The node's own certificate.
@@ -46,6 +52,19 @@ pub struct Service {
     pub facts: Facts,
 }
 
+impl Service {
+    /// With that of gateways, once there are any.
+    fn capabilities(&self) -> Vec<Capability> {
+        let mut all = self.facts.capabilities.clone();
+        match self.facts.gateways.text() {
+            Some(reason) => all.push(inactive("gateway", &reason)),
+            None if self.shared.view.mesh.ingress.get().is_some() => all.push(active("gateway")),
+            None => {}
+        }
+        all
+    }
+}
+
 #[tonic::async_trait]
 impl Status for Service {
     async fn get(&self, _: Request<GetRequest>) -> Result<Response<GetResponse>, Failure> {
@@ -57,7 +76,7 @@ impl Status for Service {
             node: self.shared.node.clone(),
             version: weft_model::VERSION.into(),
             started_at: Some(self.facts.started.into()),
-            capabilities: self.facts.capabilities.clone(),
+            capabilities: self.capabilities(),
             upstreams: self.facts.upstreams.iter().map(Upstream::status).collect(),
             workloads: self.shared.workloads(),
             policy_version: self.shared.view.mesh.position().version,

@@ -18,7 +18,8 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 use weft_model::TrustDomain;
 use weft_proto::weft::identity::v1::{
-    RenewRequest, RenewResponse, SignJwtRequest, SignJwtResponse, SignWorkloadRequest, SignWorkloadResponse,
+    RenewRequest, RenewResponse, SignIngressRequest, SignIngressResponse, SignJwtRequest, SignJwtResponse,
+    SignWorkloadRequest, SignWorkloadResponse,
     certificates_server::{self, CertificatesServer},
 };
 use weft_tls::{SvidCell, SystemClock, Trust};
@@ -52,6 +53,13 @@ impl certificates_server::Certificates for Served {
         self.0.present.fetch_sub(1, Ordering::SeqCst);
         self.0.seen.lock().insert(request.into_inner().workload_id);
         Err(Status::unavailable("nothing to give"))
+    }
+
+    async fn sign_ingress(
+        &self,
+        _: Request<SignIngressRequest>,
+    ) -> Result<Response<SignIngressResponse>, Status> {
+        Err(Status::unavailable("not here"))
     }
 
     async fn sign_jwt(&self, _: Request<SignJwtRequest>) -> Result<Response<SignJwtResponse>, Status> {

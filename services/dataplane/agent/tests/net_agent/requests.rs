@@ -210,8 +210,8 @@ fn once(place: &Namespace, cgroup: &Path, to: &str, method: &str, path: &str) ->
     answer
 }
 
-async fn until(wanted: &str, mut ask: impl FnMut() -> String) {
-    crate::rig::ask_until(wanted, || ask()).await;
+async fn until(wanted: &str, ask: impl FnMut() -> String) {
+    crate::rig::ask_until(wanted, ask).await;
 }
 
 async fn pod(node: &Running, name: &str) -> (Pod, PathBuf) {
@@ -299,7 +299,9 @@ async fn a_route_splits_a_services_requests_and_its_change_loses_none() {
         let found = counts(load(place, cgroup, WHOAMI, Duration::from_secs(1)));
         within(&found, 10.0);
     }
-    let flows: Vec<Flow> = scene.rig.nodes[0].flows("/").await;
+    let (place, cgroup) = scene.callers()[0];
+    once(place, cgroup, WHOAMI, "GET", "/named");
+    let flows: Vec<Flow> = scene.rig.nodes[0].flows("/named").await;
     let routed = flows
         .iter()
         .find(|f| f.kind == "http" && f.route == "HTTPRoute/default/split");
@@ -307,7 +309,6 @@ async fn a_route_splits_a_services_requests_and_its_change_loses_none() {
     assert_eq!((routed.verdict(), routed.status), (Verdict::Forwarded, 200));
     // Without the route the Service is itself again, and connections to it are the kernel's.
     scene.rig.write("route.yaml", "");
-    let (place, cgroup) = scene.callers()[0];
     let direct = || scene.rig.nodes[0].flows("/direct");
     until("v1 /direct", || once(place, cgroup, WHOAMI, "GET", "/direct")).await;
     let deadline = Instant::now() + SOON;
@@ -368,4 +369,136 @@ async fn rules_of_requests_hold_for_pods_and_processes_on_both_sides() {
         "{}",
         dropped.rule
     );
+}
+
+const GATEWAY: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: default-gateway, namespace: default}
+spec:
+  gatewayClassName: cilium
+  listeners: [{name: http, protocol: HTTP, port: 8088}]
+"#;
+const THROUGH: &str = r#"
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: through, namespace: default}
+spec:
+  parentRefs: [{name: default-gateway}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /one}}]
+    backendRefs: [{name: whoami-v1, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /two}}]
+    backendRefs: [{name: whoami-v2, port: 80}]
+"#;
+/// Who comes in by a gateway may call v2, nobody else; v1 is for the shop.
+const INGRESS: &str = r#"
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: from-gateways, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {dapr.io/app-id: v2}}
+  ingress: [{fromEntities: [ingress]}]
+---
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: from-shop, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {dapr.io/app-id: v1}}
+  ingress: [{fromEndpoints: [{matchLabels: {dapr.io/app-id: shop}}]}]
+"#;
+
+/// Asks the first node's gateway from another machine, one that no agent knows.
+fn from_outside(scene: &Scene, port: u16, path: &str) -> Result<(u16, String), weft_testnet::Error> {
+    let [near, far] = &scene.rig.nodes[..] else {
+        panic!("two nodes")
+    };
+    let mut stream = far.node.namespace().connect((near.node.v4(), port))?;
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    Ok(ask(&mut stream, "GET", path))
+}
+
+async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_is_open_on_the_node_and_calls_as_ingress() {
+    let manifests = [
+        ("services.yaml", SERVICES),
+        ("gateway.yaml", GATEWAY),
+        ("route.yaml", THROUGH),
+        ("rules.yaml", INGRESS),
+    ];
+    let scene = scene(&manifests).await;
+    let [near, far] = &scene.rig.nodes[..] else {
+        panic!("two nodes")
+    };
+    // By tunnel, with the certificate of the node's gateways.
+    eventually("v2 does not answer through the gateway", async || {
+        from_outside(&scene, 8088, "/two").is_ok_and(|answer| answer == (200, "v2 /two".into()))
+    })
+    .await;
+    assert_eq!(from_outside(&scene, 8088, "/none").unwrap().0, 404);
+    // Its twin, to whom the policy says otherwise.
+    eventually("v1 is not denied", async || {
+        from_outside(&scene, 8088, "/one").is_ok_and(|(status, _)| status == 403)
+    })
+    .await;
+    let [(place, cgroup), _] = scene.callers();
+    until("v1 /one", || once(place, cgroup, "10.96.8.2:80", "GET", "/one")).await;
+    let denied = once(place, cgroup, "10.96.8.3:80", "GET", "/two");
+    assert!(
+        !denied.contains("v2"),
+        "who does not come by the gateway may not: {denied}"
+    );
+
+    let flows = near.flows("/two").await;
+    let sent = flows.iter().find(|f| f.status == 200).unwrap();
+    let source = sent.source.as_ref().unwrap();
+    assert_eq!(
+        (source.identity, &*sent.caller_proof, &*sent.via),
+        (8, "gateway", "tunnel")
+    );
+    assert_eq!(sent.route, "HTTPRoute/default/through");
+    let into = far.flows("").await;
+    let opened = into
+        .iter()
+        .find(|f| f.source.as_ref().is_some_and(|s| s.identity == 8))
+        .unwrap();
+    assert_eq!(
+        (opened.verdict(), &*opened.direction),
+        (Verdict::Forwarded, "ingress")
+    );
+    assert_eq!(
+        opened.source.as_ref().unwrap().spiffe_id,
+        "spiffe://cluster.local/weft/ingress/n1"
+    );
+    let dropped = near.flows("/one").await;
+    let dropped = dropped.iter().find(|f| f.verdict() == Verdict::Dropped).unwrap();
+    assert!(dropped.rule.contains("from-shop"), "{}", dropped.rule);
+
+    // A port that somebody has is told, and opened when it is free.
+    let taken = near.node.namespace().listen("0.0.0.0:8089").unwrap();
+    scene.rig.write("gateway.yaml", &GATEWAY.replace("8088", "8089"));
+    eventually("the status does not tell of the taken port", async || {
+        let reason = near.capability("gateway").await;
+        reason.is_some_and(|(active, reason)| !active && reason.contains("8089 is in use"))
+    })
+    .await;
+    drop(taken);
+    eventually("the port is not opened", async || {
+        from_outside(&scene, 8089, "/two").is_ok_and(|(status, _)| status == 200)
+    })
+    .await;
+    assert!(near.capability("gateway").await.unwrap().0);
+    // The one before is closed.
+    eventually("the old port is open", async || {
+        from_outside(&scene, 8088, "/two").is_err()
+    })
+    .await;
 }

@@ -13,8 +13,9 @@ use std::{
 };
 use weft_identity::CaConfig;
 use weft_proto::weft::dataplane::v1::{
-    AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
-    observe_response::Item, workload_spec::Place, workloads_client::WorkloadsClient,
+    AddRequest, Flow, GetRequest, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
+    observe_response::Item, status_client::StatusClient, workload_spec::Place,
+    workloads_client::WorkloadsClient,
 };
 use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
 
@@ -243,6 +244,16 @@ impl Running {
         let spawn = Spawn::nobody().cgroup(&cgroup);
         let process = self.node.namespace().spawn(command, &spawn).unwrap();
         (cgroup, process)
+    }
+
+    /// A capability as the status shows it: whether it is active, and why not.
+    pub async fn capability(&self, name: &str) -> Option<(bool, String)> {
+        let status = StatusClient::new(self.channel())
+            .get(GetRequest {})
+            .await
+            .unwrap();
+        let mut all = status.into_inner().capabilities.into_iter();
+        all.find(|c| c.name == name).map(|c| (c.active, c.reason))
     }
 
     /// The flows about a path.

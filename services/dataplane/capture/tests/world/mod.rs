@@ -62,6 +62,8 @@ pub struct Registry {
     pub denied: Mutex<HashSet<(Direction, String, String)>>,
     /// Of whom rules at L7 speak: only requests for paths that begin with `/public` may pass.
     pub ruled: Mutex<HashSet<(Direction, String, String)>>,
+    /// As whom gateways call.
+    pub ingress: Mutex<Option<Arc<str>>>,
     /// Addresses of services that have a name.
     pub names: Mutex<HashMap<String, SocketAddr>>,
     pub changed: watch::Sender<u64>,
@@ -180,6 +182,10 @@ impl weft_proxy::Mesh for View {
 }
 
 impl Mesh for View {
+    fn ingress(&self) -> Option<Arc<AppContext>> {
+        let id = self.registry.ingress.lock().clone()?;
+        weft_proxy::Mesh::caller(self, &id)
+    }
     fn service(&self, at: SocketAddr) -> Option<BackendRef> {
         let names = self.registry.names.lock();
         let (name, at) = names.iter().find(|(_, address)| **address == at)?;
@@ -273,6 +279,7 @@ impl World {
                 denied: Mutex::default(),
                 ruled: Mutex::default(),
                 names: Mutex::default(),
+                ingress: Mutex::default(),
                 changed: watch::Sender::new(0),
             }),
         }
