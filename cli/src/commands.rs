@@ -6,6 +6,7 @@ pub mod containers;
 pub mod dev;
 pub mod doctor;
 pub mod explain;
+pub mod get;
 pub mod identity;
 pub mod observe;
 #[cfg(feature = "dev")]

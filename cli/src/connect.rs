@@ -1,4 +1,4 @@
-//! Finding and calling the agent and the certificate authority of this machine.
+//! Finding and calling the agent, the certificate authority and the policy service of this machine.
 
 use anyhow::{Result, anyhow};
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub fn default_run_dir() -> PathBuf {
 /// How to reach the local agent.
 #[derive(Debug, Clone, clap::Args)]
 pub struct AgentArgs {
-    /// Folder with the local sockets of the agent and the certificate authority
+    /// Folder with the local sockets of the agent, the certificate authority and the policy service
     /// [default: /run/weft for root, else $XDG_RUNTIME_DIR/weft]
     #[arg(long, env = "WEFT_RUN_DIR", value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
@@ -34,6 +34,12 @@ impl AgentArgs {
     /// A channel to the agent, and its socket's path for messages.
     pub fn agent(&self) -> Result<(Channel, PathBuf)> {
         let path = self.dir().join("agent.sock");
+        Ok((weft_rpc::channel_local(path.clone())?, path))
+    }
+
+    /// A channel to the policy service's local socket.
+    pub fn policy(&self) -> Result<(Channel, PathBuf)> {
+        let path = self.dir().join("policy.sock");
         Ok((weft_rpc::channel_local(path.clone())?, path))
     }
 
@@ -85,6 +91,19 @@ pub fn identity_error(status: &Status, socket: &std::path::Path) -> anyhow::Erro
         );
     }
     anyhow!("the certificate authority refused: {}", status.message())
+}
+
+/// What a failed call to the policy service means for the user.
+pub fn policy_error(status: &Status, socket: &std::path::Path) -> anyhow::Error {
+    if nobody_answers(status) {
+        return anyhow!(
+            "no policy service answers at {} ({}); run this where weft-policy or `weft dev` runs, as its \
+             user or root, or name its folder with --run-dir",
+            socket.display(),
+            reason(socket)
+        );
+    }
+    anyhow!("the policy service refused: {}", status.message())
 }
 
 /// Why nobody answers at a local socket.

@@ -39,6 +39,8 @@ enum Command {
     Containers(commands::containers::Containers),
     /// Show the agent of this node: what it enforces, its workloads, its connections
     Status(commands::status::Status),
+    /// Show objects that were read and their status: Services, Gateways, routes, policies, Components
+    Get(commands::get::Get),
     /// Show flows: who called whom, what was decided, and by which rule
     Observe(commands::observe::Observe),
     /// Say whether policy lets somebody reach somebody, and by which rules
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
             Command::Run(c) => c.run().await,
             Command::Containers(c) => c.run().await,
             Command::Status(c) => c.run().await,
+            Command::Get(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Explain(c) => Ok(c.run().await),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),

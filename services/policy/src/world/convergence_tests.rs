@@ -64,9 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), 0..3u8, s.clone(), 0..3u8, 0..3u8)
             .prop_map(|(node, slot, namespace, app, role)| Step::Register { node, slot, namespace, app, role }),
         2 => (n.clone(), 0..3u8, s.clone()).prop_map(|(node, slot, namespace)| Step::Deregister { node, slot, namespace }),
-        5 => (s.clone(), 0..2u8, 0..10u8, 0..9u8)
+        5 => (s.clone(), 0..2u8, 0..11u8, 0..9u8)
             .prop_map(|(namespace, file, kind, variant)| Step::Object { namespace, file, kind, variant }),
-        2 => (s.clone(), 0..2u8, 0..10u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
+        2 => (s.clone(), 0..2u8, 0..11u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
         1 => Just(Step::Collect),
         2 => (n.clone(), any::<bool>()).prop_map(|(node, remember)| Step::Connect { node, remember }),
         1 => n.clone().prop_map(|node| Step::Disconnect { node }),
@@ -132,7 +132,7 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
                 80 + u16::from(variant)
             )
         }
-        6 => {
+        6 | 10 => {
             let parent = [
                 "{name: o0, namespace: a}",
                 "{name: o1, namespace: b}",
@@ -141,7 +141,8 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
                 "{name: o0, namespace: a}, {kind: Service, group: '', name: o1}",
             ][usize::from(variant)];
             format!(
-                "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n{meta}\nspec: {{parentRefs: [{parent}], hostnames: [a.test], rules: [{{backendRefs: [{{name: o0, namespace: b, port: 80}}, {{name: o{app}, port: 81}}]}}]}}"
+                "apiVersion: gateway.networking.k8s.io/v1\nkind: {}\n{meta}\nspec: {{parentRefs: [{parent}], hostnames: [a.test], rules: [{{backendRefs: [{{name: o0, namespace: b, port: 80}}, {{name: o{app}, port: 81}}]}}]}}",
+                if kind == 6 { "HTTPRoute" } else { "GRPCRoute" }
             )
         }
         7 => format!(

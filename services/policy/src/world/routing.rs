@@ -13,7 +13,7 @@ mod status;
 mod wire;
 
 use super::{Dirty, Key, Kind, Name, ObjectKey, Shared, World, resources::Objects};
-use attach::Parent;
+use attach::{AtListener, Parent};
 use backends::Resolver;
 use gateway::GatewayState;
 #[cfg(test)]
@@ -144,6 +144,7 @@ impl Routing {
     fn set_route(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>, created: u64) {
         let parents = match self.routes.remove(key) {
             Some(old) => {
+                self.younger_are_stale(key, &old.resource);
                 self.index(key, &old.resource, false);
                 old.parents
             }
@@ -159,6 +160,31 @@ impl Routing {
             self.routes.insert(key.clone(), state);
         }
         self.stale_routes.insert(key.clone());
+    }
+
+    /// What decides between routes that want the same: the older first, then by name.
+    fn rank<'k>(&self, key: &'k ObjectKey) -> (u64, &'k str, &'k str, weft_resources::Kind) {
+        let created = self.routes.get(key).map_or(u64::MAX, |state| state.created);
+        (created, &key.namespace, &key.name, key.kind)
+    }
+
+    /// Routes of the other kind at the same Gateways: what this one holds is not theirs. Only younger
+    /// ones, so that this comes to an end.
+    fn younger_are_stale(&mut self, key: &ObjectKey, resource: &Resource) {
+        let Some(route) = route_of(resource) else { return };
+        let mut stale = BTreeSet::new();
+        for parent in route.parents.iter().filter(|p| is_gateway(p)) {
+            let name = name_in(&key.namespace, parent.namespace.as_ref(), &parent.name);
+            let others = self.by_gateway.get(&name).into_iter().flatten();
+            let younger = |other: &&ObjectKey| other.kind != key.kind && self.rank(other) > self.rank(key);
+            let gone = !self.routes.contains_key(key);
+            stale.extend(
+                others
+                    .filter(|other| gone && other.kind != key.kind || younger(other))
+                    .cloned(),
+            );
+        }
+        self.stale_routes.extend(stale);
     }
 
     fn set_gateway(&mut self, name: Name, resource: Option<&Arc<Resource>>) {
@@ -293,8 +319,16 @@ impl Routing {
             attachments,
             rules,
         });
+        let resource = state.resource.clone();
+        let attached = |parents: &[Parent]| -> Vec<Vec<AtListener>> {
+            parents.iter().map(|p| p.listeners.clone()).collect()
+        };
+        let moved = attached(&state.parents) != attached(&parents);
         if let Some(state) = self.routes.get_mut(key) {
             state.parents = parents;
+        }
+        if moved {
+            self.younger_are_stale(key, &resource);
         }
         self.needs.set(&wire_key, wanted, dirty);
         self.build(wire_key, wire.map(pb::resource::Body::Route), dirty);

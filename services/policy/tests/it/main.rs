@@ -9,4 +9,5 @@ mod nodes;
 mod process;
 mod registry;
 mod rig;
+mod routes;
 mod starts;

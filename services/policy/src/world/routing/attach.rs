@@ -20,17 +20,24 @@ use weft_route::Hostname;
 pub(super) struct Parent {
     pub reference: ParentRef,
     pub controller: &'static str,
-    /// Names of the listeners that it is attached to.
-    pub listeners: Vec<String>,
+    /// The listeners that it is attached to.
+    pub listeners: Vec<AtListener>,
     /// `Accepted` and `ResolvedRefs`.
     pub conditions: Vec<Condition>,
+}
+
+/// A listener that a route is attached to, and the hosts it serves there; none for every host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AtListener {
+    pub name: String,
+    pub hosts: Vec<Hostname>,
 }
 
 /// What came of a reference to a parent.
 pub(super) struct Found {
     pub controller: &'static str,
     pub accepted: Condition,
-    pub listeners: Vec<String>,
+    pub listeners: Vec<AtListener>,
     /// What of it nodes serve.
     pub attachments: Vec<pb::Attachment>,
 }
@@ -44,7 +51,7 @@ fn refused(controller: &'static str, reason: &'static str, message: impl Into<St
     }
 }
 
-fn attached(controller: &'static str, listeners: Vec<String>, attachments: Vec<pb::Attachment>) -> Found {
+fn attached(controller: &'static str, listeners: Vec<AtListener>, attachments: Vec<pb::Attachment>) -> Found {
     Found {
         controller,
         accepted: Condition::yes("Accepted", "Accepted", "route is attached"),
@@ -123,6 +130,7 @@ impl Routing {
         }
         let own: Vec<Hostname> = route.hostnames.iter().filter_map(|h| h.parse().ok()).collect();
         let (mut listeners, mut attachments) = (Vec::new(), Vec::new());
+        let mut older = None;
         for (listener, state) in allowed {
             let theirs = listener
                 .hostname
@@ -131,7 +139,14 @@ impl Routing {
             let Some(hostnames) = Hostname::at_listener(&own, theirs.as_ref()) else {
                 continue;
             };
-            listeners.push(listener.name.clone());
+            if let Some(other) = self.older_of_other_kind(key, gateway, listener, &hostnames) {
+                older = Some(other);
+                continue;
+            }
+            listeners.push(AtListener {
+                name: listener.name.clone(),
+                hosts: hostnames.clone(),
+            });
             if !state.served || !gateway.is_accepted() {
                 continue;
             }
@@ -145,11 +160,55 @@ impl Routing {
                 hostnames: hostnames.iter().map(ToString::to_string).collect(),
             });
         }
+        if let Some(other) = older.filter(|_| listeners.is_empty()) {
+            let text = format!(
+                "{} {}/{} is older and has these hosts; HTTPRoutes and GRPCRoutes can not share any",
+                other.kind, other.namespace, other.name
+            );
+            return refused(controller, "HostnameConflict", text);
+        }
         if listeners.is_empty() {
             let text = "none of its hostnames is one of a listener's";
             return refused(controller, "NoMatchingListenerHostname", text);
         }
         attached(controller, listeners, attachments)
+    }
+
+    /// Of an HTTPRoute and a GRPCRoute that share a host at a listener only the older one attaches.
+    fn older_of_other_kind(
+        &self,
+        key: &ObjectKey,
+        gateway: &GatewayState,
+        listener: &Listener,
+        hosts: &[Hostname],
+    ) -> Option<&ObjectKey> {
+        let meta = &gateway.resource.meta;
+        let name = (meta.namespace.clone(), meta.name.clone());
+        let own = self.rank(key);
+        let mut others = self.by_gateway.get(&name).into_iter().flatten();
+        others.find(|other| {
+            other.kind != key.kind
+                && self.rank(other) < own
+                && self
+                    .attached_at(other, &name)
+                    .any(|at| at.name == listener.name && share_a_host(&at.hosts, hosts))
+        })
+    }
+
+    /// Where a route is attached at a Gateway.
+    pub(super) fn attached_at<'r>(
+        &'r self,
+        key: &'r ObjectKey,
+        gateway: &'r (String, String),
+    ) -> impl Iterator<Item = &'r AtListener> {
+        let parents = self.routes.get(key).into_iter().flat_map(|r| &r.parents);
+        parents
+            .filter(|p| is_gateway(&p.reference))
+            .filter(move |p| {
+                let reference = &p.reference;
+                name_in(&key.namespace, reference.namespace.as_ref(), &reference.name) == *gateway
+            })
+            .flat_map(|p| &p.listeners)
     }
 
     fn allows(&self, listener: &Listener, own: &str, namespace: &str) -> bool {
@@ -161,6 +220,11 @@ impl Routing {
             }
         }
     }
+}
+
+/// Whether some host is one of both; none stands for every host.
+fn share_a_host(one: &[Hostname], other: &[Hostname]) -> bool {
+    one.is_empty() || other.is_empty() || one.iter().any(|a| other.iter().any(|b| a.at(b).is_some()))
 }
 
 /// Whether a namespace has the labels. What clusters give to each, its name, is there without an object.

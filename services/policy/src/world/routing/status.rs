@@ -5,7 +5,6 @@ use super::{
     Routing,
     conditions::{Condition, Truth, line, time},
     gateway::{self, GatewayState, asked_for},
-    is_gateway, name_in,
 };
 use crate::world::{Key, Kind, Name, ObjectKey, World, node::Standing};
 use serde_json::{Map, Value, json};
@@ -50,15 +49,7 @@ impl Routing {
     /// Routes that are accepted at a listener.
     fn attached(&self, name: &Name, listener: &Listener) -> usize {
         let routes = self.by_gateway.get(name).into_iter().flatten();
-        let attached = |key: &&ObjectKey| {
-            let parents = self.routes.get(*key).into_iter().flat_map(|r| &r.parents);
-            parents
-                .filter(|p| is_gateway(&p.reference))
-                .filter(|p| {
-                    name_in(&key.namespace, p.reference.namespace.as_ref(), &p.reference.name) == *name
-                })
-                .any(|p| p.listeners.contains(&listener.name))
-        };
+        let attached = |key: &&ObjectKey| self.attached_at(key, name).any(|at| at.name == listener.name);
         routes.filter(attached).count()
     }
 

@@ -1,0 +1,201 @@
+//! The columns of each kind, as `kubectl get` prints them.
+
+use serde_json::Value;
+use weft_resources::Kind;
+
+/// Column names; the first is the object's name.
+pub(super) fn header(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Service => &["NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "AGE"],
+        Kind::Gateway => &["NAME", "CLASS", "ADDRESS", "PROGRAMMED", "AGE"],
+        Kind::GatewayClass => &["NAME", "CONTROLLER", "ACCEPTED", "AGE"],
+        Kind::HttpRoute | Kind::GrpcRoute => &["NAME", "HOSTNAMES", "AGE"],
+        Kind::NetworkPolicy => &["NAME", "POD-SELECTOR", "AGE"],
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => &["NAME", "AGE", "VALID"],
+        Kind::Namespace => &["NAME", "STATUS", "AGE"],
+        _ => &["NAME", "AGE"],
+    }
+}
+
+/// One object's cells.
+pub(super) fn row(kind: Kind, object: &Value, now: u64) -> Vec<String> {
+    let (spec, status) = (&object["spec"], &object["status"]);
+    let name = text(&object["metadata"]["name"]);
+    let age = age(&object["metadata"]["creationTimestamp"], now);
+    match kind {
+        Kind::Service => {
+            let kind = or(text(&spec["type"]), "ClusterIP");
+            let address = or(text(&spec["clusterIP"]), "<none>");
+            let ports = spec["ports"].as_array().into_iter().flatten();
+            let ports: Vec<String> = ports.map(port).collect();
+            vec![
+                name,
+                kind,
+                address,
+                "<none>".into(),
+                or(ports.join(","), "<none>"),
+                age,
+            ]
+        }
+        Kind::Gateway => {
+            let addresses = status["addresses"].as_array().into_iter().flatten();
+            let addresses: Vec<String> = addresses.map(|a| text(&a["value"])).collect();
+            let class = text(&spec["gatewayClassName"]);
+            vec![
+                name,
+                class,
+                addresses.join(","),
+                condition(status, "Programmed"),
+                age,
+            ]
+        }
+        Kind::GatewayClass => {
+            vec![
+                name,
+                text(&spec["controllerName"]),
+                condition(status, "Accepted"),
+                age,
+            ]
+        }
+        Kind::HttpRoute | Kind::GrpcRoute => {
+            let names = &spec["hostnames"];
+            vec![
+                name,
+                if names.is_array() {
+                    names.to_string()
+                } else {
+                    String::new()
+                },
+                age,
+            ]
+        }
+        Kind::NetworkPolicy => {
+            let labels = spec["podSelector"]["matchLabels"]
+                .as_object()
+                .into_iter()
+                .flatten();
+            let labels: Vec<String> = labels.map(|(k, v)| format!("{k}={}", text(v))).collect();
+            vec![name, or(labels.join(","), "<none>"), age]
+        }
+        Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+            vec![name, age, condition(status, "Valid")]
+        }
+        Kind::Namespace => vec![name, text(&status["phase"]), age],
+        _ => vec![name, age],
+    }
+}
+
+/// A text as it is, a number in digits, nothing for everything else.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => String::new(),
+    }
+}
+
+fn or(text: String, instead: &str) -> String {
+    if text.is_empty() { instead.to_owned() } else { text }
+}
+
+fn port(port: &Value) -> String {
+    format!("{}/{}", text(&port["port"]), or(text(&port["protocol"]), "TCP"))
+}
+
+fn condition(status: &Value, kind: &str) -> String {
+    let mut all = status["conditions"].as_array().into_iter().flatten();
+    all.find(|c| c["type"] == kind)
+        .map_or_else(String::new, |c| text(&c["status"]))
+}
+
+fn age(created: &Value, now: u64) -> String {
+    let created = time::OffsetDateTime::parse(&text(created), &time::format_description::well_known::Rfc3339);
+    let seconds = created.ok().and_then(|t| u64::try_from(t.unix_timestamp()).ok());
+    seconds.map_or_else(|| "<unknown>".into(), |at| duration(now.saturating_sub(at)))
+}
+
+/// As kubectl shortens times: two units while they are small, then one.
+fn duration(seconds: u64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    const YEAR: u64 = 365 * DAY;
+    let two = |large: u64, l: &str, small: u64, s: &str| {
+        let rest = seconds % large / small;
+        let first = seconds / large;
+        if rest == 0 {
+            format!("{first}{l}")
+        } else {
+            format!("{first}{l}{rest}{s}")
+        }
+    };
+    match seconds {
+        s if s < 2 * MINUTE => format!("{s}s"),
+        s if s < 10 * MINUTE => two(MINUTE, "m", 1, "s"),
+        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
+        s if s < 8 * HOUR => two(HOUR, "h", MINUTE, "m"),
+        s if s < 2 * DAY => format!("{}h", s / HOUR),
+        s if s < 8 * DAY => two(DAY, "d", HOUR, "h"),
+        s if s < 2 * YEAR => format!("{}d", s / DAY),
+        s if s < 8 * YEAR => two(YEAR, "y", DAY, "d"),
+        s => format!("{}y", s / YEAR),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn ages_are_short() {
+        for (seconds, expected) in [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 300, "3h5m"),
+            (9 * 3600, "9h"),
+            (3 * 86_400 + 7200, "3d2h"),
+            (9 * 86_400, "9d"),
+            (3 * 365 * 86_400, "3y"),
+        ] {
+            assert_eq!(duration(seconds), expected);
+        }
+        assert_eq!(age(&json!("1970-01-01T00:01:40Z"), 105), "5s");
+        assert_eq!(age(&json!(null), 105), "<unknown>");
+    }
+
+    #[test]
+    fn every_kind_has_a_cell_for_each_column() {
+        for kind in Kind::ALL {
+            assert_eq!(row(kind, &json!({}), 0).len(), header(kind).len(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn services_and_gateways_are_shown_with_their_addresses() {
+        let service = json!({
+            "metadata": {"name": "a", "creationTimestamp": "1970-01-01T00:00:00Z"},
+            "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
+        });
+        assert_eq!(
+            row(Kind::Service, &service, 5),
+            ["a", "ClusterIP", "10.0.0.1", "<none>", "80/TCP,53/UDP", "5s"]
+        );
+        let gateway = json!({
+            "metadata": {"name": "g"},
+            "spec": {"gatewayClassName": "cilium"},
+            "status": {
+                "addresses": [{"value": "10.0.0.1"}, {"value": "fd00::1"}],
+                "conditions": [{"type": "Accepted", "status": "True"}, {"type": "Programmed", "status": "False"}],
+            },
+        });
+        assert_eq!(
+            row(Kind::Gateway, &gateway, 5),
+            ["g", "cilium", "10.0.0.1,fd00::1", "False", "<unknown>"]
+        );
+    }
+}
