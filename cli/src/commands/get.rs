@@ -25,7 +25,7 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Kinds: services (svc), gateways (gtw), gatewayclasses (gc), httproutes, grpcroutes, referencegrants (refgrant),\n\
-                  ciliumnetworkpolicies (cnp), ciliumclusterwidenetworkpolicies (ccnp), networkpolicies (netpol),\n\
+                  ciliumnetworkpolicies (cnp), ciliumclusterwidenetworkpolicies (ccnp), networkpolicies (netpol), ciliumlocalredirectpolicies (clrp),\n\
                   components, configurations, namespaces (ns)"
 )]
 pub struct Get {

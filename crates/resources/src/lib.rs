@@ -14,6 +14,7 @@ mod fuzz;
 pub mod gateway;
 mod meta;
 mod policy;
+mod redirect;
 mod selector;
 mod service;
 mod tree;
@@ -25,6 +26,7 @@ pub use policy::{
     CidrGroup, CidrRange, CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy,
     PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
 };
+pub use redirect::{LocalRedirect, RedirectPort};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 
@@ -126,11 +128,13 @@ pub enum Kind {
     ReferenceGrant,
     /// `cilium.io/v2` CiliumCIDRGroup.
     CiliumCidrGroup,
+    /// `cilium.io/v2` CiliumLocalRedirectPolicy.
+    CiliumLocalRedirectPolicy,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
@@ -144,6 +148,7 @@ impl Kind {
         Self::GrpcRoute,
         Self::ReferenceGrant,
         Self::CiliumCidrGroup,
+        Self::CiliumLocalRedirectPolicy,
     ];
 
     /// The values of `apiVersion` under which it is read; the first is today's.
@@ -151,7 +156,9 @@ impl Kind {
         match self {
             Self::Service | Self::Namespace => &["v1"],
             Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
-            Self::CiliumNetworkPolicy | Self::CiliumClusterwideNetworkPolicy => &["cilium.io/v2"],
+            Self::CiliumNetworkPolicy
+            | Self::CiliumClusterwideNetworkPolicy
+            | Self::CiliumLocalRedirectPolicy => &["cilium.io/v2"],
             Self::CiliumCidrGroup => &["cilium.io/v2", "cilium.io/v2alpha1"],
             Self::NetworkPolicy => &["networking.k8s.io/v1"],
             Self::GatewayClass | Self::Gateway | Self::ReferenceGrant => &[
@@ -192,6 +199,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::CiliumCidrGroup => "CiliumCIDRGroup",
+            Self::CiliumLocalRedirectPolicy => "CiliumLocalRedirectPolicy",
         }
     }
 
@@ -211,6 +219,7 @@ impl Kind {
             Self::GrpcRoute => ("grpcroutes", &[]),
             Self::ReferenceGrant => ("referencegrants", &["refgrant"]),
             Self::CiliumCidrGroup => ("ciliumcidrgroups", &["ccg"]),
+            Self::CiliumLocalRedirectPolicy => ("ciliumlocalredirectpolicies", &["clrp"]),
         }
     }
 
@@ -266,6 +275,8 @@ pub enum Body {
     ReferenceGrant(Grant),
     /// `cilium.io/v2` CiliumCIDRGroup.
     CiliumCidrGroup(CidrGroup),
+    /// `cilium.io/v2` CiliumLocalRedirectPolicy.
+    CiliumLocalRedirectPolicy(LocalRedirect),
 }
 
 /// An object of a known kind.
@@ -298,6 +309,7 @@ impl Resource {
             Body::GrpcRoute(_) => Kind::GrpcRoute,
             Body::ReferenceGrant(_) => Kind::ReferenceGrant,
             Body::CiliumCidrGroup(_) => Kind::CiliumCidrGroup,
+            Body::CiliumLocalRedirectPolicy(_) => Kind::CiliumLocalRedirectPolicy,
         }
     }
 }
@@ -384,6 +396,9 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
         Kind::GrpcRoute => gateway::read_grpc(&mut object, problems).map(Body::GrpcRoute),
         Kind::ReferenceGrant => gateway::read_grant(&mut object, problems).map(Body::ReferenceGrant),
         Kind::CiliumCidrGroup => policy::read_cidr_group(&mut object, problems).map(Body::CiliumCidrGroup),
+        Kind::CiliumLocalRedirectPolicy => {
+            redirect::read(&mut object, problems).map(Body::CiliumLocalRedirectPolicy)
+        }
     };
     object.finish(problems);
     let (meta, body) = (meta?, body?);

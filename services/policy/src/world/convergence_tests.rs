@@ -64,9 +64,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (n.clone(), 0..3u8, s.clone(), 0..3u8, 0..3u8)
             .prop_map(|(node, slot, namespace, app, role)| Step::Register { node, slot, namespace, app, role }),
         2 => (n.clone(), 0..3u8, s.clone()).prop_map(|(node, slot, namespace)| Step::Deregister { node, slot, namespace }),
-        5 => (s.clone(), 0..2u8, 0..11u8, 0..9u8)
+        5 => (s.clone(), 0..2u8, 0..12u8, 0..9u8)
             .prop_map(|(namespace, file, kind, variant)| Step::Object { namespace, file, kind, variant }),
-        2 => (s.clone(), 0..2u8, 0..11u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
+        2 => (s.clone(), 0..2u8, 0..12u8).prop_map(|(namespace, file, kind)| Step::RemoveObject { namespace, file, kind }),
         1 => Just(Step::Collect),
         2 => (n.clone(), any::<bool>()).prop_map(|(node, remember)| Step::Connect { node, remember }),
         1 => n.clone().prop_map(|node| Step::Disconnect { node }),
@@ -145,6 +145,11 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
                 if kind == 6 { "HTTPRoute" } else { "GRPCRoute" }
             )
         }
+        11 => format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumLocalRedirectPolicy\n{meta}\nspec: {{redirectFrontend: {{serviceMatcher: {{serviceName: o{}, namespace: a}}}}, redirectBackend: {{localEndpointSelector: {{matchLabels: {{role: r{app}}}}}, toPorts: [{{port: '{}', protocol: TCP}}]}}}}",
+            variant % 2,
+            8000 + u16::from(variant)
+        ),
         7 => format!(
             "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\n{meta}\nspec: {{from: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: {}}}], to: [{{group: '', kind: Service}}]}}",
             if variant < 3 { "a" } else { "b" }

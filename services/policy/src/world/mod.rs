@@ -23,6 +23,7 @@ mod node;
 mod nodes;
 mod policies;
 mod ports;
+mod redirects;
 mod resources;
 mod routing;
 mod scope;
@@ -38,6 +39,7 @@ pub(crate) use resources::ObjectKey;
 use node::{Node, Taking};
 use nodes::Nodes;
 use policies::Policies;
+use redirects::Redirects;
 use resources::Objects;
 use routing::Routing;
 use scope::Scope;
@@ -143,6 +145,7 @@ pub(crate) struct World {
     policies: Policies,
     objects: Objects,
     routing: Routing,
+    redirects: Redirects,
     seen: Seen,
     /// Seconds since the Unix epoch, as the owner told it last.
     now: u64,
@@ -162,6 +165,7 @@ impl World {
             policies: Policies::default(),
             objects: Objects::default(),
             routing: Routing::default(),
+            redirects: Redirects::default(),
             seen: Seen::default(),
             now: 0,
             node_facts: Nodes::default(),

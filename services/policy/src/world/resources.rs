@@ -362,6 +362,13 @@ impl World {
             weft_resources::Kind::Component | weft_resources::Kind::Configuration => {
                 self.set_dapr_object(key, resource);
             }
+            weft_resources::Kind::CiliumLocalRedirectPolicy => {
+                let redirect = resource.and_then(|r| match &r.body {
+                    Body::CiliumLocalRedirectPolicy(redirect) => Some(redirect.clone()),
+                    _ => None,
+                });
+                self.redirects.set((namespace, name), redirect, &mut self.dirty);
+            }
             weft_resources::Kind::GatewayClass
             | weft_resources::Kind::Gateway
             | weft_resources::Kind::HttpRoute

@@ -132,7 +132,9 @@ impl World {
                 let (namespace, _) = key.name.split_once('/')?;
                 let wanted =
                     scope.namespaces.contains(namespace) || needs.wants_service(&key.name, &scope.namespaces);
-                wanted.then(|| self.objects.resource(key))?
+                let service = wanted.then(|| self.objects.resource(key))??;
+                let redirected = self.redirects.on(node, key, &service, &self.workloads);
+                Some(redirected.unwrap_or(service))
             }
             Kind::Gateway => self.routing.resource(key),
             Kind::Route => needs

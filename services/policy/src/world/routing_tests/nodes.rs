@@ -229,3 +229,61 @@ fn routes_of_services_reach_only_who_knows_their_namespace() {
             && has(&world, "n2", Kind::Service, "infra/cilium-gateway-gw")
     );
 }
+
+#[test]
+fn a_local_redirect_leaves_each_node_the_endpoints_of_its_own() {
+    let mut world = world(BASE);
+    host(&mut world, "n1", "shop", "cart");
+    host(&mut world, "n2", "shop", "cart");
+    host(&mut world, "n3", "shop", "web");
+    let mut streams: Vec<_> = ["n1", "n2", "n3"]
+        .iter()
+        .zip(1..)
+        .map(|(node, n)| (*node, connect(&mut world, node, n)))
+        .collect();
+    let seen = |world: &World, node: &str| {
+        let (node, _) = &world.nodes[node];
+        match &node.desired[&Key::new(Kind::Service, "shop/cart")].body {
+            Some(pb::resource::Body::Service(s)) => (s.endpoints.clone(), s.ports[0].target_port),
+            other => panic!("{other:?}"),
+        }
+    };
+    let (one, two) = ("n1/shop/cart/1".to_owned(), "n2/shop/cart/1".to_owned());
+    for node in ["n1", "n2", "n3"] {
+        assert_eq!(seen(&world, node), (vec![one.clone(), two.clone()], 80));
+    }
+    for (node, stream) in &mut streams {
+        stream.take(&mut world, node);
+    }
+    let policy = |namespace: &str, app: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumLocalRedirectPolicy\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {{redirectFrontend: {{serviceMatcher: {{serviceName: cart, namespace: shop}}}}, redirectBackend: {{localEndpointSelector: {{matchLabels: {{app: {app}}}}}, toPorts: [{{port: '3500', protocol: TCP}}]}}}}"
+        )
+    };
+    // One of another namespace has no say.
+    apply(&mut world, &policy("else", "cart"));
+    assert_eq!(seen(&world, "n1").0.len(), 2);
+    apply(&mut world, &policy("shop", "cart"));
+    assert_eq!(seen(&world, "n1"), (vec![one.clone()], 3500));
+    assert_eq!(seen(&world, "n2"), (vec![two.clone()], 3500));
+    // There is none here: calls reach nobody, and nobody elsewhere.
+    assert_eq!(seen(&world, "n3"), (vec![], 3500));
+    for (node, stream) in &mut streams {
+        let delta = stream.take(&mut world, node);
+        assert_eq!(
+            (delta.len(), named(&delta[0])),
+            (1, vec!["service shop/cart".to_owned()]),
+            "{node}"
+        );
+    }
+    // It selects others now, and follows who comes and goes.
+    apply(&mut world, &policy("shop", "web"));
+    assert_eq!((seen(&world, "n1").0.len(), seen(&world, "n3").0.len()), (0, 1));
+    host(&mut world, "n1", "shop", "web");
+    assert_eq!(seen(&world, "n1").0, ["n1/shop/web/1"]);
+    world.deregister("n3/shop/web/1", 1);
+    world.settle();
+    world.set_object(&key(Of::CiliumLocalRedirectPolicy, "shop", "p"), None);
+    world.settle();
+    assert_eq!(seen(&world, "n2"), (vec![one, two], 80));
+}
