@@ -14,3 +14,4 @@ mod preflight;
 pub mod run;
 pub mod status;
 pub mod uninstall;
+pub mod validate;

@@ -43,6 +43,8 @@ enum Command {
     Get(commands::get::Get),
     /// Show flows: who called whom, what was decided, and by which rule
     Observe(commands::observe::Observe),
+    /// Check manifests: what is wrong, by file and line
+    Validate(commands::validate::Validate),
     /// Say whether policy lets somebody reach somebody, and by which rules
     Explain(commands::explain::Explain),
     /// Ask the certificate authority of this machine
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
             Command::Status(c) => c.run().await,
             Command::Get(c) => c.run().await,
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
+            Command::Validate(c) => c.run(),
             Command::Explain(c) => Ok(c.run().await),
             Command::Identity(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Doctor(c) => c.run(),

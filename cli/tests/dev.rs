@@ -150,6 +150,53 @@ fn an_operator_gets_credentials_and_tokens() {
 }
 
 #[test]
+fn manifests_are_checked_without_a_cluster() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = |peers: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: p}}\nspec:\n  \
+             endpointSelector: {{}}\n  ingress:\n  - {peers}\n"
+        )
+    };
+    let (good, bad) = (policy("fromEntities: [world]"), policy("fromEntities: [word]"));
+    std::fs::write(folder.path().join("a.yaml"), &good).unwrap();
+    let validate = |file: &str, input: &str| {
+        let mut child = Command::new(weft_exe())
+            .args(["validate", "-f", file])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end before it has read all.
+        let _ = std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let path = folder.path().to_str().unwrap();
+    let (code, said, error) = validate(path, "");
+    assert_eq!(
+        (code, said.trim()),
+        (Some(0), "1 objects in 1 files are valid"),
+        "{error}"
+    );
+    std::fs::write(folder.path().join("b.yaml"), &bad).unwrap();
+    let (code, said, _) = validate(path, "");
+    assert_eq!(code, Some(1));
+    let place = format!("{path}/b.yaml:7: spec.ingress[0].fromEntities[0]: unknown entity \"word\"");
+    assert!(said.starts_with(&place), "{said}");
+    assert_eq!(validate("-", &good).0, Some(0));
+    let (code, said, _) = validate("-", &bad);
+    assert!(
+        code == Some(1) && said.starts_with("<stdin>:7: spec.ingress[0]"),
+        "{said}"
+    );
+    let (code, _, error) = validate("/nowhere/p.yaml", "");
+    assert!(code == Some(1) && error.contains("/nowhere/p.yaml"), "{error}");
+}
+
+#[test]
 fn explain_answers_by_its_exit_code_as_policy_does() {
     let folder = tempfile::tempdir().unwrap();
     let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: billing}\n\
