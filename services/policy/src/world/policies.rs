@@ -10,6 +10,9 @@ use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{NamedPorts, PolicyObject, PolicySet, Subject, compile};
 use weft_proto::weft::policy::v1 as pb;
 
+/// The sets of one identity's workloads, by what these call their ports.
+type Sets = BTreeMap<Arc<NamedPorts>, (Arc<PolicySet>, Shared)>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Policies {
@@ -17,7 +20,7 @@ pub(crate) struct Policies {
     /// one about all.
     objects: BTreeMap<String, BTreeMap<(&'static str, String), PolicyObject>>,
     /// By what workloads call their ports; each with the form in which nodes get it.
-    sets: BTreeMap<NumericIdentity, BTreeMap<Arc<NamedPorts>, (Arc<PolicySet>, Shared)>>,
+    sets: BTreeMap<NumericIdentity, Sets>,
     /// Identities whose set must be compiled again.
     stale: BTreeSet<NumericIdentity>,
 }
@@ -99,7 +102,7 @@ impl Policies {
     /// Compiles what is stale.
     pub(crate) fn recompile(&mut self, workloads: &Workloads, dirty: &mut Dirty) {
         for identity in std::mem::take(&mut self.stale) {
-            let mut sets = BTreeMap::new();
+            let mut sets = Sets::new();
             if let Some(labels) = workloads.labels(identity) {
                 for ports in workloads.ports_of(identity) {
                     let subject = Subject {
@@ -112,7 +115,7 @@ impl Policies {
                     sets.insert(ports, (Arc::new(set), wire));
                 }
             }
-            let ids = |sets: &BTreeMap<_, (Arc<PolicySet>, _)>| -> Vec<(Arc<NamedPorts>, String)> {
+            let ids = |sets: &Sets| -> Vec<(Arc<NamedPorts>, String)> {
                 let all = sets.iter();
                 all.map(|(ports, (set, _))| (Arc::clone(ports), set.id().to_owned()))
                     .collect()
