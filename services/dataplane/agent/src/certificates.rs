@@ -222,14 +222,8 @@ impl Certificates {
             if let Some(svid) = cell.get().filter(|s| s.id().as_str() == spiffe_id) {
                 self.until_due(&svid, &mut renewal, &mut revocations).await;
             }
-            match self.fetch(workload, spiffe_id, pb::SvidUse::Tunnel).await {
-                Ok((svid, key)) => {
-                    self.store(&svid, spiffe_id, &key).await;
-                    self.upstream.connected();
-                    tracing::debug!(%workload, serial = svid.identity().serial, "tunnel certificate");
-                    cell.set(svid);
-                    backoff.reset();
-                }
+            match self.renew(workload, spiffe_id, cell).await {
+                Ok(()) => backoff.reset(),
                 Err(CertificateError::Service {
                     not_known_yet: true, ..
                 }) => tokio::time::sleep(backoff.pause().min(NOT_KNOWN_YET)).await,
@@ -244,14 +238,34 @@ impl Certificates {
         }
     }
 
+    /// One tunnel certificate, fetched, written to its file and put in place.
+    async fn renew(
+        &self,
+        workload: Whom<'_>,
+        spiffe_id: &str,
+        cell: &SvidCell,
+    ) -> Result<(), CertificateError> {
+        // Nobody closes it. Keys are made and files written in turn as well.
+        let _turn = self.turns.acquire().await.ok();
+        let (svid, key) = self.fetch(workload, spiffe_id, pb::SvidUse::Tunnel).await?;
+        self.store(&svid, spiffe_id, &key).await;
+        self.upstream.connected();
+        tracing::debug!(%workload, serial = svid.identity().serial, "tunnel certificate");
+        cell.set(svid);
+        Ok(())
+    }
+
     /// Keeps `told` filled with a workload's own certificate until dropped or until nobody listens.
     /// It is not written to a file: the workload asks again after a restart.
     pub async fn keep_own(&self, workload: &str, spiffe_id: &str, told: &watch::Sender<Option<Arc<X509>>>) {
         let mut backoff = Backoff::upstream();
         let (mut renewal, mut revocations) = (self.trust.renewal(), self.trust.revocations());
         loop {
+            let turn = self.turns.acquire().await.ok();
             let whom = Whom::Workload(workload);
-            match self.fetch(whom, spiffe_id, pb::SvidUse::Workload).await {
+            let fetched = self.fetch(whom, spiffe_id, pb::SvidUse::Workload).await;
+            drop(turn);
+            match fetched {
                 Ok((svid, key)) => {
                     self.upstream.connected();
                     backoff.reset();
@@ -283,8 +297,6 @@ impl Certificates {
         spiffe_id: &str,
         purpose: pb::SvidUse,
     ) -> Result<(Svid, PrivateKeyDer<'static>), CertificateError> {
-        // Nobody closes it. The key is made in turn as well.
-        let _turn = self.turns.acquire().await.ok();
         let made = new_key_and_csr()?;
         let mut client = self.client.clone();
         let csr_der = made.csr_der;

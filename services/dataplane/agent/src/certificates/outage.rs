@@ -334,6 +334,8 @@ impl Hour {
         }
         let mut held = world.open().await.unwrap();
         world.stop_service().await;
+        // What was given out by then is put in place.
+        world.pass(Duration::from_secs(1)).await;
         let before: Vec<String> = world.apps().map(App::serial).collect();
         let mut minutes = Vec::new();
         for _ in 0..60 {
