@@ -197,7 +197,8 @@ fn a_set_with_a_rule_that_is_none_is_refused_whole() {
         PolicySet::try_from(&wire).map(|_| ()).map_err(|e| e.to_string())
     };
     assert_eq!(wire(|_| {}), Ok(()));
-    let refused: [(fn(&mut pb::PolicyEntry), &str); 5] = [
+    type Change = fn(&mut pb::PolicyEntry);
+    let refused: [(Change, &str); 5] = [
         (|e| e.http[0].path = "/(".into(), "no regular expression"),
         (|e| e.http[0].path = "/a{1000}{1000}{1000}".into(), "size limit"),
         (|e| e.redirect = false, "without redirect"),
