@@ -25,8 +25,6 @@ struct Case {
     what: &'static str,
     /// A workload with the label.
     workload: Verdict,
-    /// The node itself: what a pod takes a process of its node for, whose address is the node's.
-    node: Verdict,
     /// A host that no mesh knows.
     outside: Verdict,
 }
@@ -35,7 +33,6 @@ impl Case {
     fn of(&self, who: Who) -> Verdict {
         match who {
             Who::Workload => self.workload,
-            Who::Node => self.node,
             Who::Outside => self.outside,
         }
     }
@@ -44,7 +41,6 @@ impl Case {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     Workload,
-    Node,
     Outside,
 }
 
@@ -58,31 +54,33 @@ enum Verdict {
 
 const NOT_ALLOWED: Verdict = Verdict::Drop("POLICY_DENIED", "");
 const DENIED: Verdict = Verdict::Drop("POLICY_DENY", "matrix");
+const UNPROVEN: Verdict = Verdict::Drop("AUTH_REQUIRED", "matrix");
 const LET: Verdict = Verdict::Let("matrix");
 
-const fn case(port: u16, what: &'static str, workload: Verdict, node: Verdict, outside: Verdict) -> Case {
+const fn case(port: u16, what: &'static str, workload: Verdict, outside: Verdict) -> Case {
     Case {
         port,
         what,
         workload,
-        node,
         outside,
     }
 }
 
 /// By their offset from the direction's first port.
 const CASES: &[Case] = &[
-    case(1, "labels", LET, NOT_ALLOWED, NOT_ALLOWED),
-    case(2, "deny beats allow", DENIED, LET, LET),
-    case(3, "entity world", NOT_ALLOWED, NOT_ALLOWED, LET),
-    case(4, "entity cluster", LET, LET, NOT_ALLOWED),
-    case(5, "CIDR with an exception", NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED),
-    case(6, "CIDR without the exception", NOT_ALLOWED, NOT_ALLOWED, LET),
-    case(7, "no rule", NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED),
-    case(10, "below the range", NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED),
-    case(11, "first of the range", LET, LET, LET),
-    case(13, "last of the range", LET, LET, LET),
-    case(14, "above the range", NOT_ALLOWED, NOT_ALLOWED, NOT_ALLOWED),
+    case(1, "labels", LET, NOT_ALLOWED),
+    case(2, "deny beats allow", DENIED, LET),
+    case(3, "entity world", NOT_ALLOWED, LET),
+    case(4, "entity cluster", LET, NOT_ALLOWED),
+    case(5, "CIDR with an exception", NOT_ALLOWED, NOT_ALLOWED),
+    case(6, "CIDR without the exception", NOT_ALLOWED, LET),
+    case(7, "no rule", NOT_ALLOWED, NOT_ALLOWED),
+    case(8, "labels and authentication", LET, NOT_ALLOWED),
+    case(9, "authentication of anybody", LET, UNPROVEN),
+    case(10, "below the range", NOT_ALLOWED, NOT_ALLOWED),
+    case(11, "first of the range", LET, LET),
+    case(13, "last of the range", LET, LET),
+    case(14, "above the range", NOT_ALLOWED, NOT_ALLOWED),
 ];
 const INGRESS: u16 = 2000;
 const EGRESS: u16 = 3000;
@@ -119,6 +117,12 @@ fn rules(way: &str, first: u16, outside: &[IpAddr]) -> String {
       {p5}
     - {key}CIDRSet: [{plain}]
       {p6}
+    - {key}Endpoints: [{{matchLabels: {{role: peer}}}}]
+      authentication: {{mode: required}}
+      {p8}
+    - {key}Entities: [all]
+      authentication: {{mode: required}}
+      {p9}
     - {key}Entities: [all]
       toPorts: [{{ports: [{{port: \"{low}\", endPort: {high}}}]}}]
     - {key}Endpoints: [{{matchLabels: {{role: peer}}}}]
@@ -133,6 +137,8 @@ fn rules(way: &str, first: u16, outside: &[IpAddr]) -> String {
         p4 = ports(4),
         p5 = ports(5),
         p6 = ports(6),
+        p8 = ports(8),
+        p9 = ports(9),
         except = cidrs(true),
         plain = cidrs(false),
         low = first + 11,
@@ -146,7 +152,6 @@ struct Party {
     seat: Seat,
     addresses: [IpAddr; 2],
     inside: bool,
-    is_pod: bool,
     /// A process shares the node's address: an echo is the node's.
     pings: bool,
 }
@@ -201,7 +206,6 @@ async fn scene() -> Scene {
             seat: scene.stage.seat(name).unwrap(),
             addresses: scene.stage.pod(name).unwrap().net.addresses(),
             inside: true,
-            is_pod: true,
             pings: true,
         };
         scene.add(party, role == "subject").await;
@@ -217,7 +221,6 @@ async fn scene() -> Scene {
             seat,
             addresses: both(&node),
             inside: true,
-            is_pod: false,
             pings: false,
         };
         scene.add(party, role == "subject").await;
@@ -227,20 +230,15 @@ async fn scene() -> Scene {
         seat: scene.stage.seat_outside(&host).unwrap(),
         addresses: both(&host),
         inside: false,
-        is_pod: false,
         pings: true,
     };
     scene.add(party, false).await;
     scene
 }
 
-/// What the subject's policy takes the peer for.
-fn who(direction: &str, subject: &Party, peer: &Party) -> Who {
-    match (peer.inside, peer.is_pod, direction, subject.is_pod) {
-        (false, ..) => Who::Outside,
-        (true, false, "egress", true) => Who::Node,
-        (true, ..) => Who::Workload,
-    }
+/// What the subject's policy takes the peer for: also a process, whose address is the node's.
+fn who(peer: &Party) -> Who {
+    if peer.inside { Who::Workload } else { Who::Outside }
 }
 
 impl Scene {
@@ -303,9 +301,8 @@ impl Scene {
             let mut wrong = Vec::new();
             for subject in &self.subjects {
                 for peer in &self.peers {
-                    let (asking, asked) = (who("ingress", subject, peer), who("egress", subject, peer));
-                    wrong.extend(self.judge(peer, subject, INGRESS, asking).await);
-                    wrong.extend(self.judge(subject, peer, EGRESS, asked).await);
+                    wrong.extend(self.judge(peer, subject, INGRESS, who(peer)).await);
+                    wrong.extend(self.judge(subject, peer, EGRESS, who(peer)).await);
                 }
             }
             if wrong.is_empty() || begun.elapsed() > SOON {
@@ -337,16 +334,14 @@ async fn what_the_policy_says_is_what_comes_through() {
         for peer in &scene.peers {
             for (direction, first) in [("ingress", INGRESS), ("egress", EGRESS)] {
                 for case in CASES {
-                    let verdict = case.of(who(direction, subject, peer));
+                    let verdict = case.of(who(peer));
                     let (from, to) = match direction {
                         "ingress" => (peer, subject),
                         _ => (subject, peer),
                     };
-                    // Whoever listens at the node's address is the node, for a pod that sends there.
-                    let by_address = who(direction, subject, peer) == Who::Node;
                     let is = |party: &Party, flow: &Value| {
                         flow["app_id"] == party.name
-                            || (by_address || !party.inside)
+                            || !party.inside
                                 && party
                                     .addresses
                                     .iter()

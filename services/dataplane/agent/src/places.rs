@@ -1,7 +1,9 @@
 //! Whom an address means: workloads, Services, nodes, and the ranges of their pods.
 //!
 //! Owns the index, made of what the policy service sent. A pod has its addresses to itself. A
-//! process shares its node's: there only its app's port is known to be its own.
+//! process shares its node's: there only its app's port is known to be its own. Its other ports are known
+//! to its own node's kernel, by who bound them, and to nobody elsewhere: the caller's policy is asked here,
+//! before the connection is made, so they count as their node's.
 
 use rand::seq::IndexedRandom;
 use std::{

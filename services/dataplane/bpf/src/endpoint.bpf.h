@@ -165,10 +165,11 @@ int from_endpoint(struct __sk_buff *skb)
 	if (reason)
 		return refuse_packet(skb, &p, reason);
 
-	/* Who on this node listens there cannot be told here: that end judges who calls it. */
 	find_address(p.daddr, &peer);
-	if (is_shared(p.daddr, &peer))
+	if (is_shared(p.daddr, &peer)) {
 		become(&peer, 0, 0);
+		peer.flags |= WEFT_PEER_LISTENS;
+	}
 	return decide(skb, &p, &peer) == WEFT_PASS ? TCX_NEXT : TCX_DROP;
 }
 

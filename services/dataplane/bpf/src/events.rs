@@ -117,6 +117,11 @@ impl Events {
         Ok(Self { ring })
     }
 
+    /// Goes on where the reader before this one ended.
+    pub fn resume(&mut self) {
+        self.ring.resume();
+    }
+
     /// Takes the next event, if there is one. Call it until there is none before waiting again.
     pub fn read(&mut self) -> Option<Event> {
         loop {

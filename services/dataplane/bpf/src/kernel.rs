@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use aya::maps::{MapData, PerCpuArray};
-use aya::programs::{CgroupSkb, CgroupSockAddr, Program, SchedClassifier, SockOps};
+use aya::programs::{CgroupSkb, CgroupSock, CgroupSockAddr, Program, SchedClassifier, SockOps};
 use aya::{Ebpf, EbpfLoader};
 
 use crate::error::Error;
@@ -53,13 +53,16 @@ pub struct Options {
     pub capture_port: u16,
     /// How many connections are remembered. Adopted maps keep the size they were made with.
     pub max_connections: u32,
+    /// How many entries all policy sets may have together; the same holds.
+    pub max_policy_entries: u32,
     /// How many bytes of events may wait for their reader: a power of two.
     pub event_bytes: u32,
 }
 
 impl Options {
     /// Options with the defaults: 16384 pending connections, 2048 of them per workload; 65536 services
-    /// and as many backends; 131072 connections remembered; 1 MiB of events; not strict.
+    /// and as many backends; 131072 connections remembered; 1048576 entries of policy; 1 MiB of events; not
+    /// strict.
     pub fn new(cgroup_root: impl Into<PathBuf>, bpffs_dir: impl Into<PathBuf>) -> Self {
         Self {
             cgroup_root: cgroup_root.into(),
@@ -72,7 +75,28 @@ impl Options {
             tunnel_port: 15008,
             capture_port: 15001,
             max_connections: 131_072,
+            max_policy_entries: 1 << 20,
             event_bytes: 1 << 20,
+        }
+    }
+}
+
+/// Programs as a compiler made them, and the number of their maps' layout.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Build<'a> {
+    /// The object, aligned as allocated memory is.
+    pub object: &'a [u8],
+    /// Maps of another layout are made anew.
+    pub layout: u32,
+}
+
+impl Build<'static> {
+    /// What this crate was built with.
+    pub fn own() -> Self {
+        Self {
+            object: OBJECT,
+            layout: LAYOUT,
         }
     }
 }
@@ -98,6 +122,7 @@ pub struct Counter {
 /// The loaded programs and their maps.
 pub struct Kernel {
     adopted: bool,
+    replaced_layout: Option<u32>,
     pub(crate) maps: PathBuf,
     pub(crate) classifiers: Classifiers,
     pub(crate) judged: Processes,
@@ -122,6 +147,12 @@ impl Kernel {
     /// left are adopted with what they hold, links are replaced in place: no connection falls
     /// between two versions.
     pub fn load(options: &Options) -> Result<Self, Error> {
+        Self::load_build(options, Build::own())
+    }
+
+    /// The same with other programs, as another release has them.
+    #[doc(hidden)]
+    pub fn load_build(options: &Options, build: Build<'_>) -> Result<Self, Error> {
         let folder = &options.bpffs_dir;
         if !filesystems::is_bpffs(folder) {
             return Err(Error::NotBpffs { path: folder.clone() });
@@ -140,7 +171,9 @@ impl Kernel {
             source,
         })?;
 
-        let maps = maps_dir(folder, LAYOUT);
+        let maps = maps_dir(folder, build.layout);
+        let replaced_layout =
+            (!maps.exists()).then(|| map_dirs(folder).first().and_then(|dir| layout_of(dir)));
         let links = links_dir(folder);
         for dir in [&maps, &links] {
             fs::create_dir_all(dir).map_err(|source| Error::Pin {
@@ -156,6 +189,7 @@ impl Kernel {
             .map_max_entries("conntrack", options.max_connections.max(1))
             .map_max_entries("events", options.event_bytes)
             .map_max_entries("passing", passing()?)
+            .map_max_entries("policy", options.max_policy_entries.max(1))
             .override_global("tunnel_port", &options.tunnel_port, true)
             .override_global("capture_port", &options.capture_port, true)
             .override_global("root_cgroup", &cgroup_id, true)
@@ -167,7 +201,7 @@ impl Kernel {
             .map_max_entries("members", options.max_backends.max(1).saturating_mul(2))
             .override_global("strict", &u8::from(options.strict), true)
             .override_global("share_max", &options.max_pending_per_workload.max(1), true)
-            .load(OBJECT)
+            .load(build.object)
             .map_err(|error| load_error("the object", &error))?;
 
         let classifiers = Classifiers {
@@ -197,10 +231,11 @@ impl Kernel {
             cgroup_id,
         };
         processes.adopt()?;
-        let kernel = Self::open(maps, adopted, classifiers, processes)?;
+        let mut kernel = Self::open(maps, adopted, classifiers, processes)?;
+        kernel.replaced_layout = replaced_layout.flatten();
         // Zero is no epoch; and no program of before is at work any more.
         kernel.epoch()?.next();
-        remove_older_maps(folder)?;
+        remove_older_maps(folder, build.layout)?;
         Ok(kernel)
     }
 
@@ -222,6 +257,7 @@ impl Kernel {
             })?;
         Ok(Self {
             adopted,
+            replaced_layout: None,
             maps,
             classifiers,
             judged,
@@ -236,6 +272,12 @@ impl Kernel {
     /// Whether links of an earlier process were replaced rather than made.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// The layout of an earlier process's maps, if that is another one: nothing that they held is known
+    /// any more, and everything is closed until it is written again.
+    pub fn replaced_layout(&self) -> Option<u32> {
+        self.replaced_layout
     }
 
     /// From now on, connections by processes in this cgroup, and in cgroups below it, carry this
@@ -360,6 +402,10 @@ fn maps_dir(folder: &Path, layout: u32) -> PathBuf {
     folder.join(format!("maps-v{layout}"))
 }
 
+fn layout_of(dir: &Path) -> Option<u32> {
+    dir.file_name()?.to_str()?.strip_prefix("maps-v")?.parse().ok()
+}
+
 fn links_dir(folder: &Path) -> PathBuf {
     folder.join("links")
 }
@@ -378,8 +424,8 @@ fn map_dirs(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// Once the links run this layout's programs, the maps of other layouts serve nobody.
-fn remove_older_maps(folder: &Path) -> Result<(), Error> {
-    let current = maps_dir(folder, LAYOUT);
+fn remove_older_maps(folder: &Path, layout: u32) -> Result<(), Error> {
+    let current = maps_dir(folder, layout);
     map_dirs(folder)
         .iter()
         .filter(|dir| **dir != current)
@@ -420,6 +466,7 @@ fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
     let program = object.program_mut(name).ok_or_else(missing)?;
     match program {
         Program::CgroupSockAddr(program) => CgroupSockAddr::load(program),
+        Program::CgroupSock(program) => CgroupSock::load(program),
         Program::SockOps(program) => SockOps::load(program),
         Program::CgroupSkb(program) => CgroupSkb::load(program),
         Program::SchedClassifier(program) => SchedClassifier::load(program),

@@ -44,6 +44,7 @@ mod policy;
 mod probe;
 mod processes;
 mod ring;
+mod running;
 mod services;
 mod shared;
 mod sockets;
@@ -65,10 +66,11 @@ pub use fs::{
     cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, mounted_by_weft, note_mount, pin_dir, unmount_if_unused,
 };
 pub use interfaces::{Interfaces, Sources};
-pub use kernel::{Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
+pub use kernel::{Build, Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
 pub use origin::{Origin, Origins};
 pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
+pub use running::Running;
 pub use services::{Backend, Change, Frontend, Services, Transport};
 pub use sockets::{OwnSockets, netns_cookie};
 pub use tcx::{Attached, Hooked, Neighbour, TestRun};

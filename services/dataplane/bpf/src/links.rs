@@ -12,7 +12,9 @@ use crate::sys::{self, AttachType};
 /// The programs by function name, and where they go. What translates back comes before what
 /// translates. Callers before listeners: a record that nothing takes is harmless, a listener that
 /// expects records before there are any is not.
-pub(crate) const PROGRAMS: [(&str, AttachType); 9] = [
+pub(crate) const PROGRAMS: [(&str, AttachType); 11] = [
+    ("post_bind4", AttachType::Inet4PostBind),
+    ("post_bind6", AttachType::Inet6PostBind),
     ("getpeername4", AttachType::Inet4GetPeername),
     ("getpeername6", AttachType::Inet6GetPeername),
     ("recvmsg4", AttachType::Udp4Recvmsg),

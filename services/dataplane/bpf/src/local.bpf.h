@@ -69,23 +69,17 @@ __noinline int endpoint_of_packet(struct __sk_buff *skb)
 	return index;
 }
 
-/* The endpoint that has the other end's socket in this namespace, or 0. */
-__noinline int endpoint_at(struct __sk_buff *skb, const struct weft_packet *p, int *own)
+/* The other end's socket in this namespace, to be released. */
+static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb, const struct weft_packet *p)
 {
-	if (!p || !own)
-		return 0;
 	struct bpf_sock_tuple tuple ALIGNED = {};
 	/* As the socket that is looked for gets its packets. */
 	int swap = p->dir == WEFT_IN;
 	const __u8 *from = swap ? p->daddr : p->saddr, *to = swap ? p->saddr : p->daddr;
 	__u16 sport = bpf_htons(swap ? p->dport : p->sport), dport = bpf_htons(swap ? p->sport : p->dport);
 	const __u32 *f = (const __u32 *)from, *t = (const __u32 *)to;
-	struct bpf_sock *sk;
 	__u32 size;
-	int index;
 
-	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
-		return 0;
 	if (p->v4) {
 		tuple.ipv4.saddr = f[3];
 		tuple.ipv4.daddr = t[3];
@@ -100,14 +94,44 @@ __noinline int endpoint_at(struct __sk_buff *skb, const struct weft_packet *p, i
 		size = sizeof(tuple.ipv6);
 	}
 	if (p->proto == IPPROTO_TCP)
-		sk = bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
-		sk = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+		return bpf_sk_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (p->proto == IPPROTO_UDP)
+		return bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return 0;
+}
+
+/* The endpoint that has the other end's socket in this namespace, or 0. */
+__noinline int endpoint_at(struct __sk_buff *skb, const struct weft_packet *p, int *own)
+{
+	if (!p || !own)
+		return 0;
+	struct bpf_sock *sk = find_socket(skb, p);
+	int index;
+
 	if (!sk)
 		return 0;
 	index = endpoint_of_socket(sk, own);
 	bpf_sk_release(sk);
 	return index;
+}
+
+/* The same where a socket's cgroup may not be asked: what was written on it when it was bound. */
+__noinline int process_at(struct __sk_buff *skb, const struct weft_packet *p)
+{
+	if (!p)
+		return 0;
+	struct bpf_sock *sk = find_socket(skb, p);
+	struct weft_workload *found;
+	__u64 *owner, cgroup = 0;
+
+	if (!sk)
+		return 0;
+	owner = bpf_sk_storage_get(&owners, sk, 0, 0);
+	if (owner)
+		cgroup = *owner;
+	bpf_sk_release(sk);
+	found = cgroup ? bpf_map_lookup_elem(&workloads, &cgroup) : 0;
+	return found ? found->index : 0;
 }
 
 /*

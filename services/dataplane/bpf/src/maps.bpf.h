@@ -86,6 +86,15 @@ struct {
 	__type(value, __u32);
 } own SEC(".maps");
 
+/* On sockets that processes bound, and on those accepted from them: the workload's cgroup. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, int);
+	__type(value, __u64);
+} owners SEC(".maps");
+
 /* On UDP sockets that send to services or belong to processes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);

@@ -33,6 +33,8 @@ struct weft_peer {
 
 /* A socket of the node's own components. */
 #define WEFT_PEER_OWN 0x10000
+/* At an address that many share, and whose socket it is was not asked yet. */
+#define WEFT_PEER_LISTENS 0x20000
 
 static __always_inline void find_address(const __u8 *addr, struct weft_peer *peer)
 {

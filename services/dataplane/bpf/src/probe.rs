@@ -123,6 +123,8 @@ fn cgroup_programs() -> Capability {
             [
                 AttachType::Inet4Connect,
                 AttachType::Inet6Connect,
+                AttachType::Inet4PostBind,
+                AttachType::Inet6PostBind,
                 AttachType::Udp4Sendmsg,
                 AttachType::Udp6Sendmsg,
                 AttachType::Udp4Recvmsg,
@@ -142,7 +144,7 @@ fn cgroup_programs() -> Capability {
         });
     capability(
         "cgroup-programs",
-        found.map(|()| "connect, sendmsg, recvmsg, getpeername, sockops".into()),
+        found.map(|()| "connect, post_bind, sendmsg, recvmsg, getpeername, sockops".into()),
     )
 }
 

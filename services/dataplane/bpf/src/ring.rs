@@ -56,6 +56,11 @@ impl Ring {
         Ok(ring)
     }
 
+    /// Goes on at the position that the kernel knows: another reader's, which has ended.
+    pub(crate) fn resume(&mut self) {
+        self.position = self.reader_position().load(Ordering::Acquire);
+    }
+
     fn reader_position(&self) -> &AtomicU64 {
         // SAFETY: the page begins with the position, aligned, and lives as long as `self`.
         unsafe { AtomicU64::from_ptr(self.reader.at(0).cast()) }

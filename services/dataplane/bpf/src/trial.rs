@@ -30,11 +30,12 @@ pub struct Trial {
 const LOOPBACK: u32 = 1;
 
 /// Each kind of program at its hook.
-const PROGRAMS: [(&str, ProgramKind, Hook, &str); 13] = {
+const PROGRAMS: [(&str, ProgramKind, Hook, &str); 15] = {
     use ProgramKind as P;
     const CONNECT: &str = "service addresses and captured connections of apps";
     const DATAGRAM: &str = "UDP to service addresses";
     const PACKET: &str = "policy on packets of processes";
+    const LISTENS: &str = "who of the node's processes a pod calls";
     const POD: &str = "policy on packets of pods";
     [
         ("tcx ingress", P::Classifier, Hook::TcxIngress, POD),
@@ -49,6 +50,8 @@ const PROGRAMS: [(&str, ProgramKind, Hook, &str); 13] = {
         ("cgroup/recvmsg6", P::SockAddr, Hook::Recvmsg6, DATAGRAM),
         ("cgroup/getpeername4", P::SockAddr, Hook::Getpeername4, CONNECT),
         ("cgroup/getpeername6", P::SockAddr, Hook::Getpeername6, CONNECT),
+        ("cgroup/post_bind4", P::Sock, Hook::PostBind4, LISTENS),
+        ("cgroup/post_bind6", P::Sock, Hook::PostBind6, LISTENS),
         ("sockops", P::SockOps, Hook::SockOps, "who opened a connection"),
     ]
 };

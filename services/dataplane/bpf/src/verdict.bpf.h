@@ -47,10 +47,32 @@ static __always_inline void write_down(struct weft_connection *connection, const
 	connection->generation = set->generation;
 	connection->identity = peer->identity;
 	connection->rule = answer->rule;
+	connection->peer = peer->endpoint;
 	/* What hangs on more than the set and the peer's identity is asked each time. */
 	connection->flags = answer->flags & WEFT_POLICY_AUTH ? WEFT_CONNECTION_EACH : 0;
 	if (peer->flags & WEFT_ADDRESS_HOST && peer->flags & WEFT_ADDRESS_LOCAL)
 		connection->flags |= WEFT_CONNECTION_NODE;
+}
+
+/*
+ * Whose socket a pod's packet goes to, at an address that the node's processes share. Of TCP the opening
+ * tells, and the connection remembers: later its socket may be one that is only closing, on which
+ * nothing is written.
+ */
+static __always_inline void find_listener(struct __sk_buff *skb, const struct weft_packet *p,
+					  struct weft_connection_key *key, struct weft_connection *connection,
+					  struct weft_peer *peer)
+{
+	peer->flags &= ~WEFT_PEER_LISTENS;
+	if (p->proto == IPPROTO_TCP && !is_opening(p)) {
+		connection_key(p, p->dir, key);
+		if (find_connection(key, connection) && connection->flags & WEFT_CONNECTION_NODE) {
+			peer->identity = connection->identity;
+			peer->endpoint = connection->peer;
+			return;
+		}
+	}
+	become(peer, process_at(skb, p), 0);
 }
 
 /*
@@ -119,6 +141,8 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 		if (p->dir == WEFT_OUT)
 			peer->endpoint = endpoint_that_sent(p);
 	}
+	if (!is_reply && peer->flags & WEFT_PEER_LISTENS)
+		find_listener(skb, p, &key, &connection, peer);
 	if (is_reply && connection.flags & WEFT_CONNECTION_TUNNEL) {
 		touch_connection(p, &key, 1);
 		return WEFT_PASS;

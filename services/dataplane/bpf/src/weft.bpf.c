@@ -9,6 +9,7 @@
  */
 #include "packet_maps.bpf.h"
 #include "origin.bpf.h"
+#include "bind.bpf.h"
 #include "endpoint.bpf.h"
 #include "process.bpf.h"
 #include "socket.bpf.h"

@@ -119,6 +119,21 @@ struct ById {
     flags: u32,
 }
 
+/// A program's tag: a digest of its instructions.
+pub(crate) fn program_tag(id: u32) -> io::Result<u64> {
+    let mut attr = ById {
+        id,
+        next: 0,
+        flags: 0,
+    };
+    let program = owned(bpf(PROG_GET_FD_BY_ID, &mut attr)?)?;
+    let info = program_info(std::os::fd::AsFd::as_fd(&program))?;
+    let mut tag = [0; 8];
+    // After the type and the id.
+    tag.copy_from_slice(&info.before[8..16]);
+    Ok(u64::from_be_bytes(tag))
+}
+
 /// A program's name, as far as the kernel keeps it.
 pub(crate) fn program_name(id: u32) -> io::Result<String> {
     let mut attr = ById {

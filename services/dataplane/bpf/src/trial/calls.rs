@@ -26,6 +26,7 @@ const MOST: usize = 64;
 pub(super) enum ProgramKind {
     Classifier = 3,
     CgroupSkb = 8,
+    Sock = 9,
     SockOps = 13,
     SockAddr = 18,
 }
@@ -39,6 +40,8 @@ pub(super) enum Hook {
     SockOps = 3,
     Connect4 = 10,
     Connect6 = 11,
+    PostBind4 = 12,
+    PostBind6 = 13,
     Sendmsg4 = 14,
     Sendmsg6 = 15,
     Recvmsg4 = 19,

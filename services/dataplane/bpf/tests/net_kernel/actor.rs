@@ -66,6 +66,12 @@ impl Actor {
         TcpListener::from(fd.unwrap())
     }
 
+    /// Takes datagrams at an address; the socket stays this process's making.
+    pub fn bind(&self, address: SocketAddr) -> std::net::UdpSocket {
+        let (_, fd) = self.ask(&format!("bind {address}"), &[]).unwrap();
+        std::net::UdpSocket::from(fd.unwrap())
+    }
+
     /// Connects and returns the connection's number and own address.
     pub fn connect(&self, to: SocketAddr) -> (usize, SocketAddr) {
         numbered(&self.tell(&format!("connect {to}")))
@@ -206,6 +212,10 @@ fn obey(command: &str, mut fds: Vec<OwnedFd>, held: &mut Vec<Option<OwnedFd>>) -
         Ok((format!("ok {} {own}", held.len() - 1), None))
     };
     match words[0] {
+        "bind" => {
+            let socket = std::net::UdpSocket::bind(address(1)).unwrap();
+            Ok(("ok".into(), Some(socket.into())))
+        }
         "listen" => {
             let socket = make(address(1), false)?;
             bind(socket.as_raw_fd(), &SockaddrStorage::from(address(1)))?;
