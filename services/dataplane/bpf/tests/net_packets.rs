@@ -5,6 +5,8 @@
 #[path = "net_kernel/actor.rs"]
 #[allow(dead_code)]
 mod actor;
+#[path = "net_packets/builds.rs"]
+mod builds;
 #[path = "net_packets/connections.rs"]
 mod connections;
 #[path = "net_packets/links.rs"]

@@ -248,7 +248,20 @@ fn load(cgroup_root: &Path, pins: &Path, encryption: Encryption) -> Result<Loade
     let sockets = Arc::new(Sockets::open(&kernel)?);
     let shared = kernel.shared_maps()?.into_iter();
     let shared = shared.map(|(name, map)| (name, Arc::new(map))).collect();
-    tracing::info!(adopted = kernel.adopted(), pins = %pins.display(), "programs attached");
+    // Two releases with the same digest run the same programs.
+    let digest = kernel.running().map(|programs| {
+        let tags = programs.iter().map(|program| program.tag);
+        tags.fold(0u64, |all, tag| all.rotate_left(7) ^ tag)
+    });
+    let digest = digest.map_or_else(|error| error.to_string(), |digest| format!("{digest:016x}"));
+    tracing::info!(adopted = kernel.adopted(), digest, pins = %pins.display(), "programs attached");
+    if let Some(layout) = kernel.replaced_layout() {
+        tracing::warn!(
+            layout,
+            "an earlier release's maps have another layout and nothing of them is kept: workloads are closed \
+             until they are placed again and the agent has written their policy"
+        );
+    }
     let adopted = Adopted::read(&kernel)?;
     Ok(Loaded {
         wiring: Wiring::open(&kernel)?,

@@ -1,6 +1,6 @@
 //! Answers, errors, changes of policy, and what happens when there are too many connections.
 
-use weft_bpf::{Address, Direction, Hooked, Options};
+use weft_bpf::{Address, Build, Direction, Hooked, Options, Verdict};
 
 use crate::packet::{ACK, FIN, ICMP, ICMPV6, Packet, RST, SYN, TCP, UDP};
 use crate::rig::{
@@ -242,6 +242,44 @@ fn with_too_many_connections_old_ones_close_and_new_ones_work() {
         "the oldest may be opened anew"
     );
     assert!(rig.passes(Direction::Out, &packet(1000).answer(0)));
+}
+
+/// The table gives up the least used, so it takes one that does not to see what becomes of a connection
+/// that can not be written down.
+#[test]
+fn a_connection_that_cannot_be_written_down_is_refused_and_told() {
+    let object = crate::builds::compile(&[(
+        "packet_maps.bpf.h",
+        "__uint(type, BPF_MAP_TYPE_LRU_HASH);\n\t__uint(max_entries, 131072);",
+        "__uint(type, BPF_MAP_TYPE_HASH);\n\t__uint(max_entries, 131072);",
+    )]);
+    let build = Build {
+        object: &object,
+        layout: Build::own().layout,
+    };
+    let mut rig = Rig::built(build, |options| options.max_connections = 2);
+    for family in families() {
+        for direction in [Direction::In, Direction::Out] {
+            let (from, to) = match direction {
+                Direction::In => (family.remote, family.pod),
+                Direction::Out => (family.pod, family.remote),
+            };
+            let opening = |port| Packet::tcp((from, port), (to, 80), SYN);
+            let counted = rig.count("conntrack_full");
+            assert!(rig.passes(direction, &opening(1)) && rig.passes(direction, &opening(2)));
+            rig.told();
+            assert!(!rig.passes(direction, &opening(3)));
+            let [event] = rig.told().try_into().unwrap();
+            assert_eq!((event.reason, event.verdict), (155, Verdict::Dropped));
+            assert_eq!(rig.count("conntrack_full"), counted + 1);
+            // Those that are written down go on, and with room it passes.
+            let answer = opening(1).answer(SYN | ACK);
+            assert!(rig.passes(other(direction), &answer));
+            assert_eq!(rig.kernel.conntrack().unwrap().forget_endpoint(POD).unwrap(), 2);
+            assert!(rig.passes(direction, &opening(3)));
+            assert_eq!(rig.kernel.conntrack().unwrap().forget_endpoint(POD).unwrap(), 1);
+        }
+    }
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use weft_bpf::{
-    Address, Datapath, Direction, Endpoint, Entry, Event, Events, Hooked, Kernel, Options, PolicyKey, Set,
-    pin_dir,
+    Address, Build, Datapath, Direction, Endpoint, Entry, Event, Events, Hooked, Kernel, Options, PolicyKey,
+    Set, pin_dir,
 };
 use weft_testnet::{Node, Testnet};
 
@@ -85,13 +85,18 @@ impl Rig {
     }
 
     pub fn with(change: impl FnOnce(&mut Options)) -> Self {
+        Self::built(Build::own(), change)
+    }
+
+    /// With other programs than those of the sources.
+    pub fn built(build: Build<'_>, change: impl FnOnce(&mut Options)) -> Self {
         let net = Testnet::new().unwrap();
         let node = net.node("n").unwrap();
         std::fs::create_dir_all(node.cgroup()).unwrap();
         let mut options = Options::new(node.cgroup(), pin_dir(&net.bpffs().unwrap(), node.name()));
         options.max_connections = 4096;
         change(&mut options);
-        let kernel = Kernel::load(&options).unwrap();
+        let kernel = Kernel::load_build(&options, build).unwrap();
         let datapath = kernel.datapath().unwrap();
         let events = kernel.events().unwrap();
         let rig = Self {
