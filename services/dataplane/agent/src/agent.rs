@@ -307,8 +307,9 @@ pub async fn start(
                 node: node.clone(),
                 addresses: side.addresses(&config),
                 view: view.clone(),
+                folder: config.data_dir.clone(),
             };
-            Some(KernelTables::start(tables, surroundings, drain.clone())?)
+            Some(KernelTables::start(tables, surroundings, drain.clone()))
         }
     };
     let packets = side.packets()?;

@@ -59,9 +59,6 @@ pub enum AgentError {
     /// BPF maps.
     #[error(transparent)]
     Bpf(#[from] weft_bpf::Error),
-    /// The kernel's policy tables.
-    #[error("the kernel's policy tables can not be read: {0}")]
-    Kernel(#[from] weft_datapath::WriteError),
     /// gRPC.
     #[error(transparent)]
     Rpc(#[from] weft_rpc::RpcError),

@@ -1,22 +1,34 @@
 //! Keeping the kernel's policy tables as the node's view of the mesh says.
 //!
-//! Owns the only writer of these tables ([`weft_datapath::Datapath`]) and when it runs: after each
-//! change, gathered while it writes; again for what failed; on everything when `weft-node` started
-//! anew. Writing is done on a thread of its own: a thousand system calls must hold up nothing else.
+//! Owns the only writer of these tables ([`weft_datapath::Datapath`]) and when it runs: when it is this
+//! agent's turn; after each change, gathered while it writes; again for what failed; on everything when
+//! `weft-node` started anew. Writing is done on a thread of its own: a thousand system calls must hold
+//! up nothing else.
 
-use crate::{facts, host::Host, journal::Journal, view::View};
+use crate::{
+    facts,
+    host::Host,
+    journal::Journal,
+    turn::{self, Turn},
+    view::View,
+};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use weft_bpf::Services;
 use weft_datapath::{Counts, Datapath, Kernel, Limits, Outcome, Removed, RuleNames, WriteError};
 use weft_drain::Watcher;
 use weft_handoff::GoneBackend;
 
 /// What failed is tried again so often, and certificates are looked at, which end by themselves.
 const AGAIN: Duration = Duration::from_secs(5);
-/// After so many of these times the tables are read once more: an agent that this one replaced may
-/// have written while it ended.
-const READ_AGAIN_AFTER: u32 = 3;
 /// Sockets that were connecting while their backend was removed are found by looking once more.
 const CLOSE_AGAIN: Duration = Duration::from_millis(500);
 /// Problems that wait to be told.
@@ -26,7 +38,29 @@ enum Command {
     /// Everything that changed until now is to be written.
     Flush(oneshot::Sender<()>),
     /// `weft-node` started anew and handed these over.
-    Tables(Box<Kernel>),
+    Tables(Box<Handed>),
+}
+
+/// The tables as they were handed over, not opened: opening those of Services clears up in them, and
+/// somebody else may be writing.
+#[derive(Debug)]
+pub struct Handed(HashMap<String, OwnedFd>);
+
+impl Handed {
+    /// Takes the descriptors of all tables.
+    pub fn take(maps: &mut HashMap<String, OwnedFd>) -> Result<Self, weft_bpf::Error> {
+        let names = weft_bpf::Datapath::MAPS.into_iter().chain(Services::MAPS);
+        let taken = names.map(|map| {
+            let fd = maps.remove(map).ok_or(weft_bpf::Error::NoMap { map })?;
+            Ok((map.to_owned(), fd))
+        });
+        taken.collect::<Result<_, _>>().map(Self)
+    }
+
+    fn adopt(mut self) -> Result<Datapath<Kernel>, WriteError> {
+        let tables = Kernel::from_fds(&mut self.0).map_err(|e| WriteError::Failed(e.to_string()))?;
+        Datapath::adopt(tables, Limits::default())
+    }
 }
 
 /// What is shown of the tables.
@@ -45,6 +79,7 @@ pub struct KernelTables {
     news: Arc<Mutex<Vec<String>>>,
     shown: Arc<Mutex<Shown>>,
     rules: Arc<Mutex<RuleNames>>,
+    turn: watch::Receiver<Option<Arc<Turn>>>,
 }
 
 /// What the writer needs to know of its surroundings.
@@ -55,29 +90,47 @@ pub struct Surroundings {
     pub addresses: Vec<IpAddr>,
     /// What is desired.
     pub view: View,
+    /// The agents' folder.
+    pub folder: PathBuf,
 }
 
 impl KernelTables {
-    /// Starts the writer on tables that were handed over. What they hold stays in force until the
-    /// view says otherwise.
-    pub fn start(kernel: Kernel, surroundings: Surroundings, drain: Watcher) -> Result<Self, WriteError> {
-        let datapath = Datapath::adopt(kernel, Limits::default())?;
+    /// Starts the writer on tables that were handed over. What they hold stays in force until it is this
+    /// agent's turn and the view says otherwise.
+    pub fn start(handed: Handed, surroundings: Surroundings, drain: Watcher) -> Self {
         let (commands, queue) = mpsc::channel(256);
+        let (turn, whose) = watch::channel(None);
         let tables = Self {
             commands,
             news: Arc::default(),
             shown: Arc::default(),
-            rules: Arc::new(Mutex::new(datapath.rule_names())),
+            rules: Arc::default(),
+            turn: whose,
         };
         let writer = Writer {
             journal: surroundings.view.mesh.journal.clone(),
             surroundings,
-            datapath: Some(datapath),
+            datapath: None,
             tables: tables.clone(),
             proven: BTreeMap::new(),
         };
-        tokio::spawn(writer.run(queue, drain));
-        Ok(tables)
+        tokio::spawn(writer.take_turn(handed, turn, queue, drain));
+        tables
+    }
+
+    /// Waits for this agent's turn; it lasts at least as long as the answer is held.
+    pub async fn turn(&self) -> Option<Arc<Turn>> {
+        let mut turn = self.turn.clone();
+        let held = turn.wait_for(Option::is_some).await;
+        held.ok().and_then(|held| held.clone())
+    }
+
+    /// Like [`KernelTables::flush`]; but what an agent that is being replaced writes still is not waited
+    /// for. The workloads that were here before are in the kernel, and a new one is closed until then.
+    pub async fn flush_in_turn(&self) {
+        if self.turn.borrow().is_some() {
+            self.flush().await;
+        }
     }
 
     /// Waits until everything that changed until now is in the kernel, or known not to be.
@@ -90,8 +143,8 @@ impl KernelTables {
     }
 
     /// Tables of a `weft-node` that started anew.
-    pub async fn replace(&self, kernel: Kernel) {
-        let _ = self.commands.send(Command::Tables(Box::new(kernel))).await;
+    pub async fn replace(&self, handed: Handed) {
+        let _ = self.commands.send(Command::Tables(Box::new(handed))).await;
     }
 
     /// What could not be written and nobody was told of yet.
@@ -113,7 +166,7 @@ impl KernelTables {
 struct Writer {
     journal: Journal,
     surroundings: Surroundings,
-    /// Away while it writes.
+    /// Away while it writes, and before it is this agent's turn.
     datapath: Option<Datapath<Kernel>>,
     tables: KernelTables,
     /// Which workloads held a valid certificate when last looked at.
@@ -121,10 +174,32 @@ struct Writer {
 }
 
 impl Writer {
+    async fn take_turn(
+        mut self,
+        handed: Handed,
+        whose: watch::Sender<Option<Arc<Turn>>>,
+        queue: mpsc::Receiver<Command>,
+        mut drain: Watcher,
+    ) {
+        let path = self.surroundings.folder.join(turn::FILE);
+        let turn = tokio::select! {
+            turn = turn::wait(&path) => Arc::new(turn),
+            () = drain.draining() => return,
+        };
+        match tokio::task::spawn_blocking(move || handed.adopt()).await {
+            Ok(Ok(datapath)) => self.adopted(datapath),
+            Ok(Err(error)) => tracing::error!(%error, "the kernel's tables are not written"),
+            Err(error) => tracing::error!(%error, "the kernel's tables are not written"),
+        }
+        whose.send_replace(Some(turn.clone()));
+        self.run(queue, drain).await;
+        whose.send_replace(None);
+        drop(turn);
+    }
+
     async fn run(mut self, mut queue: mpsc::Receiver<Command>, mut drain: Watcher) {
         let mut again = tokio::time::interval(AGAIN);
         again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut ticks = 0;
         loop {
             let mut waiting = Vec::new();
             let mut retry = false;
@@ -136,10 +211,6 @@ impl Writer {
                 },
                 _ = again.tick() => {
                     self.look_at_certificates();
-                    ticks += 1;
-                    if ticks == READ_AGAIN_AFTER {
-                        self.read_again().await;
-                    }
                     retry = !self.tables.shown.lock().problems.is_empty();
                 }
                 () = drain.draining() => return,
@@ -160,23 +231,12 @@ impl Writer {
     fn take(&mut self, command: Command, waiting: &mut Vec<oneshot::Sender<()>>) {
         match command {
             Command::Flush(done) => waiting.push(done),
-            Command::Tables(kernel) => match Datapath::adopt(*kernel, Limits::default()) {
+            Command::Tables(handed) => match handed.adopt() {
                 Ok(datapath) => self.adopted(datapath),
                 Err(error) => {
                     tracing::error!(%error, "the kernel's tables of the new weft-node are not written")
                 }
             },
-        }
-    }
-
-    async fn read_again(&mut self) {
-        let Some(datapath) = self.datapath.take() else {
-            return;
-        };
-        match tokio::task::spawn_blocking(move || datapath.again(Limits::default())).await {
-            Ok(Ok(datapath)) => self.adopted(datapath),
-            Ok(Err(error)) => tracing::error!(%error, "the kernel's tables are not written any more"),
-            Err(error) => tracing::error!(%error, "the kernel's tables are not written any more"),
         }
     }
 
@@ -219,6 +279,7 @@ impl Writer {
             node,
             addresses,
             view,
+            ..
         } = &self.surroundings;
         let (node, addresses, view) = (node.clone(), addresses.clone(), view.clone());
         let written = tokio::task::spawn_blocking(move || {

@@ -37,6 +37,7 @@ mod seccomp;
 pub mod selftest;
 mod subscription;
 mod table;
+mod turn;
 mod upstream;
 mod view;
 mod whereto;

@@ -11,6 +11,7 @@ use crate::{
     error::AgentError,
     harden,
     host::{Host, Placement, from_node},
+    kernel::Handed,
     listen::{self, Api},
     rootless::Rootless,
     table::Table,
@@ -25,7 +26,6 @@ use std::{
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use weft_bpf::{Counters, Origins};
-use weft_datapath::Kernel;
 use weft_drain::Watcher;
 use weft_handoff::{AgentLink, Connected, Event, Events, Hello, ListenerKind};
 use weft_proto::weft::dataplane::v1::Capability;
@@ -102,7 +102,7 @@ impl NodeSide {
     }
 
     /// The kernel's policy tables; none without `weft-node`, or where it could not make any.
-    pub fn kernel(&mut self) -> Result<Option<Kernel>, AgentError> {
+    pub fn kernel(&mut self) -> Result<Option<Handed>, AgentError> {
         let Link::Node { hello, .. } = &mut self.link else {
             return Ok(None);
         };
@@ -291,11 +291,11 @@ fn origins(hello: &mut Hello) -> Result<Option<Arc<Origins>>, AgentError> {
 }
 
 /// The kernel's policy tables. A node that has some of them only is of another release.
-fn kernel(hello: &mut Hello) -> Result<Option<Kernel>, AgentError> {
+fn kernel(hello: &mut Hello) -> Result<Option<Handed>, AgentError> {
     if !hello.maps.contains_key("sets") {
         return Ok(None);
     }
-    Ok(Some(Kernel::from_fds(&mut hello.maps)?))
+    Ok(Some(Handed::take(&mut hello.maps)?))
 }
 
 /// Starts accepting on the node's own listeners; cancelling the token ends it.

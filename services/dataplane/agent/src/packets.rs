@@ -26,8 +26,15 @@ const LOOK_FOR_LOST: Duration = Duration::from_secs(1);
 const MAX_PARTIES: usize = 4_096;
 
 /// Reads until the drain.
-pub async fn read(shared: Arc<Shared>, events: Events, counters: Option<Counters>, tables: KernelTables) {
+pub async fn read(shared: Arc<Shared>, mut events: Events, counters: Option<Counters>, tables: KernelTables) {
     let mut drain = shared.drain.clone();
+    // There must be one reader at a time, and it goes on where the one before ended.
+    let turn = tokio::select! {
+        turn = tables.turn() => turn,
+        () = drain.draining() => return,
+    };
+    let Some(_turn) = turn else { return };
+    events.resume();
     // SAFETY: `Events` owns its descriptor, answers with the same one always, and closes it when it
     // is dropped, which is after `AsyncFd` has let go of it.
     let mut events = match unsafe { AsyncFd::register(events) } {

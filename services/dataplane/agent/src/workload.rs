@@ -268,7 +268,7 @@ impl Driver {
             self.progress
                 .send_replace(Progress::Waiting("the kernel's policy tables".into()));
             self.shared.view.mesh.journal.here(&self.local.id);
-            kernel.flush().await;
+            kernel.flush_in_turn().await;
         }
         Ok(())
     }

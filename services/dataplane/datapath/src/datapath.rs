@@ -93,11 +93,6 @@ impl<T: Tables> Datapath<T> {
         })
     }
 
-    /// Starts anew on what the kernel holds now: after somebody else may have written.
-    pub fn again(self, limits: Limits) -> Result<Self, WriteError> {
-        Self::adopt(self.writer.tables, limits)
-    }
-
     /// Names of rules by the numbers that events show.
     pub fn rule_names(&self) -> RuleNames {
         self.sets.rule_names()
