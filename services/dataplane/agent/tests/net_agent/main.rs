@@ -2,6 +2,7 @@
 //! knows it. Needs root.
 #![allow(clippy::unwrap_used)]
 
+mod arrivals;
 mod attribution;
 mod carrying;
 #[path = "../common/control.rs"]

@@ -3,15 +3,19 @@
 
 use crate::{
     carrying::script,
-    rig::{Rig, SOON},
+    rig::{Rig, SOON, signal},
 };
+use nix::sys::signal::Signal;
 use std::{
     io::Write,
-    net::{IpAddr, TcpListener},
+    net::{IpAddr, TcpListener, UdpSocket},
     path::PathBuf,
     time::{Duration, Instant},
 };
-use weft_proto::weft::dataplane::v1::{Flow, Verdict, workload_spec::Place};
+use weft_proto::weft::dataplane::v1::{
+    Flow, GetRequest, ObserveRequest, Verdict, flows_client::FlowsClient, observe_response::Item,
+    status_client::StatusClient, workload_spec::Place,
+};
 use weft_testnet::Pod;
 
 const CART: &str = r#"
@@ -98,4 +102,66 @@ async fn direct_connections_are_judged_in_the_kernel_and_told() {
         assert!(Instant::now() < deadline, "not told: {flows:#?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// While the agent does not read, the kernel's buffer fills: what found no room is counted, and whoever
+/// follows the flows is told; so is the status.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_found_no_room_are_told() {
+    /// Each is refused and told; the buffer has room for a third of them.
+    const DATAGRAMS: usize = 30_000;
+    let rig = Rig::new(&[("cart.yaml", CART)], &["n1"]);
+    let node = &rig.nodes[0];
+    let [cart, thief] = ["cart", "thief"].map(|name| node.node.pod(name).unwrap());
+    for pod in [&cart, &thief] {
+        let place = Place::NetnsPath(pod.namespace().path().to_str().unwrap().into());
+        node.add(pod.name(), 0, place).await;
+    }
+    let request = ObserveRequest {
+        follow: true,
+        ..Default::default()
+    };
+    let mut flows = FlowsClient::new(node.channel());
+    let mut following = flows.observe(request).await.unwrap().into_inner();
+    let mut status = StatusClient::new(node.channel());
+    let mut shown = async || {
+        let told = status.get(GetRequest::default()).await.unwrap().into_inner();
+        told.datapath.unwrap().events_lost
+    };
+    assert_eq!(shown().await, 0);
+
+    let agent = node.agent();
+    signal(agent, Signal::SIGSTOP);
+    let to = (cart.v4(), 9);
+    let flood = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        // The first ones may wait for the neighbour's address.
+        (0..DATAGRAMS)
+            .filter(|_| socket.send_to(b"flood", to).is_ok())
+            .count()
+    };
+    let sent = thief.namespace().run(flood).unwrap();
+    signal(agent, Signal::SIGCONT);
+    assert_eq!(sent, DATAGRAMS);
+
+    let (mut refused, mut lost) = (0, 0);
+    let told = async {
+        while refused == 0 || lost == 0 {
+            match following.message().await.unwrap().unwrap().item {
+                Some(Item::Flow(flow)) if flow.verdict() == Verdict::Dropped => refused += 1,
+                Some(Item::Lost(count)) => lost += count,
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(SOON, told).await.unwrap();
+    let begun = Instant::now();
+    while shown().await == 0 {
+        assert!(begun.elapsed() < SOON, "the status does not say so");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!(
+        "{refused} refused and {lost} lost were told; the status says {}",
+        shown().await
+    );
 }

@@ -195,7 +195,8 @@ impl Running {
         &self.data_dir
     }
 
-    fn channel(&self) -> tonic::transport::Channel {
+    /// The agent's local API.
+    pub fn channel(&self) -> tonic::transport::Channel {
         weft_rpc::channel_local(self.run_dir.join("agent.sock")).unwrap()
     }
 
