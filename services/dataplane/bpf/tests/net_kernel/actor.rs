@@ -66,7 +66,8 @@ impl Actor {
         TcpListener::from(fd.unwrap())
     }
 
-    /// Takes datagrams at an address; the socket stays this process's making.
+    /// Takes datagrams at an address; the socket stays this process's making. Not all tests do.
+    #[allow(dead_code)]
     pub fn bind(&self, address: SocketAddr) -> std::net::UdpSocket {
         let (_, fd) = self.ask(&format!("bind {address}"), &[]).unwrap();
         std::net::UdpSocket::from(fd.unwrap())
