@@ -9,7 +9,7 @@ use std::{
 use weft_bpf::{Direction, Event, Events, Hooked, Kernel as Programs, Options, pin_dir};
 use weft_datapath::{Datapath, Governed, Here, Kernel, Limits, There, Update};
 use weft_model::{Labels, NumericIdentity};
-use weft_policy_engine::{Identities, PolicyObject, PolicySet, compile};
+use weft_policy_engine::{Cluster, PolicyObject, PolicySet, compile};
 use weft_testnet::{Node, Testnet};
 
 /// Entries that there is room for: those of either policy, not those of both.
@@ -34,7 +34,7 @@ spec:
 ";
 
 /// What lets friends in at a port.
-fn policy(port: u16, identities: &Identities) -> Arc<PolicySet> {
+fn policy(port: u16, identities: &Cluster) -> Arc<PolicySet> {
     let text = POLICY.replace("PORT", &port.to_string());
     let resource = weft_resources::parse("p", text.as_bytes()).unwrap().remove(0);
     let weft_resources::Body::CiliumNetworkPolicy(policy) = &resource.body else {
@@ -134,7 +134,7 @@ fn here(number: u32, set: &PolicySet) -> (Arc<str>, Option<Here>) {
 #[test]
 fn what_finds_no_room_is_closed_and_told_until_there_is_some() {
     let mut rig = Rig::new();
-    let mut identities = Identities::default();
+    let mut identities = Cluster::default();
     let mut first = Update {
         complete: true,
         ..Update::default()
