@@ -42,7 +42,7 @@ enum Command {
     /// Show objects that were read and their status: Services, Gateways, routes, policies, Components
     Get(commands::get::Get),
     /// Show flows: who called whom, what was decided, and by which rule
-    Observe(commands::observe::Observe),
+    Observe(Box<commands::observe::Observe>),
     /// Check manifests: what is wrong, by file and line
     Validate(commands::validate::Validate),
     /// Say whether policy lets somebody reach somebody, and by which rules

@@ -1,6 +1,8 @@
 //! The manifests of `examples/` and what the charts of `deploy/` render, in the eyes of Helm and of
 //! Kubernetes' own schemas.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -88,7 +88,7 @@ impl ServerArgs {
         {
             return socket(path.into());
         }
-        if by_tls != !self.tls_ca_cert_files.is_empty() {
+        if by_tls == self.tls_ca_cert_files.is_empty() {
             bail!("TLS needs both --tls (or tls:// before the address) and --tls-ca-cert-files");
         }
         let server = Server {

@@ -279,7 +279,7 @@ proptest! {
     fn any_route_is_read_or_refused(wire in any_route()) {
         if let Ok(read) = read(&wire) {
             for attachment in read {
-                prop_assert!(weft_route::RouteTable::new(&[attachment.route.clone()]).is_ok());
+                prop_assert!(weft_route::RouteTable::new(std::slice::from_ref(&attachment.route)).is_ok());
                 for rule in &attachment.route.rules {
                     let _ = rule.pick(7);
                     for mirror in &rule.filters.mirrors {

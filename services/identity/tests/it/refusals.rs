@@ -435,7 +435,7 @@ async fn join_tokens_say_what_is_wrong_with_them() {
     let id = |token: &str| token.parse::<weft_enroll::JoinToken>().unwrap().id().to_owned();
     field(world.join("no token", csr()).await, "token");
     let forged = weft_enroll::JoinToken::new(world.rig.handle.root_sha256(), [7; 8], [7; 32]);
-    let outcome = world.join(&forged.reveal().to_string(), csr()).await;
+    let outcome = world.join(forged.reveal().as_ref(), csr()).await;
     refused(
         outcome,
         denied,
