@@ -89,6 +89,7 @@ impl Machine {
             join_token,
             data_dir,
             listen: "127.0.0.1:0".into(),
+            hubble_listen: String::new(),
             pod_cidrs: vec!["10.1.0.0/16".into()],
             ..AgentConfig::default()
         };
