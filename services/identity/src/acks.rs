@@ -1,8 +1,12 @@
 //! Which members follow the bundle here, and which version each has said to verify by.
 
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, sync::Arc};
-use tokio::sync::Notify;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::Instant};
+
+/// A member whose stream broke goes on verifying by what it had, and is back in a moment. For so long
+/// it is waited for as if it were here; several times a member's longest pause between two tries.
+const MAY_RETURN: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 struct Follower {
@@ -11,8 +15,27 @@ struct Follower {
 }
 
 #[derive(Debug, Default)]
+struct Followers {
+    /// By stream.
+    here: BTreeMap<u64, Follower>,
+    /// By name: what it had acknowledged, and when its last stream ended.
+    gone: BTreeMap<String, (u64, Instant)>,
+}
+
+impl Followers {
+    /// Names and versions of all that count.
+    fn counted(&self) -> impl Iterator<Item = (&str, u64)> {
+        let now = Instant::now();
+        let here = self.here.values().map(|f| (f.name.as_str(), f.acked));
+        let gone = self.gone.iter();
+        let gone = gone.filter(move |(_, (_, since))| now.duration_since(*since) < MAY_RETURN);
+        here.chain(gone.map(|(name, (acked, _))| (name.as_str(), *acked)))
+    }
+}
+
+#[derive(Debug, Default)]
 struct Inner {
-    followers: Mutex<BTreeMap<u64, Follower>>,
+    followers: Mutex<Followers>,
     changed: Notify,
 }
 
@@ -33,7 +56,8 @@ pub struct Following {
 pub struct Standing {
     /// How many there are.
     pub members: usize,
-    /// The oldest version that one of them verifies by; the present one when there are none.
+    /// The oldest version that one of them, or one that left just now, verifies by; the present one when
+    /// there are none.
     pub min_acked: u64,
     /// One that has not acknowledged the present version.
     pub lagging: Option<String>,
@@ -43,8 +67,10 @@ impl Acks {
     /// Counts a member that holds version `held`.
     pub fn follow(&self, name: String, held: u64) -> Following {
         let id = rand::random::<u64>().max(1);
-        let follower = Follower { name, acked: held };
-        self.0.followers.lock().insert(id, follower);
+        let mut followers = self.0.followers.lock();
+        followers.gone.remove(&name);
+        followers.here.insert(id, Follower { name, acked: held });
+        drop(followers);
         Following {
             acks: self.clone(),
             id,
@@ -54,7 +80,7 @@ impl Acks {
     /// Notes what a member says. False when it has no such stream.
     pub fn ack(&self, id: u64, name: &str, version: u64) -> bool {
         let mut followers = self.0.followers.lock();
-        let Some(follower) = followers.get_mut(&id).filter(|f| f.name == name) else {
+        let Some(follower) = followers.here.get_mut(&id).filter(|f| f.name == name) else {
             return false;
         };
         follower.acked = version.max(follower.acked);
@@ -66,12 +92,14 @@ impl Acks {
     /// Where the followers stand while `present` is the version they were sent.
     pub fn standing(&self, present: u64) -> Standing {
         let followers = self.0.followers.lock();
-        let slowest = followers.values().min_by_key(|f| f.acked);
+        let slowest = followers.counted().min_by_key(|(_, acked)| *acked);
         Standing {
-            members: followers.len(),
+            members: followers.here.len(),
             // A member may hold more than we know: of a restored database.
-            min_acked: slowest.map_or(present, |f| f.acked.min(present)),
-            lagging: slowest.filter(|f| f.acked < present).map(|f| f.name.clone()),
+            min_acked: slowest.map_or(present, |(_, acked)| acked.min(present)),
+            lagging: slowest
+                .filter(|(_, acked)| *acked < present)
+                .map(|(name, _)| name.to_owned()),
         }
     }
 
@@ -83,7 +111,16 @@ impl Acks {
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.acks.0.followers.lock().remove(&self.id);
+        let mut followers = self.acks.0.followers.lock();
+        followers
+            .gone
+            .retain(|_, (_, since)| since.elapsed() < MAY_RETURN);
+        if let Some(Follower { name, acked }) = followers.here.remove(&self.id)
+            && followers.here.values().all(|f| f.name != name)
+        {
+            followers.gone.insert(name, (acked, Instant::now()));
+        }
+        drop(followers);
         self.acks.0.changed.notify_one();
     }
 }
@@ -92,8 +129,8 @@ impl Drop for Following {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_slowest_counts_as_long_as_it_is_there() {
+    #[tokio::test(start_paused = true)]
+    async fn the_slowest_counts_as_long_as_it_is_there() {
         let acks = Acks::default();
         assert_eq!(acks.standing(4).min_acked, 4);
         let fast = acks.follow("n1".into(), 4);
@@ -108,15 +145,32 @@ mod tests {
         assert!(acks.ack(slow.id, "n2", 1), "said late, nothing is taken back");
         assert_eq!(acks.standing(4).min_acked, 3);
         drop(slow);
-        assert_eq!(
-            acks.standing(4),
-            Standing {
-                members: 1,
-                min_acked: 4,
-                lagging: None
-            }
-        );
+        let without = |members| Standing {
+            members,
+            min_acked: 4,
+            lagging: None,
+        };
+        // Its stream broke, and what it verifies by did not change with that.
+        let standing = acks.standing(4);
+        assert_eq!((standing.members, standing.min_acked), (1, 3));
+        assert_eq!(standing.lagging.as_deref(), Some("n2"));
+        tokio::time::advance(MAY_RETURN).await;
+        assert_eq!(acks.standing(4), without(1));
         assert!(acks.ack(fast.id, "n1", 9));
         assert_eq!(acks.standing(4).min_acked, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_back_counts_once_and_with_what_it_says() {
+        let acks = Acks::default();
+        let before = acks.follow("n1".into(), 2);
+        let beside = acks.follow("n1".into(), 3);
+        drop(before);
+        assert_eq!(acks.standing(4).min_acked, 3, "the other stream speaks for it");
+        drop(beside);
+        assert_eq!(acks.standing(4).min_acked, 3);
+        let back = acks.follow("n1".into(), 4);
+        assert_eq!(acks.standing(4).lagging, None);
+        drop(back);
     }
 }
