@@ -107,6 +107,7 @@ impl Home {
             "weft-agent" => command
                 .args(["--rootless", "true", "--node", "n1", "--tunnel-port", "0"])
                 .env("WEFT_AGENT_LISTEN", any_port)
+                .env("WEFT_HUBBLE_LISTEN", any_port)
                 .env("WEFT_AGENT_DATA_DIR", state)
                 .env("WEFT_LOCAL_SOCKET", self.at("agent.sock")),
             _ => {

@@ -101,7 +101,7 @@ fn a_token_file_that_can_not_be_used_is_named() {
         let with = |file: &Path| run(home.command(name).arg("--join-token-file").arg(file));
         with(&home.at("absent.token")).says(name, 1, &["absent.token", "No such file"]);
         with(&garbage).says(name, 1, &["garbage.token", "weft identity join-token create"]);
-        with(&long).says(name, 1, &["long.token", "too long"]);
+        with(&long).says(name, 1, &["long.token", "at most 4096"]);
     }
 }
 
