@@ -33,7 +33,7 @@ pub use tonic_types::{ErrorDetails, StatusExt};
 #[derive(Debug, thiserror::Error)]
 pub enum RpcError {
     /// A socket could not be bound.
-    #[error("cannot listen on {address}: {source}{}", remedy(.source))]
+    #[error("cannot listen on {address}: {source}{}", remedy(.address, .source))]
     Bind {
         /// Address or path.
         address: String,
@@ -54,9 +54,12 @@ pub enum RpcError {
     Reflection(String),
 }
 
-fn remedy(e: &std::io::Error) -> &'static str {
+fn remedy(address: &str, e: &std::io::Error) -> &'static str {
     use std::io::ErrorKind as K;
     match e.kind() {
+        K::AddrInUse if address.starts_with('/') => {
+            "; another process has it: stop that one or choose another folder with --run-dir"
+        }
         K::AddrInUse => "; another process has it: stop that one or choose another with --listen",
         K::PermissionDenied => "; run as root or choose a place this user may use",
         K::AddrNotAvailable => "; no interface of this machine has that address",

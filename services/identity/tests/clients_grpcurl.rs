@@ -212,6 +212,7 @@ impl Mesh {
         fs::write(resources.join("configuration.yaml"), manifest).unwrap();
         let arguments = [
             format!("--state-dir={}", self.path("policy").display()),
+            format!("--run-dir={}", self.path("policy-run").display()),
             format!("--resources={}", resources.display()),
             format!("--identity-addr={}", self.handle.address()),
         ];

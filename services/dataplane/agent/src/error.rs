@@ -38,7 +38,9 @@ pub enum AgentError {
     #[error(transparent)]
     Persist(#[from] PersistError),
     /// A port.
-    #[error("cannot listen on {address}: {source}; stop who has it, or choose another")]
+    #[error(
+        "cannot listen on {address}: {source}; stop who has it, or choose another with --listen or --hubble-listen"
+    )]
     Bind {
         /// Which.
         address: String,
