@@ -1,12 +1,13 @@
 //! Which members follow the bundle here, and which version each has said to verify by.
 
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::{sync::Notify, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
+use tokio::sync::Notify;
+use weft_tls::Clock;
 
 /// A member whose stream broke goes on verifying by what it had, and is back in a moment. For so long
-/// it is waited for as if it were here; several times a member's longest pause between two tries.
-const MAY_RETURN: Duration = Duration::from_secs(10);
+/// it is waited for, in seconds, as if it were here: several times a member's pause between two tries.
+const MAY_RETURN: u64 = 10;
 
 #[derive(Debug)]
 struct Follower {
@@ -18,29 +19,29 @@ struct Follower {
 struct Followers {
     /// By stream.
     here: BTreeMap<u64, Follower>,
-    /// By name: what it had acknowledged, and when its last stream ended.
-    gone: BTreeMap<String, (u64, Instant)>,
+    /// By name: what it had acknowledged, and when its last stream ended (Unix seconds).
+    gone: BTreeMap<String, (u64, u64)>,
 }
 
 impl Followers {
     /// Names and versions of all that count.
-    fn counted(&self) -> impl Iterator<Item = (&str, u64)> {
-        let now = Instant::now();
+    fn counted(&self, now: u64) -> impl Iterator<Item = (&str, u64)> {
         let here = self.here.values().map(|f| (f.name.as_str(), f.acked));
         let gone = self.gone.iter();
-        let gone = gone.filter(move |(_, (_, since))| now.duration_since(*since) < MAY_RETURN);
+        let gone = gone.filter(move |(_, (_, since))| now.saturating_sub(*since) < MAY_RETURN);
         here.chain(gone.map(|(name, (acked, _))| (name.as_str(), *acked)))
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
     followers: Mutex<Followers>,
     changed: Notify,
+    clock: Clock,
 }
 
 /// The followers of this process. Clones share.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Acks(Arc<Inner>);
 
 /// One follower's stream; it counts until this is dropped.
@@ -64,6 +65,15 @@ pub struct Standing {
 }
 
 impl Acks {
+    /// Nobody follows yet.
+    pub fn new(clock: Clock) -> Self {
+        Self(Arc::new(Inner {
+            followers: Mutex::default(),
+            changed: Notify::new(),
+            clock,
+        }))
+    }
+
     /// Counts a member that holds version `held`.
     pub fn follow(&self, name: String, held: u64) -> Following {
         let id = rand::random::<u64>().max(1);
@@ -92,7 +102,9 @@ impl Acks {
     /// Where the followers stand while `present` is the version they were sent.
     pub fn standing(&self, present: u64) -> Standing {
         let followers = self.0.followers.lock();
-        let slowest = followers.counted().min_by_key(|(_, acked)| *acked);
+        let slowest = followers
+            .counted(self.0.clock.unix_seconds())
+            .min_by_key(|(_, acked)| *acked);
         Standing {
             members: followers.here.len(),
             // A member may hold more than we know: of a restored database.
@@ -111,14 +123,15 @@ impl Acks {
 
 impl Drop for Following {
     fn drop(&mut self) {
+        let now = self.acks.0.clock.unix_seconds();
         let mut followers = self.acks.0.followers.lock();
         followers
             .gone
-            .retain(|_, (_, since)| since.elapsed() < MAY_RETURN);
+            .retain(|_, (_, since)| now.saturating_sub(*since) < MAY_RETURN);
         if let Some(Follower { name, acked }) = followers.here.remove(&self.id)
             && followers.here.values().all(|f| f.name != name)
         {
-            followers.gone.insert(name, (acked, Instant::now()));
+            followers.gone.insert(name, (acked, now));
         }
         drop(followers);
         self.acks.0.changed.notify_one();
@@ -128,10 +141,17 @@ impl Drop for Following {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+    use weft_tls::ManualClock;
 
-    #[tokio::test(start_paused = true)]
-    async fn the_slowest_counts_as_long_as_it_is_there() {
-        let acks = Acks::default();
+    fn acks() -> (Acks, ManualClock) {
+        let clock = ManualClock::at(1_000_000);
+        (Acks::new(Arc::new(clock.clone())), clock)
+    }
+
+    #[test]
+    fn the_slowest_counts_as_long_as_it_is_there() {
+        let (acks, clock) = acks();
         assert_eq!(acks.standing(4).min_acked, 4);
         let fast = acks.follow("n1".into(), 4);
         let slow = acks.follow("n2".into(), 2);
@@ -154,15 +174,15 @@ mod tests {
         let standing = acks.standing(4);
         assert_eq!((standing.members, standing.min_acked), (1, 3));
         assert_eq!(standing.lagging.as_deref(), Some("n2"));
-        tokio::time::advance(MAY_RETURN).await;
+        clock.advance(Duration::from_secs(MAY_RETURN));
         assert_eq!(acks.standing(4), without(1));
         assert!(acks.ack(fast.id, "n1", 9));
         assert_eq!(acks.standing(4).min_acked, 4);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_is_back_counts_once_and_with_what_it_says() {
-        let acks = Acks::default();
+    #[test]
+    fn who_is_back_counts_once_and_with_what_it_says() {
+        let (acks, _) = acks();
         let before = acks.follow("n1".into(), 2);
         let beside = acks.follow("n1".into(), 3);
         drop(before);

@@ -147,7 +147,7 @@ impl Core {
             taking: Mutex::new(()),
             trust_domain,
             published: watch::Sender::new(published),
-            acks: Acks::default(),
+            acks: Acks::new(clock.clone()),
             wake: Notify::new(),
             is_new,
             registry: Registry::default(),

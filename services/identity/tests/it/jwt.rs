@@ -132,6 +132,8 @@ async fn keys_are_replaced_at_half_of_their_lives() {
             if kid(&token) != first {
                 return token;
             }
+            // Who left is waited for a few seconds, by this clock.
+            rig.clock.advance(Duration::from_secs(1));
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
