@@ -1,0 +1,9 @@
+//! Bindings that need no server: `bindings.cron` and `bindings.localstorage`.
+
+mod beneath;
+mod cron;
+mod localstorage;
+mod schedule;
+
+pub use cron::Cron;
+pub use localstorage::LocalStorage;

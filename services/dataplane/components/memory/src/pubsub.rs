@@ -1,0 +1,121 @@
+//! `pubsub.in-memory`.
+
+use crate::broker::Broker;
+use futures::{FutureExt, future::BoxFuture};
+use parking_lot::Mutex;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+use weft_components_api::{
+    Block, Component, Driver, InitError, Instance, Message, MessageHandler, PubSub, PubSubError,
+    PubSubFeature, Schema, Subscribe, Subscription,
+};
+
+/// The driver: it keeps the brokers, each for as long as an app has it open.
+#[derive(Default)]
+pub struct MemoryPubSub {
+    brokers: Mutex<HashMap<(String, String), Weak<Broker>>>,
+}
+
+impl MemoryPubSub {
+    /// Without any broker yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn broker(&self, namespace: &str, component: &str) -> Arc<Broker> {
+        let mut brokers = self.brokers.lock();
+        brokers.retain(|_, broker| broker.strong_count() > 0);
+        let key = (namespace.to_owned(), component.to_owned());
+        let known = brokers.get(&key).and_then(Weak::upgrade);
+        known.unwrap_or_else(|| {
+            let broker = Arc::new(Broker::default());
+            brokers.insert(key, Arc::downgrade(&broker));
+            broker
+        })
+    }
+}
+
+impl Driver for MemoryPubSub {
+    fn block(&self) -> Block {
+        Block::PubSub
+    }
+
+    fn kind(&self) -> &'static str {
+        "pubsub.in-memory"
+    }
+
+    fn schema(&self) -> &'static Schema {
+        &Schema { fields: &[] }
+    }
+
+    fn open(&self, instance: Instance) -> BoxFuture<'_, Result<Component, InitError>> {
+        let broker = self.broker(&instance.owner.namespace, &instance.name);
+        async move { Ok(Component::PubSub(Arc::new(Client(broker)))) }.boxed()
+    }
+}
+
+/// One app at a broker.
+struct Client(Arc<Broker>);
+
+impl PubSub for Client {
+    fn features(&self) -> &'static [PubSubFeature] {
+        &[]
+    }
+
+    fn publish(&self, message: Message) -> BoxFuture<'_, Result<(), PubSubError>> {
+        async move { self.0.publish(message) }.boxed()
+    }
+
+    fn subscribe(
+        &self,
+        request: Subscribe,
+        handler: Arc<dyn MessageHandler>,
+    ) -> BoxFuture<'_, Result<Subscription, PubSubError>> {
+        async move {
+            let reader = self.0.subscribe(request.topic, request.group, handler)?;
+            Ok(Subscription::new(reader))
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use weft_components_conformance::{instance, pubsub};
+
+    async fn open(driver: &MemoryPubSub, instance: Instance) -> Arc<dyn PubSub> {
+        match driver.open(instance).await {
+            Ok(Component::PubSub(broker)) => broker,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn conforms() {
+        let driver = MemoryPubSub::new();
+        pubsub::conforms(|app| open(&driver, instance_of(app, "conform"))).await;
+    }
+
+    fn instance_of(app: &str, component: &str) -> Instance {
+        let mut instance = instance(component, &[]);
+        instance.owner.app_id = app.to_owned();
+        instance
+    }
+
+    #[tokio::test]
+    async fn a_broker_is_its_namespaces_and_its_components_own() {
+        let driver = MemoryPubSub::new();
+        let broker = |namespace: &str, component: &str| driver.broker(namespace, component);
+        let one = broker("shop", "bus");
+        assert!(Arc::ptr_eq(&one, &broker("shop", "bus")));
+        assert!(!Arc::ptr_eq(&one, &broker("other", "bus")));
+        assert!(!Arc::ptr_eq(&one, &broker("shop", "other")));
+        drop(one);
+        broker("shop", "another");
+        assert_eq!(driver.brokers.lock().len(), 1, "unused ones are forgotten");
+    }
+}
