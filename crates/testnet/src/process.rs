@@ -1,5 +1,6 @@
 //! Starting a program in a namespace and a cgroup, as a user without rights, and seeing to its end.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::{Deref, DerefMut};
@@ -8,8 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
-use nix::sched::{CloneFlags, setns};
-use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{Gid, Uid, setgid, setgroups, sethostname, setuid};
 
 use crate::error::{Error, at};
 
@@ -18,6 +19,7 @@ use crate::error::{Error, at};
 pub struct Spawn {
     user: Option<(u32, u32)>,
     cgroup: Option<PathBuf>,
+    hostname: Option<OsString>,
 }
 
 impl Spawn {
@@ -35,7 +37,7 @@ impl Spawn {
     pub fn user(uid: u32, gid: u32) -> Self {
         Self {
             user: Some((uid, gid)),
-            cgroup: None,
+            ..Self::default()
         }
     }
 
@@ -43,6 +45,13 @@ impl Spawn {
     #[must_use]
     pub fn cgroup(mut self, cgroup: impl Into<PathBuf>) -> Self {
         self.cgroup = Some(cgroup.into());
+        self
+    }
+
+    /// With a host name of its own, as a container has.
+    #[must_use]
+    pub fn hostname(mut self, name: impl Into<OsString>) -> Self {
+        self.hostname = Some(name.into());
         self
     }
 }
@@ -85,6 +94,15 @@ pub(crate) fn spawn(
         .write(true)
         .open(&procs)
         .map_err(at("open", &procs))?;
+    if let Some(name) = spawn.hostname.clone() {
+        // SAFETY: the closure runs between fork and exec, and only makes system calls.
+        unsafe {
+            command.pre_exec(move || {
+                unshare(CloneFlags::CLONE_NEWUTS)?;
+                Ok(sethostname(&name)?)
+            });
+        }
+    }
     enter_before_exec(&mut command, namespace, Some(&procs), spawn.user);
     let child = command
         .spawn()

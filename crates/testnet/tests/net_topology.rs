@@ -52,6 +52,23 @@ fn pods_reach_pods_on_their_node_and_on_others_by_both_families() {
 }
 
 #[test]
+fn a_program_has_the_host_name_it_is_given() {
+    let net = Testnet::new().unwrap();
+    let node = net.node("a").unwrap();
+    let name = |spawn: &Spawn| {
+        let mut command = Command::new("uname");
+        command.arg("-n").stdout(Stdio::piped());
+        let mut process = node.namespace().spawn(command, spawn).unwrap();
+        let mut said = String::new();
+        process.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        said.trim().to_owned()
+    };
+    let own = name(&Spawn::root());
+    assert_eq!(name(&Spawn::nobody().hostname("whoami-0")), "whoami-0");
+    assert_eq!(name(&Spawn::root()), own, "it is that program's alone");
+}
+
+#[test]
 fn a_capture_sees_what_passes_its_link_and_nothing_else() {
     const SECRET: &[u8] = b"a text that is nowhere else";
     let net = Testnet::new().unwrap();

@@ -2,8 +2,9 @@
 //!
 //! [`stage`] starts every process of Weft on namespaces; [`story`] and [`rootless`] tell and check, after
 //! [`trial`] has seen which of the two this machine can have;
-//! [`load`] and [`report`] measure and print.
+//! [`load`] and [`report`] measure and print; [`client`] is load in a process of its own.
 
+pub mod client;
 pub mod command;
 pub mod load;
 pub mod report;

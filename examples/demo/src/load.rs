@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::{Request, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
 use std::{
     io,
     net::SocketAddr,
@@ -13,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{net::TcpStream, sync::mpsc, time::MissedTickBehavior};
 
@@ -23,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const KEPT_FAILURES: usize = 8;
 
 /// What to send.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Plan {
     /// Where to connect to.
     pub address: SocketAddr,
@@ -37,10 +38,12 @@ pub struct Plan {
     pub rate: u32,
     /// A fresh connection for each request, to see what happens to connects.
     pub reconnect: bool,
+    /// Who may answer: texts, of which a good reply contains one. Empty when that is not asked.
+    pub answerers: Vec<String>,
 }
 
 /// What happened.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub struct Outcome {
     /// Requests sent.
     pub sent: u64,
@@ -56,12 +59,25 @@ pub struct Outcome {
     pub longest: Duration,
     /// How long the load ran.
     pub ran: Duration,
+    /// Of each good reply, where it was asked who may answer: when its request was sent, in microseconds
+    /// of Unix time, and which of them did.
+    pub answers: Vec<(u64, usize)>,
 }
 
 impl Outcome {
     /// Requests per second.
     pub fn rate(&self) -> f64 {
         self.sent as f64 / self.ran.as_secs_f64().max(0.001)
+    }
+
+    /// How many replies each answerer gave to the first `count` requests that were sent at `since` or
+    /// later, and when the last of those was sent. `None` when there are fewer.
+    pub fn shares(&self, since: u64, count: usize, answerers: usize) -> Option<(Vec<usize>, u64)> {
+        let mut sent: Vec<_> = self.answers.iter().filter(|(at, _)| *at >= since).collect();
+        sent.sort_unstable();
+        let (last, _) = **sent.get(count.checked_sub(1)?)?;
+        let by = |who| sent[..count].iter().filter(|(_, by)| *by == who).count();
+        Some(((0..answerers).map(by).collect(), last))
     }
 
     /// One line for the report.
@@ -83,7 +99,7 @@ impl Outcome {
 }
 
 enum Event {
-    Good(Duration),
+    Good(Duration, Option<(u64, usize)>),
     ConnectLost(String),
     RequestLost(String),
 }
@@ -105,9 +121,14 @@ pub async fn run(plan: Plan, stop: Arc<AtomicBool>) -> Outcome {
             let mut connection = None;
             while !stop.load(Ordering::Relaxed) {
                 ticks.tick().await;
-                let id = format!("{}-{}", std::process::id(), ids.fetch_add(1, Ordering::Relaxed));
+                // Of one length, so that none is a part of another.
+                let id = format!(
+                    "{}-{:08}",
+                    std::process::id(),
+                    ids.fetch_add(1, Ordering::Relaxed)
+                );
                 let event = one(&plan, &mut connection, &id).await;
-                if plan.reconnect || !matches!(event, Event::Good(_)) {
+                if plan.reconnect || !matches!(event, Event::Good(..)) {
                     connection = None;
                 }
                 if events.send(event).is_err() {
@@ -121,8 +142,9 @@ pub async fn run(plan: Plan, stop: Arc<AtomicBool>) -> Outcome {
     while let Some(event) = inbox.recv().await {
         outcome.sent += 1;
         let failure = match event {
-            Event::Good(took) => {
+            Event::Good(took, answer) => {
                 outcome.good += 1;
+                outcome.answers.extend(answer);
                 outcome.longest = outcome.longest.max(took);
                 continue;
             }
@@ -155,8 +177,14 @@ async fn connect(address: SocketAddr) -> io::Result<Sender> {
     Ok(sender)
 }
 
+/// Now, in microseconds of Unix time: what two processes of a machine agree on.
+pub fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}
+
 async fn one(plan: &Plan, connection: &mut Option<Sender>, id: &str) -> Event {
-    let begun = Instant::now();
+    let (begun, sent) = (Instant::now(), now());
     let sender = match connection {
         Some(sender) if sender.is_ready() => sender,
         _ => match tokio::time::timeout(PATIENCE, connect(plan.address)).await {
@@ -175,10 +203,17 @@ async fn one(plan: &Plan, connection: &mut Option<Sender>, id: &str) -> Event {
             // The apps' JSON libraries differ in the spaces they write.
             let body = body.replace(' ', "");
             let mut wanted = plan.expect.iter().map(String::as_str).chain([id]);
-            match wanted.find(|w| !body.contains(*w)) {
-                None => Event::Good(begun.elapsed()),
-                Some(missing) => Event::RequestLost(format!("reply lacks {missing:?}: {body}")),
+            if let Some(missing) = wanted.find(|w| !body.contains(*w)) {
+                return Event::RequestLost(format!("reply lacks {missing:?}: {body}"));
             }
+            let by = plan
+                .answerers
+                .iter()
+                .position(|a| body.contains(&a.replace(' ', "")));
+            if by.is_none() && !plan.answerers.is_empty() {
+                return Event::RequestLost(format!("none of {:?} replied: {body}", plan.answerers));
+            }
+            Event::Good(begun.elapsed(), by.map(|by| (sent, by)))
         }
         Ok(Ok((status, body))) => Event::RequestLost(format!("status {status}: {body}")),
         Ok(Err(e)) => Event::RequestLost(format!("{e:#}")),
@@ -225,4 +260,21 @@ pub async fn fetch(address: SocketAddr, path: &str, headers: &[(&str, &str)]) ->
     tokio::time::timeout(PATIENCE, fetch)
         .await
         .context("no reply in time")?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_of_the_first_requests_after_a_moment() {
+        let outcome = Outcome {
+            // In the order of their replies.
+            answers: vec![(10, 0), (5, 1), (30, 1), (20, 0), (40, 0)],
+            ..Outcome::default()
+        };
+        assert_eq!(outcome.shares(10, 3, 2), Some((vec![2, 1], 30)));
+        assert_eq!(outcome.shares(11, 3, 2), Some((vec![2, 1], 40)));
+        assert_eq!(outcome.shares(11, 4, 2), None);
+    }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Parser;
 use std::{io::Write, path::PathBuf, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
-use weft_demo::{report::Report, rootless, stage::StageOptions, story, trial};
+use weft_demo::{client, report::Report, rootless, stage::StageOptions, story, trial};
 
 /// Two nodes, two apps, every claim checked.
 #[derive(Debug, Parser)]
@@ -27,6 +27,9 @@ struct Options {
 }
 
 fn main() -> ExitCode {
+    if let Some(plan) = client::asked(std::env::args().skip(1)) {
+        return client::main(&plan);
+    }
     let options = Options::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -1,11 +1,14 @@
 //! What the story plays on: a control plane, two nodes and their pods, each a real process in a
 //! network namespace of its own.
 
+mod client;
 mod echo;
 mod host;
+mod manifests;
 mod members;
 mod pods;
 
+pub use client::{Client, Reply};
 pub use echo::{Answer, Seat, Talk, Target};
 pub use host::{agent_of, terminate};
 pub use pods::RunningLoad;
@@ -68,6 +71,8 @@ pub struct StagePod {
     pub net: Pod,
     /// Name of its node.
     pub node: String,
+    /// Whether it has an app-id, and so Dapr's APIs.
+    pub has_app_id: bool,
     /// Where its processes belong, so that the programs at the node's cgroup see them.
     pub cgroup: Option<PathBuf>,
     /// The app, once started.
@@ -84,6 +89,8 @@ pub struct Stage {
     pub pods: BTreeMap<String, StagePod>,
     /// Where the control plane runs.
     pub control: Node,
+    /// More for the cheat-sheet, as the chapters add it.
+    pub hints: Vec<String>,
     bin: PathBuf,
     python: Option<PathBuf>,
     orders: PathBuf,
@@ -116,6 +123,7 @@ impl Stage {
             services: BTreeMap::new(),
             nodes: BTreeMap::new(),
             pods: BTreeMap::new(),
+            hints: Vec::new(),
             bin,
             python,
             orders,
@@ -252,9 +260,14 @@ impl Stage {
         }
     }
 
+    /// The command `weft` with its path, for a person to type.
+    pub fn weft_by_hand(&self) -> String {
+        self.bin.join("weft").display().to_string()
+    }
+
     /// What to try by hand while everything runs.
     pub fn cheat_sheet(&self) -> String {
-        let weft = self.bin.join("weft").display().to_string();
+        let weft = self.weft_by_hand();
         let mut text =
             String::from("\nEverything is still running; Ctrl-C removes it. In another terminal, as root:\n");
         for (name, node) in &self.nodes {
@@ -266,12 +279,15 @@ impl Stage {
             "\n# Call cart from each pod. {}\n# lets only billing and orders in: edit or remove it, and call again.\n",
             self.resources().join("cart-callers.yaml").display()
         );
-        for (app_id, pod) in &self.pods {
+        for (app_id, pod) in self.pods.iter().filter(|(_, pod)| pod.has_app_id) {
             text += &format!(
                 "nsenter --net={} curl -sw '\\n' 'localhost:3500/v1.0/invoke/cart/method/echo?id=1'  # {app_id} on {}\n",
                 pod.net.namespace().path().display(),
                 pod.node
             );
+        }
+        for hint in &self.hints {
+            text += &format!("\n{hint}\n");
         }
         text + &format!(
             "\n# Who got which certificate, and who was refused\n{weft} identity audit --run-dir {}\n\n# Logs\nls {}",

@@ -8,6 +8,7 @@ mod invocation;
 mod membership;
 mod mesh;
 mod policy;
+mod whoami;
 mod wire;
 
 use crate::{
@@ -29,6 +30,7 @@ pub async fn play(options: &StageOptions, report: &mut Report) -> Result<Stage> 
     mesh::play(&mut stage, report).await?;
     failures::play(&mut stage, report).await?;
     flows::play(&mut stage, report).await?;
+    whoami::play(&mut stage, report).await?;
     Ok(stage)
 }
 

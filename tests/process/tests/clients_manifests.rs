@@ -105,3 +105,30 @@ fn what_kubernetes_itself_reads_fits_its_schemas() {
         .unwrap();
     assert!(!checked.status.success(), "{}", text(&checked));
 }
+
+#[test]
+fn what_weft_reads_of_the_examples_is_valid() {
+    let folder = repository("examples/whoami");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        // A cluster makes pods of Deployments; Helm reads values.
+        if !name.ends_with(".yaml") || name.ends_with("-values.yaml") || name == "whoami.yaml" {
+            continue;
+        }
+        seen += 1;
+        let mut weft = Command::new(binary("weft"));
+        let checked = weft.args(["validate", "-f"]).arg(&path).output().unwrap();
+        assert!(checked.status.success(), "{name}: {}", text(&checked));
+    }
+    assert!(seen >= 10, "only {seen} manifests");
+    // The same with one field that there is not.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let good = fs::read_to_string(repository("examples/whoami/gateway.yaml")).unwrap();
+    fs::write(&path, good.replacen("protocol:", "protokol:", 1)).unwrap();
+    let mut weft = Command::new(binary("weft"));
+    let checked = weft.args(["validate", "-f"]).arg(&path).output().unwrap();
+    assert!(!checked.status.success(), "{}", text(&checked));
+}

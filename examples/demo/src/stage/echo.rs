@@ -1,7 +1,7 @@
 //! `examples/echo` on the stage: a protocol of its own, served and asked for from pods, processes, and
 //! hosts outside the mesh.
 
-use super::{APP_USER, START, Stage};
+use super::{APP_USER, Stage};
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     io::{BufRead, BufReader, Read},
@@ -10,16 +10,21 @@ use std::{
     process::{ChildStdout, Command, Stdio},
     time::Duration,
 };
-use weft_proto::weft::dataplane::v1::{
-    AddRequest, ProcessPlace, WorkloadSpec, workload_spec::Place, workloads_client::WorkloadsClient,
-};
+use weft_proto::weft::dataplane::v1::{ProcessPlace, WorkloadSpec, workload_spec::Place};
 use weft_testnet::{Namespace, Node, Process, Spawn};
 
 /// Where something runs: a pod, a process of a node, or a host outside.
 #[derive(Debug, Clone)]
 pub struct Seat {
-    namespace: Namespace,
-    spawn: Spawn,
+    pub(super) namespace: Namespace,
+    pub(super) spawn: Spawn,
+}
+
+impl Seat {
+    /// Its network namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
 }
 
 /// What is asked for.
@@ -100,6 +105,15 @@ impl Stage {
         })
     }
 
+    /// In a pod's network without being of the pod: what is sent there has the pod's address, and none
+    /// of it is taken up on its way.
+    pub fn seat_beside(&self, app_id: &str) -> Result<Seat> {
+        Ok(Seat {
+            namespace: self.pod_namespace(app_id)?,
+            spawn: Spawn::user(APP_USER, APP_USER),
+        })
+    }
+
     /// On a host that no mesh knows.
     pub fn seat_outside(&self, host: &Node) -> Result<Seat> {
         host.namespace().sysctl("ipv4/ping_group_range", "0 2147483647")?;
@@ -123,10 +137,7 @@ impl Stage {
             place: Some(Place::Process(ProcessPlace {})),
             ..WorkloadSpec::default()
         };
-        let mut agent = WorkloadsClient::new(self.agent(node)?);
-        let reply = tokio::time::timeout(START, agent.add(AddRequest { spec: Some(spec) })).await?;
-        let reply = reply.with_context(|| format!("adding {name}; {}", self.log_tail(node)))?;
-        let placed = reply.into_inner().placed.context("no place")?;
+        let placed = self.register(node, spec).await?;
         ensure!(!placed.cgroup.is_empty(), "{name} has no cgroup");
         let namespace = self.node(node)?.net.namespace().clone();
         namespace.sysctl("ipv4/ping_group_range", "0 2147483647")?;

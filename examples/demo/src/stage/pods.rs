@@ -1,20 +1,17 @@
 //! Pods, their apps, and what is asked of them from inside their namespaces.
 
-use super::{APP_PORT, APP_USER, App, START, Stage, StagePod};
+use super::{APP_PORT, APP_USER, App, START, Stage};
 use crate::{command::wait_for, load};
 use anyhow::{Context, Result};
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
-use weft_proto::weft::dataplane::v1::{
-    AddRequest, WorkloadSpec, workload_spec::Place, workloads_client::WorkloadsClient,
-};
+use weft_proto::weft::dataplane::v1::{AddRequest, Placed, WorkloadSpec, workloads_client::WorkloadsClient};
 use weft_testnet::{Namespace, Spawn};
 
 impl Stage {
@@ -30,7 +27,6 @@ impl Stage {
         app_id: &str,
         labels: &[(&str, &str)],
     ) -> Result<Namespace> {
-        let net = self.node(node)?.net.pod(app_id)?;
         let spec = WorkloadSpec {
             namespace: "default".into(),
             name: app_id.into(),
@@ -43,25 +39,19 @@ impl Stage {
             app_id: app_id.into(),
             app_port: APP_PORT.into(),
             app_protocol: "http".into(),
-            place: Some(Place::NetnsPath(net.namespace().path().display().to_string())),
-            addresses: net.addresses().iter().map(ToString::to_string).collect(),
             ..WorkloadSpec::default()
         };
+        self.place(node, spec).await?;
+        self.pod_namespace(app_id)
+    }
+
+    /// Tells a node's agent of a workload.
+    pub(super) async fn register(&self, node: &str, spec: WorkloadSpec) -> Result<Placed> {
+        let name = spec.name.clone();
         let mut agent = WorkloadsClient::new(self.agent(node)?);
         let reply = tokio::time::timeout(START, agent.add(AddRequest { spec: Some(spec) })).await?;
-        let reply = reply.with_context(|| format!("adding {app_id}; {}", self.log_tail(node)))?;
-        let placed = reply.into_inner().placed.unwrap_or_default();
-        let namespace = net.namespace().clone();
-        self.pods.insert(
-            app_id.to_owned(),
-            StagePod {
-                net,
-                node: node.into(),
-                cgroup: Some(placed.cgroup).filter(|c| !c.is_empty()).map(PathBuf::from),
-                app: None,
-            },
-        );
-        Ok(namespace)
+        let reply = reply.with_context(|| format!("adding {name}; {}", self.log_tail(node)))?;
+        Ok(reply.into_inner().placed.unwrap_or_default())
     }
 
     /// Makes a pod, registers it, and starts its app as a user without rights and with an

@@ -25,6 +25,7 @@ fn plan(to: &str, reconnect: bool) -> Plan {
         connections: 16,
         rate: if reconnect { 200 } else { 800 },
         reconnect,
+        answerers: Vec::new(),
     }
 }
 

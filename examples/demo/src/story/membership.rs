@@ -25,7 +25,15 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     }
     stage.start_node("n1", &["default/*"]).await?;
     stage
-        .start_node("n2", &["default/billing", "default/reports", "default/archive"])
+        .start_node(
+            "n2",
+            &[
+                "default/billing",
+                "default/reports",
+                "default/archive",
+                "default/default",
+            ],
+        )
         .await?;
     for node in ["n1", "n2"] {
         let connected = connected(stage, node).await?;
@@ -45,7 +53,7 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
         again.map_or_else(|e| shorten(&format!("{e:#}")), |_| "it was taken again".into()),
     );
 
-    // n2 may host billing, reports and archive; asking for another app's identity is refused and recorded.
+    // n2 may host billing, reports, archive and pods without app-id; asking for another app's identity is refused and recorded.
     let refused = stage.start_pod("n2", "vault", App::Rust).await;
     let why = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();
     report.check(

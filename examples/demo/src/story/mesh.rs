@@ -51,10 +51,12 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
         stage.place_pod("n1", name).await?;
     }
     stage.place_pod("n2", "archive").await?;
-    let mut serving = Vec::new();
     for name in ["ledger", "ledger2", "archive"] {
         let addresses = stage.pod(name)?.net.addresses().map(|a| SocketAddr::new(a, PORT));
-        serving.push(stage.serve_echo(&stage.seat(name)?, name, &addresses).await?);
+        let serving = stage.serve_echo(&stage.seat(name)?, name, &addresses).await?;
+        if let Some(pod) = stage.pods.get_mut(name) {
+            pod.app = Some(serving);
+        }
     }
     stage.apply("ledger.yaml", DESIRED)?;
     direct(stage, report).await?;

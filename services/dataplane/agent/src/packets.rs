@@ -22,6 +22,8 @@ use weft_proto::weft::policy::v1::WorkloadKind;
 const BATCH: usize = 256;
 /// So often the kernel's count of lost events is read.
 const LOOK_FOR_LOST: Duration = Duration::from_secs(1);
+/// Hubble's number of a refusal by policy that no rule asks for.
+const POLICY_DENIED: u8 = 133;
 /// Parties that are remembered by address.
 const MAX_PARTIES: usize = 4_096;
 
@@ -166,6 +168,12 @@ impl Parties {
         (known, proof)
     }
 
+    /// The objects that let nothing else pass: what refuses where no rule speaks.
+    fn refusing(&self, endpoint: u32, direction: weft_policy_engine::Direction) -> Option<Arc<str>> {
+        let local = self.locals.of_number(endpoint)?;
+        self.mesh.policy_of(&local.id)?.selected_by(direction)
+    }
+
     fn elsewhere(&self, at: SocketAddr) -> Arc<Party> {
         match self.mesh.meaning(at) {
             (Meaning::Workload(..), Some(endpoint)) => endpoint.party().clone(),
@@ -209,16 +217,20 @@ fn flow(event: &Event, clock: Clock, parties: &mut Parties, tables: &KernelTable
         weft_bpf::Verdict::Dropped => Verdict::Dropped,
         weft_bpf::Verdict::Audit => Verdict::Audit,
     };
-    let direction = if outgoing {
-        Direction::Egress
+    let (direction, asked) = if outgoing {
+        (Direction::Egress, weft_policy_engine::Direction::Egress)
     } else {
-        Direction::Ingress
+        (Direction::Ingress, weft_policy_engine::Direction::Ingress)
+    };
+    let by_default = || {
+        let denied = event.reason == POLICY_DENIED;
+        denied.then(|| parties.refusing(event.endpoint, asked)).flatten()
     };
     Flow {
         time: clock.at(event.time),
         verdict,
         drop_reason: (event.reason != 0).then_some(DropReason::Kernel(event.reason)),
-        rule: tables.rules().get(event.rule),
+        rule: tables.rules().get(event.rule).or_else(by_default),
         caller_proof: proof,
         packet: Some(Packet {
             protocol: event.protocol,

@@ -86,6 +86,9 @@ async fn direct_connections_are_judged_in_the_kernel_and_told() {
             assert!(allowed.rule.contains("default/cart"), "{allowed:?}");
             assert_eq!((allowed.protocol.as_str(), &*allowed.drop_reason), ("TCP", ""));
             assert_eq!(refused.drop_reason, "POLICY_DENIED", "{refused:?}");
+            // No rule speaks of it; told is which policy lets nothing else in.
+            let by = "no rule of CiliumNetworkPolicy/default/cart: ingress";
+            assert!(refused.rule.starts_with(by), "{refused:?}");
             for flow in [allowed, refused] {
                 let (source, destination) =
                     (flow.source.as_ref().unwrap(), flow.destination.as_ref().unwrap());

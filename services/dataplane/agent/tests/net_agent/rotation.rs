@@ -46,6 +46,7 @@ impl Load {
             connections: 16,
             rate: RATE,
             reconnect: false,
+            answerers: Vec::new(),
         };
         let (namespace, stopped) = (from.namespace().clone(), stop.clone());
         let thread = std::thread::spawn(move || {
