@@ -6,6 +6,7 @@
 mod control;
 mod failures;
 mod hubble;
+mod hubble_live;
 mod invocation;
 mod support;
 mod surface;

@@ -70,6 +70,23 @@ impl Mesh {
         self.control.take().unwrap().stop().await;
     }
 
+    /// Of identity, policy and placement.
+    pub fn addresses(&self) -> &[String; 3] {
+        &self.addresses
+    }
+
+    /// Joins as a node that has no agent.
+    pub async fn join(&self, name: &str, drain: weft_drain::Watcher) -> weft_enroll::Member {
+        let token = self.control.as_ref().unwrap().node_token(name).await;
+        let id = weft_model::TrustDomain::default().node(name).unwrap();
+        let folder = self.folder.path().join(format!("{name}-member"));
+        weft_enroll::Enrollment::new(id, folder, self.addresses[0].clone())
+            .token(weft_enroll::TokenSource::text(&token).unwrap())
+            .enroll(drain)
+            .await
+            .unwrap()
+    }
+
     /// Starts an agent; the first time with a token, later with what it kept.
     pub async fn agent(&self, name: &str, address: [u8; 4]) -> Agent {
         self.try_agent(name, address, |_| {}).await.unwrap()
