@@ -1,9 +1,10 @@
 //! Either database under one set of queries: a SQLite file of one process, or a PostgreSQL server
-//! that several replicas share. Queries use `$1` for parameters and the types both have (BIGINT,
+//! that several replicas share or one process at a time owns. Queries use `$1` for parameters and the types both have (BIGINT,
 //! TEXT, BLOB or BYTEA).
 
 use crate::{
-    StoreError,
+    DatabaseUrl, Standing, StoreError,
+    lease::Lease,
     sqlite::{BUSY_TIMEOUT, MAX_CONNECTIONS, is_sound, lock, private_file},
 };
 use sqlx::{
@@ -34,22 +35,36 @@ enum Place {
 pub struct Database {
     pool: AnyPool,
     place: Place,
-    // As with `Store`: a file belongs to one process.
+    // A file belongs to one process.
     _lock: Option<Arc<File>>,
+    lease: Option<Arc<Lease>>,
 }
 
 impl Database {
-    /// Opens the SQLite file at `path` as [`crate::Store::open`] does.
+    /// Opens the SQLite file at `path` (made with mode 0600 if it is not there, its folder with 0700) and
+    /// applies `migrations`.
+    ///
+    /// The file belongs to one process at a time: a second one waits five seconds for the first
+    /// to end and then fails with [`StoreError::Locked`].
     pub async fn file(path: &Path, migrations: &Migrator) -> Result<Self, StoreError> {
+        Self::file_with(path, migrations, BUSY_TIMEOUT).await
+    }
+
+    /// [`Database::file`] with another limit on the wait for locks.
+    pub async fn file_with(
+        path: &Path,
+        migrations: &Migrator,
+        busy_timeout: Duration,
+    ) -> Result<Self, StoreError> {
         let io_error = |e: io::Error| StoreError::from_io(path, &e);
         let url = file_url(path).map_err(io_error)?;
         private_file(path).map_err(io_error)?;
-        let lock = lock(path, BUSY_TIMEOUT).await?;
+        let lock = lock(path, busy_timeout).await?;
         let place = Place::File(path.into());
         let settings = format!(
             "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
              PRAGMA foreign_keys = ON; PRAGMA cache_size = -{CACHE_KIB}",
-            BUSY_TIMEOUT.as_millis()
+            busy_timeout.as_millis()
         );
         // Once outside of the pool, which tries again and logs each attempt at a file that is no
         // database.
@@ -58,7 +73,7 @@ impl Database {
             .map_err(|e| classify(&place, &e))?;
         let options = AnyPoolOptions::new()
             .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(BUSY_TIMEOUT + Duration::from_secs(5))
+            .acquire_timeout(busy_timeout + Duration::from_secs(5))
             .test_before_acquire(false)
             .after_release(|connection, _| Box::pin(is_sound(connection)))
             .after_connect(move |connection, _| {
@@ -66,39 +81,88 @@ impl Database {
                 Box::pin(async move { connection.execute(sqlx::raw_sql(settings)).await.map(|_| ()) })
             });
         let pool = connect(options, &url, &place).await?;
-        Self::migrated(pool, place, Some(Arc::new(lock)), migrations).await
+        let database = Self {
+            pool,
+            place,
+            _lock: Some(Arc::new(lock)),
+            lease: None,
+        };
+        database.migrated(migrations).await
     }
 
     /// Connects to the PostgreSQL server that `url` names (`postgres://user:password@host/database`).
     pub async fn server(url: &str, migrations: &Migrator) -> Result<Self, StoreError> {
+        Self::connected(url).await?.migrated(migrations).await
+    }
+
+    /// [`Database::server`] for a service that must be alone: waits until no other process owns the
+    /// database, then owns it until [`Database::close`], or its own death and ten seconds.
+    ///
+    /// `holder` is how others call this process; `waiting` is told for whom it waits.
+    pub async fn owned(
+        url: &DatabaseUrl,
+        migrations: &Migrator,
+        holder: &str,
+        waiting: impl FnMut(&str),
+    ) -> Result<Self, StoreError> {
+        let mut database = Self::connected(url.reveal()).await?;
+        let lease = Lease::take(&database.pool, holder, waiting).await;
+        let lease = lease.map_err(|e| database.error(&e))?;
+        database.lease = Some(Arc::new(lease));
+        database.migrated(migrations).await
+    }
+
+    async fn connected(url: &str) -> Result<Self, StoreError> {
         let place = Place::Server(shown(url).into());
         let options = AnyPoolOptions::new()
             .max_connections(SERVER_CONNECTIONS)
             .acquire_timeout(SERVER_PATIENCE);
         let pool = connect(options, url, &place).await?;
-        Self::migrated(pool, place, None, migrations).await
-    }
-
-    async fn migrated(
-        pool: AnyPool,
-        place: Place,
-        lock: Option<Arc<File>>,
-        migrations: &Migrator,
-    ) -> Result<Self, StoreError> {
-        let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
-        if let Err(e) = migrations.run(&pool).await {
-            pool.close().await;
-            return Err(match &place {
-                Place::File(path) => StoreError::classify_migration(path, &e, known),
-                Place::Server(server) => StoreError::classify_server_migration(server, &e, known),
-            });
-        }
-        tracing::debug!(?place, schema = known, "database open");
         Ok(Self {
             pool,
             place,
-            _lock: lock,
+            _lock: None,
+            lease: None,
         })
+    }
+
+    async fn migrated(self, migrations: &Migrator) -> Result<Self, StoreError> {
+        let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
+        if let Err(e) = migrations.run(&self.pool).await {
+            let error = match &self.place {
+                Place::File(path) => StoreError::classify_migration(path, &e, known),
+                Place::Server(server) => StoreError::classify_server_migration(server, &e, known),
+            };
+            self.close().await;
+            return Err(error);
+        }
+        tracing::debug!(place = ?self.place, schema = known, "database open");
+        Ok(self)
+    }
+
+    /// Waits until this process may not count on owning the database any more: at once when another one
+    /// took it ([`StoreError::Taken`]), and with `strict` also when the server has not answered for so
+    /// long that one may take it ([`StoreError::Unsure`]). Never ends for what nobody else can take.
+    pub fn lost(&self, strict: bool) -> impl Future<Output = StoreError> + Send + use<> {
+        let (server, lease) = (self.to_string(), self.lease.as_ref());
+        // Not the database itself, which is closed when its last clone is gone.
+        let standing = lease.map(|lease| lease.standing());
+        async move {
+            let Some(mut standing) = standing else {
+                return std::future::pending().await;
+            };
+            let lost = standing.wait_for(|now| match now {
+                Standing::Held => false,
+                Standing::Unsure => strict,
+                Standing::Taken { .. } => true,
+            });
+            match lost.await.map(|lost| lost.clone()) {
+                Ok(Standing::Taken { by }) => StoreError::Taken { server, holder: by },
+                Ok(_) => StoreError::Unsure { server },
+                // Given back: nothing was lost.
+                Err(_) => std::future::pending().await,
+            }
+        }
     }
 
     /// For queries that only read, or write with a single statement.
@@ -114,12 +178,22 @@ impl Database {
     /// A transaction that may write. On a file it holds the write lock from its start; on a server
     /// what it reads and must not change meanwhile is to be read `FOR UPDATE` (see
     /// [`Database::for_update`]).
+    ///
+    /// It fails with [`StoreError::Taken`] when another process owns the database.
     pub async fn begin_write(&self) -> Result<Transaction<'static, Any>, StoreError> {
         let begun = match self.place {
             Place::File(_) => self.pool.begin_with("BEGIN IMMEDIATE").await,
             Place::Server(_) => self.pool.begin().await,
         };
-        begun.map_err(|e| self.error(&e))
+        let mut tx = begun.map_err(|e| self.error(&e))?;
+        if let Some(lease) = &self.lease {
+            let may = lease.check(&mut tx).await.map_err(|e| self.error(&e))?;
+            may.map_err(|holder| StoreError::Taken {
+                server: self.to_string(),
+                holder,
+            })?;
+        }
+        Ok(tx)
     }
 
     /// A transaction that only reads, all of it as of one moment.
@@ -150,6 +224,9 @@ impl Database {
 
     /// Finishes running queries and ends all connections.
     pub async fn close(self) {
+        if let Some(lease) = &self.lease {
+            lease.give_back(&self.pool).await;
+        }
         self.pool.close().await;
     }
 }
@@ -206,7 +283,7 @@ fn file_url(path: &Path) -> io::Result<String> {
 }
 
 /// Without user, password and parameters.
-fn shown(url: &str) -> String {
+pub(crate) fn shown(url: &str) -> String {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = rest.split(['?', '#']).next().unwrap_or_default();
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);

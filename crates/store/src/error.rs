@@ -92,6 +92,26 @@ pub enum StoreError {
         /// What the connection said.
         cause: String,
     },
+    /// Another process writes to a database that belongs to one at a time.
+    #[error(
+        "database {server} now belongs to {holder}, so this process may not write any more; give each \
+         service a database of its own, or run one of the two"
+    )]
+    Taken {
+        /// The server and the database.
+        server: String,
+        /// As it calls itself.
+        holder: String,
+    },
+    /// The server did not answer for so long that another process may own the database.
+    #[error(
+        "database {server} has not answered for a while, so another process may own it by now; check \
+         that the server runs"
+    )]
+    Unsure {
+        /// The server and the database.
+        server: String,
+    },
     /// Anything else that a server says.
     #[error("database {server}: {cause}")]
     Server {

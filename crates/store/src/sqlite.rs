@@ -1,17 +1,12 @@
-//! A SQLite file as the state of one service in one process.
+//! A SQLite file as the state of one process: its permissions and its lock.
 
 use crate::StoreError;
-use sqlx::{
-    Connection, Sqlite, SqlitePool, Transaction,
-    migrate::Migrator,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
-};
+use sqlx::Connection;
 use std::{
     fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 use tokio::time::{Instant, sleep};
@@ -20,94 +15,6 @@ use tokio::time::{Instant, sleep};
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// SQLite has one writer; the others read.
 pub(crate) const MAX_CONNECTIONS: u32 = 4;
-
-/// An open database. Clones share the pool; the file is free for another process when the last
-/// clone is gone.
-#[derive(Debug, Clone)]
-pub struct Store {
-    pool: SqlitePool,
-    path: Arc<Path>,
-    // Released by the kernel when this process ends, however it ends.
-    _lock: Arc<File>,
-}
-
-impl Store {
-    /// Opens the file at `path` (made with mode 0600 if it is not there, its folder with 0700) and
-    /// applies `migrations`.
-    ///
-    /// The file belongs to one process at a time: a second one waits five seconds for the first
-    /// to end and then fails with [`StoreError::Locked`].
-    pub async fn open(path: &Path, migrations: &Migrator) -> Result<Self, StoreError> {
-        Self::open_with(path, migrations, BUSY_TIMEOUT).await
-    }
-
-    /// [`Store::open`] with another limit on the wait for locks.
-    pub async fn open_with(
-        path: &Path,
-        migrations: &Migrator,
-        busy_timeout: Duration,
-    ) -> Result<Self, StoreError> {
-        let io_error = |e: io::Error| StoreError::from_io(path, &e);
-        private_file(path).map_err(io_error)?;
-        let lock = lock(path, busy_timeout).await?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            // With WAL, NORMAL may lose the last commits at a power cut: a used token would be
-            // good again. FULL syncs each commit.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(busy_timeout)
-            .create_if_missing(true);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(MAX_CONNECTIONS)
-            .acquire_timeout(busy_timeout + Duration::from_secs(5))
-            .after_release(|connection, _| Box::pin(is_sound(connection)))
-            .connect_with(options)
-            .await
-            .map_err(|e| StoreError::classify(path, &e))?;
-        let known = migrations.iter().map(|m| m.version).max().unwrap_or(0);
-        if let Err(e) = migrations.run(&pool).await {
-            pool.close().await;
-            return Err(StoreError::classify_migration(path, &e, known));
-        }
-        tracing::debug!(path = %path.display(), schema = known, "database open");
-        Ok(Self {
-            pool,
-            path: path.into(),
-            _lock: Arc::new(lock),
-        })
-    }
-
-    /// For queries that only read, or write with a single statement.
-    pub fn pool(&self) -> &SqlitePool {
-        &self.pool
-    }
-
-    /// A transaction that holds the write lock from its start, so that what it reads is still
-    /// true when it writes, and it can not fail half way because another one wrote first.
-    pub async fn begin_write(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.pool
-            .begin_with("BEGIN IMMEDIATE")
-            .await
-            .map_err(|e| self.error(&e))
-    }
-
-    /// Sorts an error of a query on this database.
-    pub fn error(&self, error: &sqlx::Error) -> StoreError {
-        StoreError::classify(&self.path, error)
-    }
-
-    /// The file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Finishes running queries and writes the log back into the file.
-    pub async fn close(self) {
-        self.pool.close().await;
-    }
-}
 
 /// Whether a connection that comes back may be used again. Where a disk is full, SQLite ends the
 /// transaction by itself; sqlx then fails to, counts it as open for ever, and begins no other one.

@@ -3,14 +3,14 @@
 
 use sqlx::{Connection, Executor, SqliteConnection, migrate::Migrator};
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
-use weft_store::{Store, StoreError};
+use weft_store::{Database, StoreError};
 
 static V1: Migrator = sqlx::migrate!("tests/migrations/v1");
 static V2: Migrator = sqlx::migrate!("tests/migrations/v2");
 const SHORT: Duration = Duration::from_millis(200);
 
-async fn open(path: &Path) -> Result<Store, StoreError> {
-    Store::open_with(path, &V1, SHORT).await
+async fn open(path: &Path) -> Result<Database, StoreError> {
+    Database::file_with(path, &V1, SHORT).await
 }
 
 fn mode(path: &Path) -> u32 {
@@ -138,7 +138,7 @@ async fn a_newer_schema_is_refused_and_an_older_one_upgraded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.db");
     open(&path).await.unwrap().close().await;
-    Store::open(&path, &V2).await.unwrap().close().await;
+    Database::file(&path, &V2).await.unwrap().close().await;
     let error = open(&path).await.unwrap_err();
     assert!(
         matches!(

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use weft_enroll::TokenSource;
 use weft_model::TrustDomain;
 use weft_placement_protocol::{DEFAULT_SLOTS, SlotCount};
+use weft_store::DatabaseUrl;
 use weft_telemetry::TelemetryConfig;
 
 /// Configuration of the placement service.
@@ -15,6 +16,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Holds the database `placement.db`, and the service's key and certificate.
     pub state_dir: PathBuf,
+    /// `postgres://user:password@host/database`, which belongs to one such service at a time; without it the
+    /// state is in a file.
+    pub database_url: Option<DatabaseUrl>,
     /// Whose members the service belongs to.
     #[serde(deserialize_with = "trust_domain")]
     pub trust_domain: String,
@@ -81,6 +85,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7302)),
             state_dir: weft_config::state_dir("placement"),
+            database_url: None,
             trust_domain: TrustDomain::default().as_str().to_owned(),
             identity_addr: "127.0.0.1:7301".into(),
             join_token: None,

@@ -17,4 +17,4 @@ pub use api::ROLES;
 pub use clock::Clock;
 pub use config::{Config, ConfigError, Token};
 pub use serve::{Handle, Options, ServeError, bind, serve, start};
-pub use store::StateError;
+pub use store::{DatabasePlace, StateError};

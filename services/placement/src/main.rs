@@ -16,6 +16,15 @@ struct Flags {
     #[arg(long, env = "WEFT_PLACEMENT_STATE_DIR", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
+    /// PostgreSQL instead of a file in the state folder: postgres://user:password@host/database
+    #[arg(
+        long,
+        env = "WEFT_PLACEMENT_DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
     /// Trust domain of the mesh
     #[arg(long, env = "WEFT_TRUST_DOMAIN", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,7 +52,7 @@ const INFO: Info = Info {
     name: "placement",
     about: "Says which host owns which virtual actors",
     metrics_port: 7312,
-    secrets: &["join_token"],
+    secrets: &["join_token", "database_url"],
 };
 
 fn main() -> ExitCode {

@@ -5,14 +5,15 @@ use crate::{
     api::Api,
     core::{self, Keeper},
     metrics::CoreMetrics,
-    store::State,
+    store::{DatabasePlace, State},
 };
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 use tokio::{net::TcpListener, task::JoinHandle};
 use weft_drain::Watcher;
 use weft_placement_protocol::{Limits, Placement, SlotCount};
 use weft_proto::weft::placement::v1::placement_server::PlacementServer;
 use weft_rpc::{GrpcServer, RpcError};
+use weft_store::StoreError;
 use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, SvidCell, Trust};
 
@@ -47,8 +48,8 @@ pub enum ServeError {
 pub struct Options {
     /// Where to listen.
     pub listener: TcpListener,
-    /// The database file.
-    pub database: PathBuf,
+    /// The database.
+    pub database: DatabasePlace,
     /// The service's certificate, `/weft/service/placement`.
     pub svid: SvidCell,
     /// Whom it trusts.
@@ -65,10 +66,15 @@ pub struct Options {
 
 impl Options {
     /// With defaults for all that has any.
-    pub fn new(listener: TcpListener, database: PathBuf, svid: SvidCell, trust: Trust) -> Self {
+    pub fn new(
+        listener: TcpListener,
+        database: impl Into<DatabasePlace>,
+        svid: SvidCell,
+        trust: Trust,
+    ) -> Self {
         Self {
             listener,
-            database,
+            database: database.into(),
             svid,
             trust,
             slots: SlotCount::default(),
@@ -85,6 +91,7 @@ pub struct Handle {
     address: SocketAddr,
     core: JoinHandle<()>,
     server: JoinHandle<Result<(), RpcError>>,
+    lost: JoinHandle<StoreError>,
 }
 
 impl Handle {
@@ -96,8 +103,20 @@ impl Handle {
     /// Waits until the service has ended: after its drain, or by a failure.
     pub async fn ended(self) -> Result<(), ServeError> {
         let stopped = |e: tokio::task::JoinError| ServeError::Stopped(e.to_string());
-        self.server.await.map_err(stopped)??;
-        self.core.await.map_err(stopped)
+        let (core, mut server, mut lost) = (self.core, self.server, self.lost);
+        tokio::select! {
+            served = &mut server => {
+                lost.abort();
+                served.map_err(stopped)??;
+                core.await.map_err(stopped)
+            }
+            taken = &mut lost => {
+                // Nobody may be told anything by this process any more.
+                core.abort();
+                server.abort();
+                Err(StateError::from(taken.map_err(stopped)?).into())
+            }
+        }
     }
 }
 
@@ -122,9 +141,14 @@ pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeErro
         metrics,
         health,
     } = options;
-    let (state, loaded) = State::open(&database).await?;
+    let waiting = |holder: &str| {
+        tracing::warn!(%database, "the database belongs to {holder}; waiting until that ends");
+        health.waiting(core::HEALTH_PART, format!("the database belongs to {holder}"));
+    };
+    let (state, loaded) = State::open(&database, waiting).await?;
+    let lost = tokio::spawn(state.lost());
     tracing::info!(
-        database = %database.display(),
+        %database,
         hosts = loaded.saved.hosts.len(),
         types = loaded.saved.tables.len(),
         "state read"
@@ -164,6 +188,7 @@ pub async fn start(options: Options, drain: Watcher) -> Result<Handle, ServeErro
         address,
         core: core_task,
         server,
+        lost,
     })
 }
 
@@ -197,12 +222,19 @@ pub async fn serve(
     };
     let member = member?;
     health.ready("identity");
-    let database = config.state_dir.join("placement.db");
+    let database = match config.database_url {
+        Some(url) => DatabasePlace::Server(url),
+        None => DatabasePlace::File(config.state_dir.join("placement.db")),
+    };
     let options = Options {
         slots: checked.slots,
         metrics,
         health,
         ..Options::new(listener, database, member.svid, member.trust)
     };
-    start(options, drain).await?.ended().await
+    // It may wait for another process; a signal ends that.
+    match drain.clone().until_draining(start(options, drain)).await {
+        Some(handle) => handle?.ended().await,
+        None => Ok(()),
+    }
 }

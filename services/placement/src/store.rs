@@ -3,18 +3,19 @@
 //! Written before anybody is told, so that whatever a node holds, the next process knows too. A
 //! change costs in proportion to the slots that moved.
 
-use sqlx::{Row, Sqlite, Transaction, migrate::Migrator, sqlite::SqliteRow};
+use sqlx::{Any, Row, Transaction, any::AnyRow, migrate::Migrator};
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
 use weft_placement_protocol::{
     HostInfo, Placement, Saved, SavedHost, SavedTable, Settled, SlotCount, Table, TypeKey,
 };
-use weft_store::{Store, StoreError};
+use weft_store::{Database, DatabaseUrl, StoreError};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Slots of one row.
 const CHUNK: usize = 64;
@@ -27,19 +28,43 @@ pub enum StateError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A row that this service can not have written.
-    #[error("database {path}: {what}; restore it from a backup")]
+    #[error("database {database}: {what}; restore it from a backup")]
     Damaged {
-        /// The file.
-        path: String,
+        /// The file, or the server without its password.
+        database: String,
         /// Which row, and what is wrong with it.
         what: String,
     },
 }
 
+/// Where the database is.
+#[derive(Debug, Clone)]
+pub enum DatabasePlace {
+    /// A SQLite file.
+    File(PathBuf),
+    /// A database of a PostgreSQL server.
+    Server(DatabaseUrl),
+}
+
+impl From<PathBuf> for DatabasePlace {
+    fn from(path: PathBuf) -> Self {
+        Self::File(path)
+    }
+}
+
+impl std::fmt::Display for DatabasePlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => path.display().fmt(f),
+            Self::Server(url) => url.fmt(f),
+        }
+    }
+}
+
 /// The database of one placement service.
 #[derive(Debug)]
 pub(crate) struct State {
-    store: Store,
+    store: Database,
     /// Up to which version each table's slots are in the database.
     written: HashMap<TypeKey, u64>,
 }
@@ -55,8 +80,18 @@ pub(crate) struct Loaded {
 }
 
 impl State {
-    pub async fn open(path: &Path) -> Result<(Self, Loaded), StateError> {
-        let store = Store::open(path, &MIGRATIONS).await?;
+    /// Opens it; on a server, when nobody else writes to the database there.
+    pub async fn open(
+        place: &DatabasePlace,
+        waiting: impl FnMut(&str),
+    ) -> Result<(Self, Loaded), StateError> {
+        let store = match place {
+            DatabasePlace::File(path) => Database::file(path, &SQLITE).await?,
+            DatabasePlace::Server(url) => {
+                let holder = weft_store::this_process("placement");
+                Database::owned(url, &POSTGRES, &holder, waiting).await?
+            }
+        };
         let mut state = Self {
             store,
             written: HashMap::new(),
@@ -67,7 +102,7 @@ impl State {
 
     fn damaged(&self, what: String) -> StateError {
         StateError::Damaged {
-            path: self.store.path().display().to_string(),
+            database: self.store.to_string(),
             what,
         }
     }
@@ -80,7 +115,7 @@ impl State {
             .map_or(0, |d| d.as_secs());
         let base = i64::try_from(seconds << 16).unwrap_or(0);
         let sql = |e: sqlx::Error| StateError::from(self.store.error(&e));
-        sqlx::query("INSERT INTO service (id, epoch, epoch_base) VALUES (1, ?, ?) ON CONFLICT DO NOTHING")
+        sqlx::query("INSERT INTO service (id, epoch, epoch_base) VALUES (1, $1, $2) ON CONFLICT DO NOTHING")
             .bind(uuid::Uuid::new_v4().to_string())
             .bind(base)
             .execute(self.store.pool())
@@ -157,20 +192,20 @@ impl State {
         })
     }
 
-    fn get<'r, T>(&self, row: &'r SqliteRow, column: &'static str) -> Result<T, StateError>
+    fn get<'r, T>(&self, row: &'r AnyRow, column: &'static str) -> Result<T, StateError>
     where
-        T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>,
+        T: sqlx::Decode<'r, Any> + sqlx::Type<Any>,
     {
         row.try_get(column)
             .map_err(|e| self.damaged(format!("column {column}: {e}")))
     }
 
-    fn number(&self, row: &SqliteRow, column: &'static str) -> Result<u64, StateError> {
+    fn number(&self, row: &AnyRow, column: &'static str) -> Result<u64, StateError> {
         let n: i64 = self.get(row, column)?;
         u64::try_from(n).map_err(|_| self.damaged(format!("column {column}: {n} is below zero")))
     }
 
-    fn key(&self, row: &SqliteRow) -> Result<TypeKey, StateError> {
+    fn key(&self, row: &AnyRow) -> Result<TypeKey, StateError> {
         Ok(TypeKey::new(
             &self.get::<String>(row, "namespace")?,
             &self.get::<String>(row, "actor_type")?,
@@ -194,14 +229,20 @@ impl State {
         Ok(())
     }
 
+    /// Waits until another process writes to the database, or may.
+    pub fn lost(&self) -> impl Future<Output = StoreError> + Send + use<> {
+        // Nodes' leases are renewed here: whoever is not sure to be alone must stop doing that.
+        self.store.lost(true)
+    }
+
     pub async fn close(self) {
         self.store.close().await;
     }
 }
 
-type Tx = Transaction<'static, Sqlite>;
+type Tx = Transaction<'static, Any>;
 
-/// SQLite has signed integers; versions and epochs never get near the end of either.
+/// Databases have signed integers; versions and epochs never get near the end of either.
 fn signed(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -214,22 +255,27 @@ async fn write(
 ) -> Result<(), sqlx::Error> {
     for id in &changed.hosts {
         let Some(host) = placement.saved_host(id) else {
-            sqlx::query("DELETE FROM hosts WHERE id = ?")
+            sqlx::query("DELETE FROM hosts WHERE id = $1")
                 .bind(&**id)
                 .execute(&mut **tx)
                 .await?;
             continue;
         };
-        sqlx::query("INSERT OR REPLACE INTO hosts VALUES (?, ?, ?, ?, ?, ?, ?)")
-            .bind(&*host.info.id)
-            .bind(i64::from(host.number))
-            .bind(&*host.info.namespace)
-            .bind(&*host.info.app_id)
-            .bind(&*host.info.node)
-            .bind(i64::from(host.info.capacity))
-            .bind(host.actor_types.join("\n"))
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO hosts (id, number, namespace, app_id, node, capacity, actor_types) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (id) DO UPDATE SET number = excluded.number, \
+             namespace = excluded.namespace, app_id = excluded.app_id, node = excluded.node, \
+             capacity = excluded.capacity, actor_types = excluded.actor_types",
+        )
+        .bind(&*host.info.id)
+        .bind(i64::from(host.number))
+        .bind(&*host.info.namespace)
+        .bind(&*host.info.app_id)
+        .bind(&*host.info.node)
+        .bind(i64::from(host.info.capacity))
+        .bind(host.actor_types.join("\n"))
+        .execute(&mut **tx)
+        .await?;
     }
     for key in &changed.types {
         if let Some(table) = placement.tables().get(key) {
@@ -241,7 +287,8 @@ async fn write(
 
 async fn write_table(tx: &mut Tx, key: &TypeKey, table: &Table, written: u64) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO types VALUES (?, ?, ?, ?, ?) ON CONFLICT (namespace, actor_type) \
+        "INSERT INTO types (namespace, actor_type, slots, version, floor_epoch) \
+         VALUES ($1, $2, $3, $4, $5) ON CONFLICT (namespace, actor_type) \
          DO UPDATE SET version = excluded.version, floor_epoch = excluded.floor_epoch",
     )
     .bind(&*key.namespace)
@@ -252,7 +299,7 @@ async fn write_table(tx: &mut Tx, key: &TypeKey, table: &Table, written: u64) ->
     .execute(&mut **tx)
     .await?;
     if table.is_empty() {
-        sqlx::query("DELETE FROM slots WHERE namespace = ? AND actor_type = ?")
+        sqlx::query("DELETE FROM slots WHERE namespace = $1 AND actor_type = $2")
             .bind(&*key.namespace)
             .bind(&*key.actor_type)
             .execute(&mut **tx)
@@ -268,13 +315,16 @@ async fn write_table(tx: &mut Tx, key: &TypeKey, table: &Table, written: u64) ->
             .iter()
             .flat_map(|(owner, epoch, _)| encode(*owner, *epoch))
             .collect();
-        sqlx::query("INSERT OR REPLACE INTO slots VALUES (?, ?, ?, ?)")
-            .bind(&*key.namespace)
-            .bind(&*key.actor_type)
-            .bind(chunk as i64)
-            .bind(bytes)
-            .execute(&mut **tx)
-            .await?;
+        sqlx::query(
+            "INSERT INTO slots (namespace, actor_type, chunk, owners) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (namespace, actor_type, chunk) DO UPDATE SET owners = excluded.owners",
+        )
+        .bind(&*key.namespace)
+        .bind(&*key.actor_type)
+        .bind(chunk as i64)
+        .bind(bytes)
+        .execute(&mut **tx)
+        .await?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use weft_enroll::{EnrollError, TokenSource};
 use weft_model::{SpiffeError, SvidForm, TrustDomain};
+use weft_store::DatabaseUrl;
 
 const DAY: u64 = 24 * 3600;
 
@@ -18,6 +19,9 @@ pub struct Config {
     pub resources: Option<PathBuf>,
     /// Holds the database `policy.db` and, in `member`, this service's key and certificate.
     pub state_dir: PathBuf,
+    /// `postgres://user:password@host/database`, which belongs to one such service at a time; without it the
+    /// state is in a file.
+    pub database_url: Option<DatabaseUrl>,
     /// Holds `policy.sock` for operators on this machine, and is not a folder of state. Without one
     /// there is no such socket.
     pub run_dir: Option<PathBuf>,
@@ -59,6 +63,7 @@ impl Default for Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 7303)),
             resources: None,
             state_dir: weft_config::state_dir("policy"),
+            database_url: None,
             run_dir: Some(weft_config::run_dir()),
             trust_domain: TrustDomain::default().as_str().to_owned(),
             svid_form: SvidForm::default(),
@@ -201,6 +206,7 @@ mod tests {
         let read = serde_json::from_str::<Config>;
         assert!(read("{}").is_ok());
         assert!(read(r#"{"identity_addr": "identity:7301", "identity_grace_seconds": 0}"#).is_ok());
+        assert!(read(r#"{"database_url": "postgres://u:p@h/d"}"#).is_ok());
         for bad in [
             r#"{"trust_domain": "A"}"#,
             r#"{"identity_addr": "x"}"#,
@@ -209,6 +215,7 @@ mod tests {
             r#"{"service_cidrs": ["10.0.0.0/31"]}"#,
             r#"{"service_cidrs": ["10.0.0.0/24", "10.1.0.0/24"]}"#,
             r#"{"start_wait_milliseconds": 60000}"#,
+            r#"{"database_url": "mysql://u:p@h/d"}"#,
         ] {
             assert!(read(bad).is_err(), "{bad} was taken");
         }

@@ -19,6 +19,15 @@ struct Flags {
     #[arg(long, env = "WEFT_POLICY_STATE_DIR", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     state_dir: Option<PathBuf>,
+    /// PostgreSQL instead of a file in the state folder: postgres://user:password@host/database
+    #[arg(
+        long,
+        env = "WEFT_POLICY_DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
     /// Folder for the local socket that `weft get` asks [default: /run/weft for root, else
     /// $XDG_RUNTIME_DIR/weft]
     #[arg(long, env = "WEFT_POLICY_RUN_DIR", value_name = "FOLDER")]
@@ -61,7 +70,7 @@ const INFO: Info = Info {
     name: "policy",
     about: "Reads what is desired, compiles it, and streams each node what that node needs",
     metrics_port: 7313,
-    secrets: &["join_token"],
+    secrets: &["join_token", "database_url"],
 };
 
 fn main() -> ExitCode {

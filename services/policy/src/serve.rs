@@ -122,6 +122,7 @@ pub async fn serve(
             member.trust,
             drain.clone(),
             &metrics,
+            &health,
         )
         .await
     };
@@ -155,7 +156,7 @@ pub async fn start(
     metrics: &Metrics,
 ) -> Result<Handle, ServeError> {
     let listener = bind(config.listen).await?;
-    start_on(listener, config, svid, trust, drain, metrics).await
+    start_on(listener, config, svid, trust, drain, metrics, &Health::default()).await
 }
 
 async fn bind(listen: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -173,6 +174,7 @@ async fn start_on(
     trust: Trust,
     drain: Watcher,
     metrics: &Metrics,
+    health: &Health,
 ) -> Result<Handle, ServeError> {
     let mut folder = open_folder(&config)?;
     let readings = match &mut folder {
@@ -182,7 +184,17 @@ async fn start_on(
         })?,
         None => Vec::new(),
     };
-    let state = State::open(&config.database()).await?;
+    let state = match &config.database_url {
+        Some(url) => {
+            let waiting = |holder: &str| {
+                tracing::warn!(database = %url, "the database belongs to {holder}; waiting until that ends");
+                health.waiting("policy", format!("the database belongs to {holder}"));
+            };
+            State::connect(url, waiting).await?
+        }
+        None => State::open(&config.database()).await?,
+    };
+    let lost = state.lost();
     let counts = Counts::default();
     counts.register(metrics);
     let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string())
@@ -223,6 +235,15 @@ async fn start_on(
         .build();
 
     let mut tasks = JoinSet::new();
+    {
+        let drain = drain.clone();
+        tasks.spawn(async move {
+            match drain.until_draining(lost).await {
+                Some(lost) => Err(lost.into()),
+                None => Ok(()),
+            }
+        });
+    }
     let (changes, changed) = mpsc::channel(1);
     if let Some(folder) = folder {
         let drain = drain.clone();

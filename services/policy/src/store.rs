@@ -7,9 +7,10 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use weft_model::{Labels, NumericIdentity};
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::Kind;
-use weft_store::{Store, StoreError};
+use weft_store::{Database, DatabaseUrl, StoreError};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
+static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// One change. Several are made together or not at all.
 #[derive(Debug, Clone)]
@@ -89,11 +90,23 @@ pub(crate) struct Stored {
 
 /// The database.
 #[derive(Debug, Clone)]
-pub(crate) struct State(Store);
+pub(crate) struct State(Database);
 
 impl State {
     pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self(Store::open(path, &MIGRATIONS).await?))
+        Ok(Self(Database::file(path, &SQLITE).await?))
+    }
+
+    /// Connects to a server, when nobody else writes to the database there.
+    pub(crate) async fn connect(url: &DatabaseUrl, waiting: impl FnMut(&str)) -> Result<Self, StoreError> {
+        let holder = weft_store::this_process("policy");
+        Ok(Self(Database::owned(url, &POSTGRES, &holder, waiting).await?))
+    }
+
+    /// Waits until another process writes to the database.
+    pub(crate) fn lost(&self) -> impl Future<Output = StoreError> + Send + use<> {
+        // Nodes go on with what they have, and writes are refused: without an answer it is better to stay.
+        self.0.lost(false)
     }
 
     pub(crate) async fn load(&self) -> Result<Stored, StoreError> {
@@ -107,9 +120,12 @@ impl State {
             .fetch_all(self.0.pool())
             .await?
         {
-            let number: u32 = row.try_get(0)?;
-            let labels: Labels = serde_json::from_str(row.try_get(1)?)
-                .map_err(|e| decode(format!("identity {number}: {e}")))?;
+            let number: i64 = row.try_get(0)?;
+            let number =
+                u32::try_from(number).map_err(|_| decode(format!("identity {number}: out of range")))?;
+            let labels: String = row.try_get(1)?;
+            let labels: Labels =
+                serde_json::from_str(&labels).map_err(|e| decode(format!("identity {number}: {e}")))?;
             let released_at: Option<i64> = row.try_get(2)?;
             let released_at = released_at.and_then(|at| u64::try_from(at).ok());
             stored
@@ -187,49 +203,49 @@ impl State {
         for write in writes {
             let query = match write {
                 Write::Identity { number, labels, released_at } => sqlx::query(
-                    "INSERT INTO identity (number, labels, released_at) VALUES (?, ?, ?)
+                    "INSERT INTO identity (number, labels, released_at) VALUES ($1, $2, $3)
                      ON CONFLICT (number) DO UPDATE SET labels = excluded.labels, released_at = excluded.released_at",
                 )
-                .bind(number.0)
+                .bind(i64::from(number.0))
                 .bind(labels)
                 .bind(released_at.and_then(|at| i64::try_from(at).ok())),
                 Write::RemoveIdentity { number } => {
-                    sqlx::query("DELETE FROM identity WHERE number = ?").bind(number.0)
+                    sqlx::query("DELETE FROM identity WHERE number = $1").bind(i64::from(number.0))
                 }
                 Write::Workload { id, node, message } => sqlx::query(
-                    "INSERT INTO workload (id, node, message) VALUES (?, ?, ?)
+                    "INSERT INTO workload (id, node, message) VALUES ($1, $2, $3)
                      ON CONFLICT (id) DO UPDATE SET node = excluded.node, message = excluded.message",
                 )
                 .bind(id)
                 .bind(node)
                 .bind(message.encode_to_vec()),
-                Write::RemoveWorkload { id } => sqlx::query("DELETE FROM workload WHERE id = ?").bind(id),
+                Write::RemoveWorkload { id } => sqlx::query("DELETE FROM workload WHERE id = $1").bind(id),
                 Write::GoodFile { path, content } => sqlx::query(
-                    "INSERT INTO good_file (path, content) VALUES (?, ?)
+                    "INSERT INTO good_file (path, content) VALUES ($1, $2)
                      ON CONFLICT (path) DO UPDATE SET content = excluded.content",
                 )
                 .bind(path)
                 .bind(content),
-                Write::RemoveGoodFile { path } => sqlx::query("DELETE FROM good_file WHERE path = ?").bind(path),
+                Write::RemoveGoodFile { path } => sqlx::query("DELETE FROM good_file WHERE path = $1").bind(path),
                 Write::Node { name, message } => sqlx::query(
-                    "INSERT INTO node (name, message) VALUES (?, ?)
+                    "INSERT INTO node (name, message) VALUES ($1, $2)
                      ON CONFLICT (name) DO UPDATE SET message = excluded.message",
                 )
                 .bind(name)
                 .bind(message.encode_to_vec()),
-                Write::RemoveNode { name } => sqlx::query("DELETE FROM node WHERE name = ?").bind(name),
+                Write::RemoveNode { name } => sqlx::query("DELETE FROM node WHERE name = $1").bind(name),
                 Write::ServiceAddress { address, namespace, name } => sqlx::query(
-                    "INSERT INTO service_address (address, namespace, name) VALUES (?, ?, ?)
+                    "INSERT INTO service_address (address, namespace, name) VALUES ($1, $2, $3)
                      ON CONFLICT (address) DO UPDATE SET namespace = excluded.namespace, name = excluded.name",
                 )
                 .bind(address.to_string())
                 .bind(namespace)
                 .bind(name),
                 Write::RemoveServiceAddress { address } => {
-                    sqlx::query("DELETE FROM service_address WHERE address = ?").bind(address.to_string())
+                    sqlx::query("DELETE FROM service_address WHERE address = $1").bind(address.to_string())
                 }
                 Write::Object { key, created, generation, digest } => sqlx::query(
-                    "INSERT INTO object (kind, namespace, name, created, generation, digest) VALUES (?, ?, ?, ?, ?, ?)
+                    "INSERT INTO object (kind, namespace, name, created, generation, digest) VALUES ($1, $2, $3, $4, $5, $6)
                      ON CONFLICT (kind, namespace, name) DO UPDATE SET
                      created = excluded.created, generation = excluded.generation, digest = excluded.digest",
                 )
@@ -240,7 +256,7 @@ impl State {
                 .bind(generation.cast_signed())
                 .bind(digest.cast_signed()),
                 Write::RemoveObject { key } => {
-                    sqlx::query("DELETE FROM object WHERE kind = ? AND namespace = ? AND name = ?")
+                    sqlx::query("DELETE FROM object WHERE kind = $1 AND namespace = $2 AND name = $3")
                         .bind(key.kind.name())
                         .bind(&key.namespace)
                         .bind(&key.name)

@@ -16,6 +16,7 @@ mod issuer;
 mod jwt;
 mod limits;
 mod methods;
+#[path = "../../../../crates/store/tests/postgres/mod.rs"]
 mod postgres;
 mod refusals;
 mod replicas;

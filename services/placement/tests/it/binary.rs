@@ -28,7 +28,10 @@ fn the_configuration_in_force_is_shown_without_secrets() {
     let token = weft_enroll::JoinToken::new([1; 32], [2; 8], [3; 32]).reveal();
     std::fs::write(
         &file,
-        format!("slots: 1024\ntrust_domain: example.org\njoin_token: {}\n", *token),
+        format!(
+            "slots: 1024\ntrust_domain: example.org\njoin_token: {}\ndatabase_url: postgres://u:hunter2@h/d\n",
+            *token
+        ),
     )
     .unwrap();
     let file = file.to_str().unwrap();
@@ -43,6 +46,7 @@ fn the_configuration_in_force_is_shown_without_secrets() {
         assert!(out.contains(line), "{line} is not in\n{out}");
     }
     assert!(out.contains("join_token:") && !out.contains("weft1."), "{out}");
+    assert!(out.contains("database_url:") && !out.contains("hunter2"), "{out}");
 }
 
 #[test]
@@ -50,11 +54,12 @@ fn failures_are_one_line_and_name_the_thing() {
     let state = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let cases: [(&[&str], i32, &str); 5] = [
+    let cases: [(&[&str], i32, &str); 6] = [
         (&["--listen", &address], 1, &address),
         (&["--slots", "1000"], 2, "slots"),
         (&["--identity-addr", "nowhere"], 2, "identity_addr"),
         (&["--check-config", "--trust-domain", "UPPER"], 2, "trust_domain"),
+        (&["--database-url", "mysql://h/d"], 2, "postgres://"),
         (&["--no-such-flag"], 2, "--no-such-flag"),
     ];
     for (arguments, code, named) in cases {

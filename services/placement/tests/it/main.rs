@@ -6,5 +6,8 @@ mod database;
 mod leases;
 mod mesh;
 mod owners;
+#[path = "../../../../crates/store/tests/postgres/mod.rs"]
+mod postgres;
 mod roles;
+mod server;
 mod streams;

@@ -7,13 +7,14 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 use weft_model::TrustDomain;
-use weft_placement::{Clock, Handle, Options, ServeError, start};
+use weft_placement::{Clock, DatabasePlace, Handle, Options, ServeError, start};
 use weft_placement_client::{Client, Config, Registration};
 use weft_proto::weft::placement::v1::{
     self as pb, join_request::Message as Up, join_response::Message as Down,
     placement_client::PlacementClient,
 };
 use weft_rpc::channel;
+use weft_store::DatabaseUrl;
 use weft_tls::{Bundle, Expect, ManualClock, Svid, SvidCell, Trust};
 
 const NOW: u64 = 1_800_000_000;
@@ -24,6 +25,8 @@ pub struct Mesh {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     folder: TempDir,
     pub clock: Clock,
+    /// A server instead of the file.
+    pub url: Option<DatabaseUrl>,
 }
 
 pub struct Service {
@@ -69,6 +72,7 @@ impl Mesh {
             issuer,
             folder: tempfile::tempdir().unwrap(),
             clock,
+            url: None,
         }
     }
 
@@ -120,9 +124,13 @@ impl Mesh {
         let (trigger, watcher) = weft_drain::channel();
         let listener = weft_placement::bind(address.parse().unwrap()).await?;
         let svid = self.svid("/weft/service/placement");
+        let database = match &self.url {
+            Some(url) => DatabasePlace::Server(url.clone()),
+            None => self.database().into(),
+        };
         let options = Options {
             clock: self.clock.clone(),
-            ..Options::new(listener, self.database(), svid, self.trust())
+            ..Options::new(listener, database, svid, self.trust())
         };
         let handle = start(options, watcher).await?;
         Ok(Service {
@@ -168,6 +176,11 @@ impl Mesh {
 }
 
 impl Service {
+    /// Waits until it ends by itself.
+    pub async fn ended(self) -> Result<(), ServeError> {
+        self.handle.ended().await
+    }
+
     /// A graceful end.
     pub async fn stop(self) {
         let (outcome, ended) = tokio::join!(self.trigger.drain(PATIENCE), self.handle.ended());

@@ -6,8 +6,11 @@ mod explain;
 mod files;
 mod names;
 mod nodes;
+#[path = "../../../../crates/store/tests/postgres/mod.rs"]
+mod postgres;
 mod process;
 mod registry;
 mod rig;
 mod routes;
+mod server;
 mod starts;

@@ -178,11 +178,16 @@ async fn what_is_wrong_is_one_line_with_the_remedy() {
     let mut command = binary(dir.path());
     let token = weft_enroll::JoinToken::new([1; 32], [2; 8], [3; 32]).reveal();
     command.args(["--join-token", &token, "--check-config"]);
+    command.env("WEFT_POLICY_DATABASE_URL", "postgres://u:hunter2@h/d");
     let shown = output(command).await;
     assert_eq!(shown.status.code(), Some(0));
     let text = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(
         text.contains("node_timeout_seconds: 600") && !text.contains("weft1."),
+        "{text}"
+    );
+    assert!(
+        text.contains("database_url:") && !text.contains("hunter2"),
         "{text}"
     );
 }

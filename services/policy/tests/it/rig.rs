@@ -131,11 +131,24 @@ impl Rig {
     }
 
     pub async fn restart_after(self, meanwhile: impl FnOnce(&Path)) -> Self {
+        self.restart_configured(meanwhile, |_| {}).await
+    }
+
+    /// Waits until the service ends by itself.
+    pub async fn ended(self) -> Result<(), weft_policy::ServeError> {
+        self.handle.wait().await
+    }
+
+    pub async fn restart_configured(
+        self,
+        meanwhile: impl FnOnce(&Path),
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let outcome = self.trigger.drain(LIMIT).await;
         assert_eq!(outcome, weft_drain::Outcome::Drained);
         self.handle.wait().await.unwrap();
         meanwhile(&self.dir.path().join("resources"));
-        Self::with(self.dir, self.authority, |_| {}).await
+        Self::with(self.dir, self.authority, change).await
     }
 
     pub fn put(&self, name: &str, text: &str) {

@@ -1,5 +1,7 @@
 //! A PostgreSQL server of the test's own: from Debian's package, as an unprivileged user, on a free
-//! port, with everything in a temporary folder.
+//! port, with everything in a temporary folder. Tests of the services take it from here.
+// No test needs all of it.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 use std::{
     os::unix::{fs::chown, process::CommandExt},
@@ -111,6 +113,28 @@ impl Postgres {
 
     pub fn url(&self) -> String {
         format!("postgres://weft@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+    }
+
+    /// Runs one statement as the server's owner.
+    pub fn execute(&self, sql: &str) -> String {
+        let out = unprivileged(&program("psql"))
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-U",
+                "weft",
+                "-d",
+                "postgres",
+                "-At",
+                "-c",
+                sql,
+                "-p",
+            ])
+            .arg(self.port.to_string())
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 }
 
