@@ -40,6 +40,8 @@
 //! Exit codes: 0 drained, 2 wrong flags or configuration, 1 everything else, each failure as one
 //! line on standard error.
 
+mod health;
+
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -115,6 +117,9 @@ struct Shared {
     /// Check the configuration, print what is in force, and exit
     #[arg(long)]
     check_config: bool,
+    /// Ask the running process whether it is ready: print what its /healthz says, exit 0 or 1
+    #[arg(long, conflicts_with = "check_config")]
+    check_health: bool,
     /// Log level or filter, as `info` or `info,weft_rpc=debug`
     #[arg(long, env = "WEFT_LOG", value_name = "FILTER")]
     log: Option<String>,
@@ -204,6 +209,15 @@ where
             Err(error) => fail(binary, &error, FAILED),
         };
     }
+    if flags.shared.check_health {
+        return match health::ask(metrics_address(&info, telemetry(&config))) {
+            Ok((ready, text)) => {
+                let _ = write!(io::stdout().lock(), "{text}");
+                if ready { DONE } else { FAILED }
+            }
+            Err(error) => fail(binary, &error, FAILED),
+        };
+    }
     weft_tls::install_provider();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -212,6 +226,11 @@ where
     let code = runtime.block_on(drive(&info, config, telemetry, run));
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
+}
+
+fn metrics_address(info: &Info, settings: &TelemetryConfig) -> SocketAddr {
+    let built_in = ([127, 0, 0, 1], info.metrics_port).into();
+    settings.metrics_listen.unwrap_or(built_in)
 }
 
 /// One of the two would be left out without a word. From whatever layers they come.
@@ -285,9 +304,7 @@ where
     };
     let (metrics, health) = (Metrics::new(info.name), Health::default());
     let (trigger, drain) = weft_drain::channel();
-    let address = settings
-        .metrics_listen
-        .unwrap_or(([127, 0, 0, 1], info.metrics_port).into());
+    let address = metrics_address(info, &settings);
     let listener = match weft_telemetry::http::bind(address).await {
         Ok(listener) => listener,
         Err(error) => return fail(binary, &error, FAILED),

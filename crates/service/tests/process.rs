@@ -251,3 +251,43 @@ fn a_second_signal_ends_what_does_not_drain() {
     kill(pid, Signal::SIGTERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
+
+#[test]
+fn a_running_process_is_asked_whether_it_is_ready() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (health, (_trigger, drain)) = (weft_telemetry::Health::default(), weft_drain::channel());
+    let listener = runtime.block_on(weft_telemetry::http::bind(([127, 0, 0, 1], 0).into()));
+    let listener = listener.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let metrics = weft_telemetry::Metrics::new("scaffold");
+    let serving = weft_telemetry::http::serve(listener, metrics, health.clone(), drain);
+    let serving = runtime.spawn(serving);
+
+    // As a container's HEALTHCHECK does, where the process listens everywhere.
+    let ask = || {
+        let listen = format!("0.0.0.0:{port}");
+        let output = run(&["--check-health", "--metrics-listen", &listen]);
+        (String::from_utf8(output.stdout).unwrap(), output.status.code())
+    };
+    health.waiting("database", "held by another");
+    let (text, code) = ask();
+    assert_eq!(code, Some(1));
+    assert!(text.contains("waiting database: held by another"), "{text}");
+    health.ready("database");
+    let (text, code) = ask();
+    assert_eq!(code, Some(0));
+    assert!(text.contains("ok database"), "{text}");
+
+    serving.abort();
+    runtime.shutdown_background();
+    let listen = format!("127.0.0.1:{port}");
+    let (line, code) = refused(&["--check-health", "--metrics-listen", &listen]);
+    assert_eq!(code, Some(1));
+    assert!(
+        line.contains(&format!("nothing answers at http://{listen}/healthz")),
+        "{line}"
+    );
+    let (line, code) = refused(&["--check-health", "--metrics-listen", "127.0.0.1:0"]);
+    assert_eq!(code, Some(1));
+    assert!(line.contains("--metrics-listen"), "{line}");
+}
