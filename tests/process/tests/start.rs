@@ -5,7 +5,10 @@ use nix::sys::signal::Signal;
 use std::{
     fs::{self, Permissions},
     net::TcpListener,
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        net::UnixListener,
+    },
     path::Path,
 };
 use weft_process_tests::{Home, PROCESSES, SERVICES, Serving, binary, free_address, run, run_as_nobody};
@@ -90,6 +93,26 @@ fn a_token_is_waited_for_and_kept_in_a_file_of_its_own() {
         token,
         "the token was replaced"
     );
+
+    // Root makes it for a service of another user; whoever is not root can not give files away.
+    let file_of = |owner: &str| {
+        fs::remove_file(&file).unwrap();
+        run(&mut create(&["--wait", "60", "--owner", owner]))
+    };
+    let other = file_of("54321:54322");
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(other.code, Some(0), "{other:?}");
+        let made = fs::metadata(&file).unwrap();
+        assert_eq!(
+            (made.uid(), made.gid(), made.permissions().mode() & 0o777),
+            (54321, 54322, 0o600)
+        );
+    } else {
+        other.says("weft", 1, &["policy.token", "54321"]);
+        assert!(!file.exists());
+        fs::write(&file, "").unwrap();
+    }
+    file_of("weft").says("weft", 2, &["--owner", "\"weft\" is no number"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use std::{
     fs::OpenOptions,
     io::{ErrorKind, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{OpenOptionsExt, fchown},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -57,6 +57,10 @@ pub struct Create {
     /// Write it into a new file, readable by its owner only, instead of printing it
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// With --out: the user, and group, that the file belongs to, by number; for root, to give a token to a
+    /// service of another user
+    #[arg(long, requires = "out", value_name = "UID[:GID]", value_parser = parse_owner)]
+    owner: Option<Owner>,
     /// With --out: if the file is there, leave it as it is and make no token
     #[arg(long, requires = "out")]
     keep: bool,
@@ -65,6 +69,30 @@ pub struct Create {
     wait: u32,
     #[command(flatten)]
     agent: AgentArgs,
+}
+
+/// A user, and a group if the file is not to stay in the one it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Owner {
+    uid: u32,
+    gid: Option<u32>,
+}
+
+fn parse_owner(text: &str) -> Result<Owner, String> {
+    let number = |text: &str| {
+        text.parse::<u32>()
+            .map_err(|_| format!("{text:?} is no number of a user or group"))
+    };
+    match text.split_once(':') {
+        Some((uid, gid)) => Ok(Owner {
+            uid: number(uid)?,
+            gid: Some(number(gid)?),
+        }),
+        None => Ok(Owner {
+            uid: number(text)?,
+            gid: None,
+        }),
+    }
 }
 
 fn parse_pattern(text: &str) -> Result<HostPattern, String> {
@@ -95,7 +123,8 @@ impl Create {
             ttl_seconds: self.ttl,
         };
         // Made before the token: one that can not be kept should not exist.
-        let file = self.out.as_deref().map(create).transpose()?;
+        let file = self.out.as_deref();
+        let file = file.map(|path| create(path, self.owner)).transpose()?;
         let wait = Duration::from_secs(self.wait.into());
         let made = ask(channel, request, wait)
             .await
@@ -131,17 +160,26 @@ async fn ask(channel: Channel, request: CreateJoinTokenRequest, wait: Duration) 
     }
 }
 
-fn create(path: &Path) -> Result<std::fs::File> {
+fn create(path: &Path, owner: Option<Owner>) -> Result<std::fs::File> {
     let file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path);
-    file.map_err(|error| match error.kind() {
+    let file = file.map_err(|error| match error.kind() {
         ErrorKind::AlreadyExists => anyhow::anyhow!(
             "{} is there already; remove it, or let it be with --keep",
             path.display()
         ),
         _ => anyhow::Error::from(error).context(format!("cannot make {}", path.display())),
-    })
+    })?;
+    // While it is empty: nobody else has read it before.
+    if let Some(Owner { uid, gid }) = owner
+        && let Err(error) = fchown(&file, Some(uid), gid)
+    {
+        let _ = std::fs::remove_file(path);
+        let what = format!("cannot give {} to user {uid}", path.display());
+        return Err(anyhow::Error::from(error).context(what));
+    }
+    Ok(file)
 }
