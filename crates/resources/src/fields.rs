@@ -55,7 +55,7 @@ pub(crate) struct Object<'n> {
     fields: BTreeMap<&'n str, (u32, &'n Node)>,
 }
 
-fn join(path: &str, name: &str) -> String {
+pub(crate) fn join(path: &str, name: &str) -> String {
     if path.is_empty() {
         name.to_owned()
     } else {

@@ -17,6 +17,7 @@ mod policy;
 mod redirect;
 mod selector;
 mod service;
+mod shared;
 mod tree;
 
 pub use dapr::DaprObject;
@@ -29,6 +30,7 @@ pub use policy::{
 pub use redirect::{LocalRedirect, RedirectPort};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
+pub use shared::{Remote, SharedApp, Strategy};
 
 use fields::{Field, Problems};
 use std::{fmt, sync::Arc};
@@ -370,13 +372,17 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
         );
         return None;
     };
-    let meta = object
-        .need("metadata", problems)
-        .and_then(|f| meta::read(&f, known.is_of_cluster(), problems));
+    let metadata = object.need("metadata", problems);
+    let meta = metadata
+        .as_ref()
+        .and_then(|f| meta::read(f, known.is_of_cluster(), problems));
     // What a cluster reports about an object is no wish of its author.
     object.ignore(&["status"]);
     let body = match known {
-        Kind::Service => service::read(&mut object, problems).map(Body::Service),
+        Kind::Service => {
+            let shared = metadata.as_ref().and_then(|f| shared::read(f, problems));
+            service::read(&mut object, shared, problems).map(Body::Service)
+        }
         Kind::Component => dapr::component(&mut object, document, problems).map(Body::Component),
         Kind::Configuration => dapr::configuration(&mut object, document, problems).map(Body::Configuration),
         Kind::CiliumNetworkPolicy => {

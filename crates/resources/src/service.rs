@@ -1,6 +1,9 @@
 //! `v1` Service: what of it has a meaning here.
 
-use crate::fields::{Field, Object, Problems};
+use crate::{
+    SharedApp,
+    fields::{Field, Object, Problems},
+};
 use std::{collections::BTreeMap, net::IpAddr};
 use weft_model::check_dns_label;
 
@@ -15,6 +18,8 @@ pub struct Service {
     pub headless: bool,
     /// Ports.
     pub ports: Vec<ServicePort>,
+    /// It leads to shared endpoints.
+    pub shared: Option<SharedApp>,
 }
 
 /// One port of a Service.
@@ -41,7 +46,11 @@ pub enum TargetPort {
     Named(String),
 }
 
-pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<Service> {
+pub(crate) fn read(
+    object: &mut Object<'_>,
+    shared: Option<SharedApp>,
+    problems: &mut Problems,
+) -> Option<Service> {
     let mut spec = object.need("spec", problems)?.object(problems)?;
     if let Some(field) = spec.take("type") {
         let kind = field.text(problems)?;
@@ -52,10 +61,17 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<S
             );
         }
     }
-    let selector = spec
-        .take("selector")
+    let selected = spec.take("selector");
+    let selector = selected
+        .as_ref()
         .and_then(|f| f.text_map(problems))
         .unwrap_or_default();
+    if let Some(field) = selected.filter(|_| shared.is_some() && !selector.is_empty()) {
+        field.fail(
+            problems,
+            "must not be given with annotation weft.dev/shared-app: agents answer, not pods",
+        );
+    }
     let (cluster_ips, headless) = addresses(&mut spec, problems);
     let mut ports = Vec::new();
     for field in spec
@@ -105,6 +121,7 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<S
         cluster_ips,
         headless,
         ports,
+        shared,
     })
 }
 

@@ -50,6 +50,13 @@ pub struct Config {
     /// Ranges of virtual addresses for Services whose manifests name none: at most one of each family.
     #[serde(deserialize_with = "service_cidrs")]
     pub service_cidrs: Vec<String>,
+    /// Ranges of addresses for shared endpoints: at most one of each family. No packet ever goes there.
+    #[serde(deserialize_with = "shared_cidrs")]
+    pub shared_cidrs: Vec<String>,
+    /// How long a node may be away before a shared endpoint of which there is one for the cluster moves
+    /// to another.
+    #[serde(deserialize_with = "grace")]
+    pub shared_move_seconds: u64,
     /// So long a workload's start waits at most for the nodes whose policies name it; 0: not at all.
     #[serde(deserialize_with = "start_wait")]
     pub start_wait_milliseconds: u64,
@@ -74,6 +81,8 @@ impl Default for Config {
             identity_grace_seconds: 60,
             node_timeout_seconds: 600,
             service_cidrs: vec!["10.96.0.0/12".into(), "fd00:10:96::/112".into()],
+            shared_cidrs: vec!["198.18.0.0/16".into(), "fd00:10:97::/112".into()],
+            shared_move_seconds: 15,
             start_wait_milliseconds: 1_000,
             telemetry: weft_telemetry::TelemetryConfig::default(),
         }
@@ -126,6 +135,15 @@ fn start_wait<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 }
 
 fn service_cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    cidrs(d)
+}
+
+fn shared_cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    cidrs(d)
+}
+
+/// At most one of each family, with room in it.
+fn cidrs<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
     let texts = Vec::<String>::deserialize(d)?;
     let mut families = Vec::new();
     for text in &texts {
@@ -181,11 +199,25 @@ impl Config {
     }
 
     pub(crate) fn service_ranges(&self) -> Vec<IpNet> {
-        let parsed = self
-            .service_cidrs
-            .iter()
-            .filter_map(|text| text.parse::<IpNet>().ok());
-        parsed.map(|net| net.trunc()).collect()
+        ranges(&self.service_cidrs)
+    }
+
+    /// The same for shared endpoints.
+    pub(crate) fn shared_ranges(&self) -> Vec<IpNet> {
+        ranges(&self.shared_cidrs)
+    }
+
+    /// Two ranges that would give the same address twice.
+    pub(crate) fn overlap(&self) -> Option<(IpNet, IpNet)> {
+        let services = self.service_ranges();
+        let mut pairs = services
+            .into_iter()
+            .flat_map(|s| self.shared_ranges().into_iter().map(move |shared| (s, shared)));
+        pairs.find(|(a, b)| a.contains(b) || b.contains(a))
+    }
+
+    pub(crate) fn shared_move_after(&self) -> Duration {
+        Duration::from_secs(self.shared_move_seconds)
     }
 
     pub(crate) fn start_wait(&self) -> Duration {
@@ -195,6 +227,11 @@ impl Config {
     pub(crate) fn database(&self) -> PathBuf {
         self.state_dir.join("policy.db")
     }
+}
+
+fn ranges(texts: &[String]) -> Vec<IpNet> {
+    let parsed = texts.iter().filter_map(|text| text.parse::<IpNet>().ok());
+    parsed.map(|net| net.trunc()).collect()
 }
 
 #[cfg(test)]
@@ -216,9 +253,24 @@ mod tests {
             r#"{"service_cidrs": ["10.0.0.0/24", "10.1.0.0/24"]}"#,
             r#"{"start_wait_milliseconds": 60000}"#,
             r#"{"database_url": "mysql://u:p@h/d"}"#,
+            r#"{"shared_cidrs": ["198.18.0.0/31"]}"#,
+            r#"{"shared_cidrs": ["198.18.0.0/24", "198.19.0.0/24"]}"#,
+            r#"{"shared_move_seconds": 90000}"#,
         ] {
             assert!(read(bad).is_err(), "{bad} was taken");
         }
+    }
+
+    #[test]
+    fn services_and_shared_endpoints_have_no_address_in_common() {
+        let read = |shared: &str| Config {
+            shared_cidrs: vec![shared.into()],
+            ..Config::default()
+        };
+        assert!(Config::default().overlap().is_none());
+        assert!(read("10.95.0.0/16").overlap().is_none());
+        assert!(read("10.97.0.0/16").overlap().is_some());
+        assert!(read("10.0.0.0/8").overlap().is_some());
     }
 
     #[test]

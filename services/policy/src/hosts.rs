@@ -127,6 +127,17 @@ impl Hosts {
         }
     }
 
+    /// Whether `node` may host this workload, as is known now; `None` while nothing is.
+    pub(crate) fn may_host(&self, node: &str, namespace: &str, name: &str) -> Option<bool> {
+        let state = self.state.borrow();
+        state.as_ref().map(|nodes| permits(nodes, node, namespace, name))
+    }
+
+    /// Notified of each change.
+    pub(crate) fn changes(&self) -> watch::Receiver<Option<Nodes>> {
+        self.state.subscribe()
+    }
+
     fn is_known(&self) -> bool {
         self.state.borrow().is_some()
     }

@@ -50,6 +50,20 @@ struct Flags {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     service_cidrs: Vec<String>,
+    /// Range of addresses for shared endpoints (weft.dev/shared-app); once per family; nothing else may have
+    /// addresses there [default: 198.18.0.0/16, fd00:10:97::/112]
+    #[arg(
+        long = "shared-cidr",
+        env = "WEFT_POLICY_SHARED_CIDR",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    shared_cidrs: Vec<String>,
+    /// How long a node may be away before a shared endpoint with strategy deployment moves [default: 15]
+    #[arg(long, env = "WEFT_POLICY_SHARED_MOVE_SECONDS", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared_move_seconds: Option<u64>,
     /// Take workloads on loopback addresses from agents that run with --rootless: only for a mesh that is
     /// all on one machine
     #[arg(long, env = "WEFT_INSECURE_LOOPBACK", num_args = 0..=1, default_missing_value = "true")]

@@ -6,11 +6,12 @@
 use crate::{
     Config,
     files::{Files, Reading},
+    hosts::Hosts,
     listing,
     metrics::Counts,
     starts::Starts,
     store::{State, Write},
-    world::{ExplainError, RegisterError, Session, World},
+    world::{ExplainError, RegisterError, Session, SharedChange, SharedNodes, World},
 };
 use std::{
     collections::BTreeSet,
@@ -105,6 +106,10 @@ pub(crate) struct Owner {
     state: State,
     grace: Duration,
     node_timeout: Duration,
+    /// So long a node is away until what is there once for the cluster moves.
+    move_after: Duration,
+    /// What nodes may host.
+    hosts: Hosts,
     /// Followers' numbers with the signal that tells them of news.
     followers: Vec<(u64, watch::Sender<()>)>,
     next_follower: u64,
@@ -127,7 +132,7 @@ impl Owner {
         mut world: World,
         state: State,
         readings: Vec<Reading>,
-        counts: Counts,
+        (hosts, counts): (Hosts, Counts),
     ) -> Result<Self, StoreError> {
         let stored = state.load().await?;
         world.set_time(now());
@@ -135,6 +140,7 @@ impl Owner {
             world.restore_object(key, created, generation, digest);
         }
         world.give_addresses_of(config.service_ranges());
+        world.give_shared_addresses_of(config.shared_ranges());
         for node in stored.nodes {
             world.restore_node(node);
         }
@@ -161,6 +167,8 @@ impl Owner {
             state,
             grace: config.identity_grace(),
             node_timeout: config.node_timeout(),
+            move_after: config.shared_move_after(),
+            hosts,
             followers: Vec::new(),
             next_follower: 1,
             absent: Default::default(),
@@ -182,6 +190,7 @@ impl Owner {
         mut readings: mpsc::Receiver<Vec<Reading>>,
         mut drain: Watcher,
     ) {
+        let mut hosts = self.hosts.changes();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -200,7 +209,11 @@ impl Owner {
                 }
                 Some(batch) = readings.recv() => self.read(batch).await,
                 _ = tick.tick() => self.look_at_periods().await,
+                Ok(()) = hosts.changed() => self.world.look_at_shared(),
                 () = drain.draining() => break,
+            }
+            if self.world.is_shared_due() {
+                self.make_shared().await;
             }
             self.world.settle();
             self.signal();
@@ -256,6 +269,7 @@ impl Owner {
                     tracing::error!(%error, node, "what the node says of itself could not be stored");
                 }
                 self.world.connect(&node, session, &hello);
+                self.world.look_at_shared();
                 self.starts.heard_from(&self.world, &node);
             }
             Event::AskFor { node, namespaces } => self.world.ask_for(&node, namespaces),
@@ -332,7 +346,9 @@ impl Owner {
         match self.world.node_of(id) {
             // Not there: that is what the caller wants. A name under another node is refused all the same.
             None if id.starts_with(&format!("{node}/")) => return Ok(()),
-            Some(owner) if owner == node => {}
+            Some(owner) if owner == node && !self.world.is_shared(id) => {}
+            // Who believes that it is gone does not say when it is.
+            Some(owner) if owner == node => return Ok(()),
             owner => {
                 let owner = owner.or(id.split('/').next()).unwrap_or_default().to_owned();
                 return Err(RegisterError::NotYours {
@@ -383,6 +399,50 @@ impl Owner {
         }
     }
 
+    /// Brings shared endpoints to what Services ask for, on the nodes that are there for them.
+    async fn make_shared(&mut self) {
+        let clock = Instant::now();
+        let away = self.absent.iter();
+        let away = away.filter(|(_, since)| clock.duration_since(**since) >= self.move_after);
+        let away: BTreeSet<String> = away.map(|(node, _)| node.clone()).collect();
+        let hosts = self.hosts.clone();
+        let changes = self.world.shared_changes(&SharedNodes {
+            may_host: &|node, namespace, name| hosts.may_host(node, namespace, name),
+            away: &away,
+        });
+        for change in changes {
+            let (id, made) = match change {
+                SharedChange::Remove(id) => {
+                    let removed = self.remove(std::slice::from_ref(&id)).await;
+                    (id, removed.map_err(Refused::from))
+                }
+                SharedChange::Put(message) => {
+                    let id = message.id.clone();
+                    (id, self.put_shared(*message).await)
+                }
+            };
+            match made {
+                Ok(()) => tracing::info!(workload = id, "shared endpoint changed"),
+                Err(error) => {
+                    tracing::error!(workload = id, %error, "a shared endpoint is not as desired");
+                    // What can not be stored now can be later; what is refused is not asked for again.
+                    if matches!(error, Refused::Store(_)) {
+                        self.world.look_at_shared();
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn put_shared(&mut self, message: pb::Workload) -> Result<(), Refused> {
+        let now = now();
+        let planned = self.world.plan_shared(message, now)?;
+        self.state.write(&planned.writes).await?;
+        self.world.register(planned, now);
+        Ok(())
+    }
+
     /// If they can not be stored they are in force all the same: a restart finds the same ones by the
     /// Services' names, unless another Service has them by then.
     async fn store_addresses(&mut self) {
@@ -423,6 +483,9 @@ impl Owner {
             {
                 over.push(node);
             }
+        }
+        if !self.absent.is_empty() {
+            self.world.look_at_shared();
         }
         for node in over {
             tracing::warn!(node, "node has been away for too long; its workloads are removed");

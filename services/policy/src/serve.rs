@@ -39,6 +39,16 @@ pub enum ServeError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Ranges that would give an address twice.
+    #[error(
+        "shared_cidrs: {shared} overlaps {services} of service_cidrs; give shared endpoints a range of their own"
+    )]
+    Overlap {
+        /// Of Services.
+        services: ipnet::IpNet,
+        /// Of shared endpoints.
+        shared: ipnet::IpNet,
+    },
     /// Listening or serving.
     #[error(transparent)]
     Rpc(#[from] RpcError),
@@ -176,6 +186,9 @@ async fn start_on(
     metrics: &Metrics,
     health: &Health,
 ) -> Result<Handle, ServeError> {
+    if let Some((services, shared)) = config.overlap() {
+        return Err(ServeError::Overlap { services, shared });
+    }
     let mut folder = open_folder(&config)?;
     let readings = match &mut folder {
         Some(folder) => folder.changes().map_err(|source| ServeError::Folder {
@@ -199,7 +212,9 @@ async fn start_on(
     counts.register(metrics);
     let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string())
         .with_form(config.svid_form);
-    let owner = Owner::start(&config, world, state, readings, counts.clone()).await?;
+    let hosts = Hosts::default();
+    let facts = (hosts.clone(), counts.clone());
+    let owner = Owner::start(&config, world, state, readings, facts).await?;
 
     let address = listener.local_addr().map_err(|source| RpcError::Bind {
         address: config.listen.to_string(),
@@ -211,7 +226,6 @@ async fn start_on(
         .transpose()?;
     let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
-    let hosts = Hosts::default();
     let api = Api::new(
         events,
         hosts.clone(),

@@ -6,16 +6,18 @@
 use crate::{
     api::{self, Facts},
     certificates::Certificates,
+    channels,
     config::AgentConfig,
     error::AgentError,
     gateways::{self, Failures},
     hubble,
     kernel::{self, KernelTables},
-    locals::Locals,
+    locals::{Local, Locals},
     mesh::Mesh,
     metrics::{Counters, Gauges},
     node::{self, NodeSide},
     registry::Registry,
+    shared_apps::SharedApps,
     subscription::{self, Subscription},
     table::Table,
     upstream::Upstream,
@@ -160,6 +162,16 @@ impl Shared {
         }
     }
 
+    /// A workload is gone: nobody answers tunnels in its name, but for another one that has the same.
+    pub fn forget_identity(&self, gone: &Local) {
+        let Some(member) = gone.member() else { return };
+        let same = |l: &Arc<Local>| l.member().is_some_and(|m| m.spiffe_id == member.spiffe_id);
+        match self.view.locals.all().into_iter().find(same) {
+            Some(other) => self.identities.insert(&member.spiffe_id, other.svid.clone()),
+            None => self.identities.remove(&member.spiffe_id),
+        }
+    }
+
     /// The workloads of this node, as the status tells them.
     pub fn workloads(&self) -> Vec<Workload> {
         let locals = self.view.locals.all().into_iter();
@@ -272,6 +284,7 @@ pub async fn start(
         mesh: mesh.clone(),
         locals: Locals::default(),
         host: side.host.clone(),
+        channels: Arc::default(),
     };
     let flows = FlowLog::new(&node);
     let tunnels = weft_tunnel::Client::new(
@@ -332,6 +345,7 @@ pub async fn start(
         trust: member.trust.clone(),
         view,
     });
+    channels::connect(&shared, &shared.runtime);
     let upstreams = vec![identity, policy.clone(), placement.clone()];
     metrics.register_collector(Box::new(Gauges {
         flows: flows.clone(),
@@ -375,6 +389,8 @@ pub async fn start(
             drain.clone(),
         ),
     );
+    let shared_apps = SharedApps::start(shared.clone()).await;
+    spawn(&mut tasks, shared_apps.run(drain.clone()));
     let replayed = std::mem::take(&mut side.replayed);
     let table = Table::start(shared.clone(), replayed, drain.clone());
     let capabilities = std::mem::take(&mut side.capabilities);

@@ -26,6 +26,8 @@ pub struct Endpoints {
     apps: HashMap<String, HashMap<String, App>>,
     /// SPIFFE ID → workload ids among `known`.
     holders: HashMap<String, BTreeSet<String>>,
+    /// Shared endpoints of this node among `known`.
+    shared_here: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -35,6 +37,12 @@ struct Known {
     party: Arc<Party>,
     /// `None`: of this node, or without an address by which it could be reached.
     remote: Option<Arc<Endpoint>>,
+}
+
+impl Known {
+    fn is_shared(&self) -> bool {
+        self.message.workload.as_ref().is_some_and(|w| w.shared.is_some())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +61,14 @@ impl Endpoints {
             local: HashMap::new(),
             apps: HashMap::new(),
             holders: HashMap::new(),
+            shared_here: BTreeSet::new(),
         }
+    }
+
+    /// The shared endpoints that are this node's to answer for.
+    pub fn shared_here(&self) -> impl Iterator<Item = &pb::Workload> {
+        let known = self.shared_here.iter().filter_map(|id| self.known.get(id));
+        known.filter_map(|known| known.message.workload.as_ref())
     }
 
     /// How many the policy service sent.
@@ -128,15 +143,21 @@ impl Endpoints {
             party,
             remote,
         };
+        let is_shared = known.is_shared();
         self.known.insert(w.id.clone(), known);
         if is_remote {
             self.join(&w.namespace, &w.app_id, &w.id);
+        } else if is_shared && w.node == *self.node {
+            self.shared_here.insert(w.id.clone());
+            // It may be up already.
+            self.retarget(&w.namespace, &w.app_id);
         }
     }
 
     /// The policy service sent that it is gone.
     pub fn remove(&mut self, id: &str) {
         let Some(old) = self.known.remove(id) else { return };
+        self.shared_here.remove(id);
         let Some(w) = &old.message.workload else { return };
         if let Some(ids) = self.holders.get_mut(&w.spiffe_id) {
             ids.remove(id);
@@ -210,11 +231,26 @@ impl Endpoints {
                 .or_else(|| self.known.get(id)?.remote.as_ref())
                 .cloned()
         };
-        app.target = Some(Target::new(app.members.iter().filter_map(find).collect()));
+        let is_shared = |id: &&String| self.known.get(*id).is_some_and(Known::is_shared);
+        let shared: Vec<&String> = app.members.iter().filter(is_shared).collect();
+        // Runtimes that are there for an app come before workloads that say to be it, and that of this node
+        // before others.
+        let here = shared.iter().copied().filter(|id| self.local.contains_key(*id));
+        let here: Vec<&String> = here.collect();
+        app.target = Some(match (here.is_empty(), shared.is_empty()) {
+            (false, _) => Target::shared(here.into_iter().filter_map(find).collect()),
+            (true, false) => Target::shared(shared.into_iter().filter_map(find).collect()),
+            (true, true) => Target::new(app.members.iter().filter_map(find).collect()),
+        });
     }
 
     fn remote(&self, w: &pb::Workload, party: &Arc<Party>) -> Option<Arc<Endpoint>> {
-        let address: Option<IpAddr> = w.addresses.iter().find_map(|a| a.parse().ok());
+        // Nobody listens at the address of a shared endpoint: its node does.
+        let reached = w
+            .shared
+            .as_ref()
+            .map_or(&w.addresses, |shared| &shared.node_addresses);
+        let address: Option<IpAddr> = reached.iter().find_map(|a| a.parse().ok());
         let Some(address) = address else {
             tracing::warn!(workload = w.id, "it has no address: it can not be called");
             return None;
@@ -294,6 +330,45 @@ mod tests {
         assert_eq!(served(&index, "cart"), ["near"]);
         index.local_down("near");
         assert!(index.target("default", "cart").is_none());
+    }
+
+    fn shared(id: &str, node: &str, app: &str) -> pb::Workload {
+        pb::Workload {
+            kind: pb::WorkloadKind::Pod.into(),
+            addresses: vec!["198.18.0.1".into()],
+            shared: Some(pb::SharedApp {
+                node_addresses: vec!["10.0.0.3".into()],
+                ..Default::default()
+            }),
+            ..workload(id, node, app)
+        }
+    }
+
+    #[test]
+    fn a_shared_endpoint_comes_before_workloads_and_that_of_this_node_before_others() {
+        let mut index = Endpoints::new("n1", 15008);
+        index.put(endpoint(workload("app", "n2", "cart")));
+        assert!(!index.target("default", "cart").unwrap().is_shared());
+        index.put(endpoint(shared("there", "n2", "cart")));
+        assert_eq!(served(&index, "cart"), ["there"]);
+        let target = index.target("default", "cart").unwrap();
+        assert!(target.is_shared());
+        // By its node's address: nobody listens at its own.
+        let tunnel = "10.0.0.3:15008".parse().unwrap();
+        assert_eq!(*target.endpoints()[0].place(), Place::Remote { tunnel });
+
+        index.put(endpoint(shared("here", "n1", "cart")));
+        assert_eq!(served(&index, "cart"), ["there"], "it is not up yet");
+        assert_eq!(index.shared_here().count(), 1);
+        index.local_up(local("here", "cart"));
+        assert_eq!(served(&index, "cart"), ["here"]);
+        // A new snapshot changes nothing of it.
+        index.clear();
+        index.put(endpoint(shared("here", "n1", "cart")));
+        assert!(index.target("default", "cart").unwrap().is_shared());
+        index.local_down("here");
+        index.remove("here");
+        assert!(index.target("default", "cart").is_none() && index.shared_here().count() == 0);
     }
 
     #[test]

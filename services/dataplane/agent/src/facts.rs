@@ -65,8 +65,9 @@ fn resource(
     match kind {
         "endpoint" => {
             let workload = sent.endpoint(name).and_then(|e| e.workload.as_ref());
-            // This node's are what runs here, whatever the service believes.
-            let there = workload.filter(|w| w.node != node).map(there_of);
+            // This node's are what runs here, whatever the service believes; but shared endpoints do not run.
+            let there = workload.filter(|w| w.node != node || w.shared.is_some());
+            let there = there.map(there_of);
             update.there.push((id, there));
         }
         "policy-set" => update.sets.push((id, sent.set(name).map(|c| c.shared()))),
@@ -129,6 +130,7 @@ fn there_of(workload: &pb::Workload) -> There {
         addresses: parsed(&workload.addresses).collect(),
         app_port: u16::try_from(workload.app_port).unwrap_or(0),
         identity: NumericIdentity(workload.identity),
+        shared: workload.shared.is_some(),
     }
 }
 
@@ -148,6 +150,7 @@ fn node_of(node: &pb::Node, own: bool, own_addresses: &[IpAddr]) -> Node {
         own,
         addresses,
         pod_cidrs: parsed::<IpNet>(&node.pod_cidrs).collect(),
+        shared_cidrs: parsed::<IpNet>(&node.shared_cidrs).collect(),
     }
 }
 
@@ -184,12 +187,13 @@ mod tests {
             name: "n1".into(),
             addresses: vec!["192.0.2.1".into()],
             pod_cidrs: vec!["10.1.0.0/24".into(), "x".into()],
+            shared_cidrs: vec!["198.18.0.0/16".into()],
         };
         let own = ["192.0.2.1", "fd00::1", "127.0.0.1"].map(|a| a.parse().unwrap());
         let node = node_of(&told, true, &own);
         let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
         assert_eq!(addresses, ["192.0.2.1", "fd00::1"]);
-        assert_eq!(node.pod_cidrs.len(), 1);
+        assert_eq!((node.pod_cidrs.len(), node.shared_cidrs.len()), (1, 1));
         assert_eq!(node_of(&told, false, &own).addresses.len(), 1);
     }
 

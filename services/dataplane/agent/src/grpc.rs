@@ -41,12 +41,17 @@ pub async fn serve(stream: TcpStream, mut drain: Watcher) {
 }
 
 async fn answer(_: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+    Ok(unimplemented())
+}
+
+/// The answer to every call.
+pub fn unimplemented() -> Response<Empty<Bytes>> {
     let mut response = Response::new(Empty::new());
     let headers = response.headers_mut();
     headers.insert("content-type", HeaderValue::from_static("application/grpc"));
     headers.insert("grpc-status", HeaderValue::from_static("12"));
     headers.insert("grpc-message", HeaderValue::from_static(MESSAGE));
-    Ok(response)
+    response
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Owns the index. One task writes ([`crate::table`]); connections read.
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 use parking_lot::RwLock;
 use std::{
     collections::HashMap,
@@ -73,6 +74,50 @@ pub struct Member {
     pub context: Arc<AppContext>,
     /// For calls to it.
     pub endpoint: Arc<Endpoint>,
+    /// The app behind it, of a shared endpoint.
+    pub remote: Option<Arc<Remote>>,
+}
+
+/// The app behind a shared endpoint.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// A Service's name, any other name, or an address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What the app sees as the host it is called by.
+    pub authority: HeaderValue,
+}
+
+impl Remote {
+    /// `http://<host>:<port>`, as the policy service has read and written it.
+    fn read(url: &str) -> Option<Self> {
+        let authority = url.strip_prefix("http://")?;
+        let (host, port) = authority.rsplit_once(':')?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Some(Self {
+            host: host.to_owned(),
+            port: port.parse().ok()?,
+            authority: HeaderValue::from_str(authority).ok()?,
+        })
+    }
+
+    /// The Service that is meant, if it is one: its namespace and name. `own` is the namespace of who asks.
+    pub fn service<'a>(&'a self, own: &'a str) -> Option<(&'a str, &'a str)> {
+        let mut parts = self.host.trim_end_matches('.').splitn(3, '.');
+        let name = parts.next()?;
+        let namespace = parts.next().unwrap_or(own);
+        match parts.next() {
+            None | Some("svc" | "svc.cluster.local") => Some((namespace, name)),
+            Some(_) => None,
+        }
+    }
+
+    /// Whether it can be nothing but a Service.
+    pub fn is_of_cluster(&self) -> bool {
+        let host = self.host.trim_end_matches('.');
+        !host.contains('.') || host.ends_with(".svc") || host.ends_with(".svc.cluster.local")
+    }
 }
 
 impl Local {
@@ -113,6 +158,11 @@ impl Local {
             .is_some_and(|svid| svid.identity().not_after > now)
     }
 
+    /// Whether it is no process, and the agent answers in its place.
+    pub fn is_shared(&self) -> bool {
+        self.proof == Proof::Agent
+    }
+
     /// From now on its own capture listener is served.
     pub fn set_captures(&self) {
         self.captures.store(true, Ordering::Release);
@@ -134,7 +184,11 @@ impl Local {
             health: self.health.clone(),
         });
         let endpoint = Endpoint::new(self.id.clone(), party, Place::Local { app_port: port });
+        let remote = workload.shared.as_ref();
         let member = Arc::new(Member {
+            remote: remote
+                .and_then(|shared| Remote::read(&shared.remote))
+                .map(Arc::new),
             workload,
             spiffe_id,
             context,
@@ -227,6 +281,25 @@ impl Locals {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_remote_is_a_service_by_any_of_its_names() {
+        let service = |host: &str| {
+            let remote = Remote::read(&format!("http://{host}:80")).unwrap();
+            let found = remote.service("own").map(|(n, s)| format!("{n}/{s}"));
+            (found, remote.is_of_cluster())
+        };
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(service("web"), (named("own/web"), true));
+        assert_eq!(service("web.shop"), (named("shop/web"), false));
+        assert_eq!(service("web.shop.svc"), (named("shop/web"), true));
+        assert_eq!(service("web.shop.svc.cluster.local."), (named("shop/web"), true));
+        assert_eq!(service("api.web.example"), (None, false));
+        assert_eq!(service("10.0.0.1"), (None, false));
+        let v6 = Remote::read("http://[fd00::1]:81").unwrap();
+        assert_eq!((v6.host.as_str(), v6.port), ("fd00::1", 81));
+        assert_eq!(v6.authority, "[fd00::1]:81");
+    }
 
     #[test]
     fn a_reused_cgroup_number_belongs_to_the_new_workload() {

@@ -14,10 +14,11 @@ use crate::{
 use parking_lot::RwLock;
 use std::{
     collections::{HashMap, HashSet},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, OnceLock},
 };
 use tokio::sync::watch;
+use weft_flows::Party;
 use weft_model::NumericIdentity;
 use weft_policy_engine::{Direction, PolicySet, RuleRef};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
@@ -349,6 +350,50 @@ impl Mesh {
         Some(Backends::new(members, Speaks::of(speaks)))
     }
 
+    /// A TCP port of a Service, or the one that is for HTTP, and an address of it; `None` when there is no
+    /// such thing.
+    pub fn service_port(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: Option<u16>,
+    ) -> Option<(BackendRef, IpAddr)> {
+        let tables = self.tables.read();
+        let service = tables.places.service(&format!("{namespace}/{name}"))?;
+        let tcp = || service.ports.iter().filter(|p| matches!(p.protocol, 0 | 6));
+        let found = match port {
+            Some(port) => tcp().find(|p| p.port == u32::from(port)),
+            None => tcp()
+                .find(|p| p.name == "http")
+                .or_else(|| tcp().find(|p| p.port == 80))
+                .or_else(|| tcp().next()),
+        };
+        let address = service.cluster_ips.iter().find_map(|a| a.parse().ok());
+        let service = BackendRef {
+            namespace: namespace.into(),
+            name: name.into(),
+            port: u16::try_from(found?.port).ok()?,
+        };
+        // A headless one has none; what comes by no connection needs none.
+        Some((service, address.unwrap_or(Ipv4Addr::UNSPECIFIED.into())))
+    }
+
+    /// Whether a workload is one of those that serve a Service.
+    pub fn serves(&self, namespace: &str, name: &str, who: &Party) -> bool {
+        let tables = self.tables.read();
+        let service = tables.places.service(&format!("{namespace}/{name}"));
+        let mut ids = service.into_iter().flat_map(|service| &service.endpoints);
+        ids.any(|id| {
+            let message = tables.endpoints.message(id).and_then(|e| e.workload.as_ref());
+            message.is_some_and(|w| {
+                *w.namespace == *who.namespace
+                    && *w.name == *who.workload
+                    && *w.node == *who.node
+                    && w.identity == who.identity.0
+            })
+        })
+    }
+
     /// The port of all nodes' tunnels.
     pub fn tunnel_port(&self) -> u16 {
         self.tables.read().endpoints.here().1
@@ -369,6 +414,11 @@ impl Mesh {
         let tables = self.tables.read();
         let set = &tables.endpoints.message(id)?.policy_set;
         tables.sets.get(set).cloned()
+    }
+
+    /// The shared endpoints that are this node's to answer for.
+    pub fn shared_here(&self) -> Vec<pb::Workload> {
+        self.tables.read().endpoints.shared_here().cloned().collect()
     }
 
     /// Waits until an endpoint and its policy are here.

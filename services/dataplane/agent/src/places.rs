@@ -33,11 +33,14 @@ pub struct Places {
     services: HashMap<String, pb::Service>,
     frontends: HashMap<SocketAddr, BTreeSet<(String, usize)>>,
     nodes: HashMap<String, (Vec<IpAddr>, Vec<ipnet::IpNet>)>,
+    /// Where shared endpoints have their addresses, by the node of which it was told.
+    shared: HashMap<String, Vec<ipnet::IpNet>>,
 }
 
 #[derive(Debug, Clone)]
 struct Keys {
     pod: bool,
+    shared: bool,
     addresses: Vec<IpAddr>,
     port: u16,
 }
@@ -68,6 +71,7 @@ impl Places {
         self.remove(&w.id);
         let keys = Keys {
             pod: w.kind() == WorkloadKind::Pod,
+            shared: w.shared.is_some(),
             addresses: addresses(&w.addresses),
             port: u16::try_from(w.app_port).unwrap_or(0),
         };
@@ -111,6 +115,7 @@ impl Places {
                 let ranges = parsed(&node.pod_cidrs);
                 self.nodes
                     .insert(name.to_owned(), (addresses(&node.addresses), ranges));
+                self.shared.insert(name.to_owned(), parsed(&node.shared_cidrs));
             }
             _ => {}
         }
@@ -127,7 +132,10 @@ impl Places {
                     forget(&mut self.frontends, at, &(name.to_owned(), port));
                 }
             }
-            "node" => drop(self.nodes.remove(name)),
+            "node" => {
+                self.nodes.remove(name);
+                self.shared.remove(name);
+            }
             _ => {}
         }
     }
@@ -151,10 +159,16 @@ impl Places {
         let holders = self.pods.get(&to.ip()).or_else(|| self.processes.get(&to));
         if let Some(holders) = holders {
             return match holders.first() {
+                // Nobody but its agent could be reached there.
+                Some(id) if holders.len() == 1 && self.is_shared(id) && !ready(id) => Meaning::Unserved,
                 Some(id) if holders.len() == 1 => Meaning::Workload(id.clone(), to),
                 // Not told apart: somebody of the cluster, and nobody's rule is for them.
                 _ => Meaning::Reserved(NumericIdentity::CLUSTER_UNKNOWN),
             };
+        }
+        let mut shared = self.shared.values().flatten();
+        if shared.any(|range| range.contains(&to.ip())) {
+            return Meaning::Unserved;
         }
         let mut of_nodes = self.nodes.iter().filter(|(_, (all, _))| all.contains(&to.ip()));
         if let Some((name, _)) = of_nodes.next() {
@@ -170,6 +184,15 @@ impl Places {
         } else {
             NumericIdentity::WORLD
         })
+    }
+
+    fn is_shared(&self, id: &str) -> bool {
+        self.workloads.get(id).is_some_and(|keys| keys.shared)
+    }
+
+    /// A Service, as `<namespace>/<name>`.
+    pub fn service(&self, name: &str) -> Option<&pb::Service> {
+        self.services.get(name)
     }
 
     /// The Service that has an address: `<namespace>/<name>`, and the port of it.

@@ -1,15 +1,22 @@
 //! What the runtime asks on every request, answered from memory: who is there, who may call whom;
 //! and the sockets it needs, made where the workload is.
 
-use crate::{host::Host, locals::Locals, mesh::Mesh};
+use crate::{channels::Channels, host::Host, locals::Locals, mesh::Mesh};
 use futures::future::BoxFuture;
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 use tokio::net::TcpStream;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
 use weft_policy_engine::{PeerRef, RequestFacts, Verdict};
 use weft_proto::weft::policy::v1::WorkloadKind;
-use weft_runtime::{AppDialer, Decision, Directory, Endpoint, Judge, Place, Question, RequestLine, Target};
+use weft_runtime::{
+    AppContext, AppDialer, Channel, Decision, Directory, Endpoint, Judge, Place, Question, RequestLine,
+    Target,
+};
 use weft_tls::PeerIdentity;
 
 /// IANA number of TCP.
@@ -24,6 +31,8 @@ pub struct View {
     pub locals: Locals,
     /// Makes sockets.
     pub host: Host,
+    /// The ways to apps by the proxy; set at the start.
+    pub channels: Arc<OnceLock<Channels>>,
 }
 
 impl Directory for View {
@@ -36,6 +45,16 @@ impl Directory for View {
             }
             found
         })
+    }
+
+    fn app_service(
+        &self,
+        caller: &Arc<AppContext>,
+        namespace: &str,
+        app_id: &str,
+        other: bool,
+    ) -> Option<Arc<dyn Channel>> {
+        self.service_of(caller, namespace, app_id, other)
     }
 
     fn local(&self, workload: &str) -> Option<Arc<Endpoint>> {
@@ -143,6 +162,12 @@ impl View {
                 Decision::refuse(DropReason::PolicyDenied, rule)
             }
         };
+        if decision.refused.is_some()
+            && question.direction == Direction::Ingress
+            && self.is_remote_of(question.workload, question.port, question.source)
+        {
+            return Decision::allow(Some("annotation weft.dev/remote: the app itself".into()));
+        }
         if decision.refused.is_some() && self.mesh.is_audited(question.workload) {
             return decision.under_audit();
         }
@@ -164,6 +189,10 @@ impl View {
 }
 
 impl AppDialer for View {
+    fn remote(&self, endpoint: &Endpoint, from: &Party) -> Option<Arc<dyn Channel>> {
+        self.remote_of(endpoint, from)
+    }
+
     fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>> {
         let view = self.clone();
         Box::pin(async move {
@@ -208,6 +237,7 @@ mod tests {
             mesh: Mesh::new("n1", 15008),
             locals: Locals::default(),
             host: Host::Rootless(crate::rootless::Rootless::new("n1", address, file).unwrap()),
+            channels: Arc::default(),
         }
     }
 

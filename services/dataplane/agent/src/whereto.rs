@@ -8,7 +8,7 @@ use weft_capture::{Found, Mesh};
 use weft_flows::Party;
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1::WorkloadKind;
-use weft_proxy::Backends;
+use weft_proxy::{Answerer, Backends};
 use weft_route::spec::BackendRef;
 use weft_runtime::{AppContext, Endpoint};
 
@@ -29,9 +29,20 @@ impl weft_proxy::Mesh for View {
         self.mesh.backends(service, v4)
     }
 
+    fn answerer(&self, workload: &str, port: u16) -> Answerer {
+        match self.locals.get(workload) {
+            Some(local) => self.answerer_of(&local, port),
+            None => Answerer::Itself,
+        }
+    }
+
     fn connect(&self, workload: &str, to: SocketAddr) -> BoxFuture<'static, io::Result<TcpStream>> {
         let (view, workload) = (self.clone(), workload.to_owned());
         Box::pin(async move {
+            // It is nowhere but here.
+            if view.locals.get(&workload).is_some_and(|local| local.is_shared()) {
+                return TcpStream::connect(to).await;
+            }
             let kind = view.kind(&workload)?;
             view.host.connect_from(&workload, kind, to).await
         })

@@ -62,6 +62,7 @@ pub fn registration(node: &str, placement: &Placement) -> pb::Workload {
         named_ports: spec.named_ports.clone(),
         identity: 0,
         spiffe_id: String::new(),
+        shared: None,
     }
 }
 

@@ -16,6 +16,7 @@ const LOCAL: u32 = 1;
 const TUNNEL: u32 = 2;
 const HOST: u32 = 4;
 const AGGREGATE: u32 = 8;
+const AGENT: u32 = 16;
 
 /// IPv4 lies below `::ffff:0:0/96`.
 const V4_BITS: u32 = 96;
@@ -34,6 +35,8 @@ pub struct Address {
     /// In the cluster, but whose it is is not known yet: endpoints under a policy refuse it without an
     /// event, so that it is tried again.
     pub aggregate: bool,
+    /// The agents answer there, for those whose connections they take: no packet ever goes there.
+    pub agent: bool,
     /// The endpoint's number if it is of this node, else 0.
     pub endpoint: u32,
     /// Which other node; a number that means nothing here.
@@ -47,6 +50,7 @@ impl From<Address> for RawAddress {
             (address.tunnel, TUNNEL),
             (address.host, HOST),
             (address.aggregate, AGGREGATE),
+            (address.agent, AGENT),
         ];
         Self {
             identity: address.identity,
@@ -65,6 +69,7 @@ impl From<RawAddress> for Address {
             tunnel: raw.flags & TUNNEL != 0,
             host: raw.flags & HOST != 0,
             aggregate: raw.flags & AGGREGATE != 0,
+            agent: raw.flags & AGENT != 0,
             endpoint: raw.endpoint,
             node: raw.node,
         }
@@ -173,10 +178,10 @@ mod tests {
 
         #[test]
         fn an_address_is_read_as_it_was_written(
-            numbers: [u32; 3], local: bool, tunnel: bool, host: bool, aggregate: bool,
+            numbers: [u32; 3], local: bool, tunnel: bool, host: bool, aggregate: bool, agent: bool,
         ) {
             let [identity, endpoint, node] = numbers;
-            let address = Address { identity, local, tunnel, host, aggregate, endpoint, node };
+            let address = Address { identity, local, tunnel, host, aggregate, agent, endpoint, node };
             prop_assert_eq!(Address::from(RawAddress::from(address)), address);
         }
 

@@ -45,6 +45,8 @@ struct weft_address {
 #define WEFT_ADDRESS_HOST 4
 /* In the cluster, but whose it is is not known yet. */
 #define WEFT_ADDRESS_AGGREGATE 8
+/* The agents answer there, for those whose connections they take: no packet ever goes there. */
+#define WEFT_ADDRESS_AGENT 16
 
 /* How a policy set is read. */
 struct weft_set {
@@ -243,6 +245,7 @@ enum weft_drop {
 	WEFT_DROP_POLICY_DENIED = 133,
 	WEFT_DROP_INVALID_PACKET = 134,
 	WEFT_DROP_UNSUPPORTED_L3 = 139,
+	WEFT_DROP_UNKNOWN_TARGET = 150,
 	WEFT_DROP_CT_INSERTION_FAILED = 155,
 	WEFT_DROP_INVALID_EXTENSION_HEADER = 156,
 	WEFT_DROP_NO_CONFIGURATION = 165,

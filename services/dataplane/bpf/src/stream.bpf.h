@@ -95,13 +95,24 @@ static __always_inline int route_stream(const struct weft_caller *caller, const 
 		copy_addr(route->target.addr, backend.addr);
 		route->target.port = backend.port;
 	}
-	if (caller->kind == WEFT_STRANGER || is_loopback(route->target.addr))
+	if (is_loopback(route->target.addr))
+		return 0;
+	find_address(route->target.addr, &peer);
+	/* Also for the node's own: nobody is there but the agents. */
+	if (peer.flags & WEFT_ADDRESS_AGENT) {
+		if (!captures) {
+			count(WEFT_REDIRECT_CLOSED);
+			return -EPERM;
+		}
+		route->flags |= WEFT_ORIGIN_CAPTURED;
+		return 0;
+	}
+	if (caller->kind == WEFT_STRANGER)
 		return 0;
 	/* Agents' tunnels are no workload's to open: its packets are refused, and none goes by the agent. */
 	if (route->target.port == tunnel_port)
 		return 0;
 
-	find_address(route->target.addr, &peer);
 	if (peer.flags & WEFT_ADDRESS_TUNNEL) {
 		if (captures) {
 			route->flags |= WEFT_ORIGIN_CAPTURED;

@@ -224,7 +224,7 @@ enum weft_counter {
 	WEFT_CONNTRACK_FULL,
 	/* Events that found no room in the buffer. */
 	WEFT_EVENTS_LOST,
-	/* Refused: policy wants the agent to look into the connection, and there is no listener for it. */
+	/* Refused: the agent is to look into the connection, or to answer, and there is no listener for it. */
 	WEFT_REDIRECT_CLOSED,
 	/* Refused: it has to go by tunnel, and there is no listener for it. */
 	WEFT_TUNNEL_CLOSED,

@@ -81,6 +81,9 @@ static __always_inline void find_listener(struct __sk_buff *skb, const struct we
 static __always_inline int judge_tunnel(const struct weft_packet *p, const struct weft_endpoint *endpoint,
 					const struct weft_peer *peer)
 {
+	/* Nobody is there: it would leave the cluster. */
+	if (peer->flags & WEFT_ADDRESS_AGENT)
+		return WEFT_DROP_UNKNOWN_TARGET;
 	if (p->proto == IPPROTO_TCP && p->dport == tunnel_port) {
 		/* Only agents speak it. */
 		if (p->dir == WEFT_OUT)

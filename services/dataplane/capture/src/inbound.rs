@@ -5,6 +5,7 @@ use http::{HeaderMap, StatusCode};
 use std::{net::SocketAddr, sync::Arc};
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason};
+use weft_proxy::Answerer;
 use weft_runtime::{Endpoint, Place};
 use weft_tunnel::{DESTINATION_HEADER, Handler, Incoming, SOURCE_HEADER};
 
@@ -67,7 +68,12 @@ impl Capture {
             self.fail(&case, &judged, DropReason::Overloaded, 0);
             return incoming.refuse(StatusCode::SERVICE_UNAVAILABLE);
         };
-        if judged.is_by_request() {
+        let answerer = self.answerer(&case);
+        if let (Answerer::Nobody, false) = (&answerer, judged.is_by_request()) {
+            self.fail(&case, &judged, DropReason::Unreachable, 0);
+            return incoming.refuse(StatusCode::BAD_GATEWAY);
+        }
+        if judged.is_by_request() || matches!(answerer, Answerer::Agent(_)) {
             // Rare among streams, and large.
             return Box::pin(self.serve_stream(incoming, case, address, drain)).await;
         }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
-use weft_proxy::{Caller, Listeners, To};
+use weft_proxy::{Answerer, Caller, Listeners, Member, To};
 use weft_runtime::{AppContext, Endpoint};
 use weft_tunnel::OpenError;
 
@@ -126,7 +126,17 @@ impl Capture {
         }
         let judged = case.judge(&*self.mesh);
         if !judged.is_refused() {
-            return Opening::Carry(case, judged);
+            return match (self.answerer(&case), found) {
+                (Answerer::Itself, _) => Opening::Carry(case, judged),
+                (Answerer::Agent(_), Found::Workload { endpoint, address }) => {
+                    let to = To::Workload(Member { endpoint, address });
+                    Opening::Read(Caller::Workload(caller.clone()), to)
+                }
+                _ => {
+                    self.fail(&case, &judged, DropReason::Unreachable, 0);
+                    Opening::Refused
+                }
+            };
         }
         if judged.is_by_request()
             && let Some(to) = self.ruled(asked, found)
@@ -135,6 +145,21 @@ impl Capture {
         }
         self.deny(&case, &judged);
         Opening::Refused
+    }
+
+    /// Who answers at the other end, where that is of this node.
+    pub(crate) fn answerer(&self, case: &Case) -> Answerer {
+        match case {
+            Case::Opened {
+                callee: Callee::Workload(endpoint),
+                address,
+                ..
+            }
+            | Case::Accepted {
+                endpoint, address, ..
+            } if is_local(endpoint) => self.mesh.answerer(endpoint.workload(), address.port()),
+            _ => Answerer::Itself,
+        }
     }
 
     /// To a gateway of this node: from there on it is the gateway that calls.

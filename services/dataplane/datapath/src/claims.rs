@@ -211,7 +211,10 @@ pub(crate) fn of_there(there: &There) -> Vec<(IpNet, Rank, AddressEntry)> {
     }
     let entry = AddressEntry {
         identity: there.identity.0,
-        flags: address::TUNNEL,
+        flags: match there.shared {
+            true => address::AGENT,
+            false => address::TUNNEL,
+        },
         endpoint: 0,
         node: node_number(&there.node),
     };
@@ -249,7 +252,16 @@ pub(crate) fn of_node(name: &str, node: &Node) -> Vec<(IpNet, Rank, AddressEntry
         ..UNKNOWN
     };
     let ranges = node.pod_cidrs.iter().map(|net| (*net, Rank::PodsOfNode, pods));
-    addresses.chain(ranges).collect()
+    // Before an endpoint is known its address is nobody's, and not the outside's either.
+    let shared = AddressEntry {
+        flags: address::AGGREGATE | address::AGENT,
+        ..UNKNOWN
+    };
+    let shared = node
+        .shared_cidrs
+        .iter()
+        .map(move |net| (*net, Rank::PodsOfNode, shared));
+    addresses.chain(ranges).chain(shared).collect()
 }
 
 /// The same number after every restart: FNV-1a.

@@ -44,7 +44,7 @@ pub struct Governed {
     pub set: Arc<str>,
 }
 
-/// A workload of another node.
+/// A workload of another node, or a shared endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct There {
     /// Its node.
@@ -57,6 +57,8 @@ pub struct There {
     pub app_port: u16,
     /// Its security identity.
     pub identity: NumericIdentity,
+    /// A shared endpoint, of this node or another: its node's agent answers in its place.
+    pub shared: bool,
 }
 
 /// A node of the mesh.
@@ -68,6 +70,8 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// Where its pods have theirs.
     pub pod_cidrs: Vec<IpNet>,
+    /// Where shared endpoints of all nodes have theirs.
+    pub shared_cidrs: Vec<IpNet>,
 }
 
 /// A Service.
@@ -103,7 +107,7 @@ pub struct Update {
     pub sets: Vec<(Arc<str>, Option<Arc<PolicySet>>)>,
     /// Workloads of this node by id.
     pub here: Vec<(Arc<str>, Option<Here>)>,
-    /// Workloads of other nodes by id.
+    /// Workloads of other nodes, and shared endpoints, by id.
     pub there: Vec<(Arc<str>, Option<There>)>,
     /// Nodes by name.
     pub nodes: Vec<(Arc<str>, Option<Node>)>,

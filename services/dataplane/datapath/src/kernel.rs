@@ -232,6 +232,7 @@ fn to_address(entry: AddressEntry) -> Address {
         tunnel: entry.flags & address::TUNNEL != 0,
         host: entry.flags & address::HOST != 0,
         aggregate: entry.flags & address::AGGREGATE != 0,
+        agent: entry.flags & address::AGENT != 0,
         endpoint: entry.endpoint,
         node: entry.node,
     }
@@ -243,6 +244,7 @@ fn from_address(read: Address) -> AddressEntry {
         (read.tunnel, address::TUNNEL),
         (read.host, address::HOST),
         (read.aggregate, address::AGGREGATE),
+        (read.agent, address::AGENT),
     ];
     AddressEntry {
         identity: read.identity,
@@ -263,11 +265,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_the_same(numbers: [u32; 3], flags in 0..16u32) {
+        fn what_is_written_is_read_the_same(numbers: [u32; 3], flags in 0..16u32, of_address in 0..32u32) {
             let [identity, set, generation] = numbers;
             let entry = EndpointEntry { identity, set, flags, generation };
             prop_assert_eq!(from_endpoint(to_endpoint(entry)), entry);
-            let entry = AddressEntry { identity, flags, endpoint: set, node: generation };
+            let entry = AddressEntry { identity, flags: of_address, endpoint: set, node: generation };
             prop_assert_eq!(from_address(to_address(entry)), entry);
         }
     }

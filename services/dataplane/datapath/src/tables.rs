@@ -30,6 +30,8 @@ pub mod address {
     pub const HOST: u32 = 4;
     /// In the cluster, not known yet.
     pub const AGGREGATE: u32 = 8;
+    /// The agents answer there: no packet ever goes there.
+    pub const AGENT: u32 = 16;
 }
 
 /// An endpoint with this set is closed: no set has this number.

@@ -150,6 +150,7 @@ fn what_finds_no_room_is_closed_and_told_until_there_is_some() {
             addresses: vec![friend(n)],
             app_port: 0,
             identity,
+            shared: false,
         };
         first.there.push((format!("friend-{n}").into(), Some(there)));
     }

@@ -222,6 +222,7 @@ impl Machine {
                 addresses: vec![pod.address],
                 app_port: 80,
                 identity: NumericIdentity(pod.identity),
+                shared: false,
             };
             update.there.push((id.into(), there.then_some(elsewhere)));
         }
@@ -241,6 +242,7 @@ impl Machine {
                 own: at == self.at,
                 addresses: vec![Ipv4Addr::new(192, 0, 2, 1 + at as u8).into()],
                 pod_cidrs: vec!["10.1.0.0/16".parse().unwrap()],
+                shared_cidrs: Vec::new(),
             };
             update.nodes.push((name.into(), Some(node)));
         }

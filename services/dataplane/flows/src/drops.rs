@@ -7,6 +7,7 @@ pub(crate) fn name(number: u8) -> &'static str {
         133 => "POLICY_DENIED",
         134 => "INVALID_PACKET_DROPPED",
         139 => "UNSUPPORTED_L3_PROTOCOL",
+        150 => "UNKNOWN_L3_TARGET_ADDRESS",
         155 => "CT_MAP_INSERTION_FAILED",
         156 => "INVALID_IPV6_EXTENSION_HEADER",
         165 => "NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION",

@@ -167,6 +167,8 @@ pub enum Proof {
     PortToken,
     /// None: it came in by a gateway.
     Gateway,
+    /// The agent itself calls, in the place of a shared endpoint.
+    Agent,
 }
 
 impl Proof {
@@ -178,6 +180,7 @@ impl Proof {
             Self::TunnelSvid => "tunnel-svid",
             Self::PortToken => "port-token",
             Self::Gateway => "gateway",
+            Self::Agent => "agent",
         }
     }
 }

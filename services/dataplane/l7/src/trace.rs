@@ -19,7 +19,8 @@ pub fn trace(headers: &mut HeaderMap) -> [u8; 16] {
     // All zero means none.
     random[0] |= 1;
     random[16] |= 1;
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    // Sampled: its id is in the flows of every hop.
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
     put_hex(&mut text[3..35], &random[..16]);
     put_hex(&mut text[36..52], &random[16..]);
     if let Ok(value) = HeaderValue::from_bytes(&text) {

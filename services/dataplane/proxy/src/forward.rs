@@ -22,12 +22,21 @@ use weft_tunnel::OpenError;
 
 impl Served {
     /// Answers one request.
-    pub(crate) async fn handle(self: Arc<Self>, mut request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Body>) -> Response<Body> {
         let grpc = is_grpc(request.headers());
+        let answered = self.respond(request).await;
+        answered.unwrap_or_else(|failure| failure.answer(grpc))
+    }
+
+    /// The same, with the reason where there is no answer.
+    pub(crate) async fn respond(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Failure> {
         let mut record = Record::new(&request, self.front.source_port, self.service.clone());
         let Some(source) = self.source() else {
             // Its connection ends with it; this request was on its way.
-            return Failure::Denied(DropReason::UnknownCaller).answer(grpc);
+            return Err(Failure::Denied(DropReason::UnknownCaller));
         };
         let upgrade = Upgrade::asked(&mut request);
         let planned = self.prepare(&mut request, &mut record);
@@ -35,17 +44,17 @@ impl Served {
             Ok(planned) => planned,
             Err(failure) => {
                 record.answered_here(&self.proxy, &source, self.asked(), Err(failure));
-                return failure.answer(grpc);
+                return Err(failure);
             }
         };
         match plan {
             Plan::Answer(response) => {
                 record.answered_here(&self.proxy, &source, self.asked(), Ok(response.status()));
-                response
+                Ok(response)
             }
             Plan::Send(outgoing) => {
-                let sent = self.send(&source, outgoing, &mut head, request, &mut record, upgrade);
-                sent.await.unwrap_or_else(|failure| failure.answer(grpc))
+                self.send(&source, outgoing, &mut head, request, &mut record, upgrade)
+                    .await
             }
         }
     }
@@ -57,8 +66,8 @@ impl Served {
         record.forged = match &self.front.caller {
             Caller::Gateway { client, .. } => gateway::enter(headers, *client, &head.host),
             Caller::Workload(context) => gateway::claims(headers, Some(context.party())),
-            // The other agent has seen to it.
-            Caller::Tunnel { .. } => Vec::new(),
+            // This or the other agent has seen to it.
+            Caller::Runtime(_) | Caller::Tunnel { .. } => Vec::new(),
         };
         record.trace_id = weft_l7::trace::trace(headers);
         let plan = self.plan(request, &mut head, record)?;

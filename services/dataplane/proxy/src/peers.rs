@@ -2,11 +2,12 @@
 //! them is in the key: to workloads of this node the agent is the only one that connects, so all
 //! callers share; across a tunnel, and to the outside, each caller has its own.
 
-use crate::Mesh;
+use crate::{Answers, Mesh};
 use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
 use parking_lot::RwLock;
 use std::{collections::HashMap, io, net::SocketAddr, sync::Arc};
+use weft_flows::Party;
 use weft_l7::{
     Body, Connection, Connector, InFlight, MuxConnection, MuxConnector, MuxPool, Pool, PoolLimits, SendError,
 };
@@ -24,10 +25,22 @@ struct Key {
 }
 
 /// Connections to one endpoint.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Peer {
     One(Arc<Pool>),
     Two(Arc<MuxPool>),
+    /// None are needed: the agent answers who asks.
+    Agent(Arc<dyn Answers>, Arc<Party>),
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::One(_) => "One",
+            Self::Two(_) => "Two",
+            Self::Agent(..) => "Agent",
+        })
+    }
 }
 
 impl Peer {
@@ -39,6 +52,11 @@ impl Peer {
         match self {
             Self::One(pool) => pool.send(request, counted).await,
             Self::Two(pool) => pool.send(request, counted).await,
+            Self::Agent(answers, from) => {
+                let answer = answers.answer(from, request).await;
+                drop(counted);
+                Ok(answer)
+            }
         }
     }
 
@@ -46,6 +64,7 @@ impl Peer {
         match self {
             Self::One(pool) => Arc::strong_count(pool) == 1 && pool.is_unused(),
             Self::Two(pool) => Arc::strong_count(pool) == 1 && pool.is_unused(),
+            Self::Agent(..) => true,
         }
     }
 
@@ -53,6 +72,7 @@ impl Peer {
         match self {
             Self::One(pool) => pool.sweep(),
             Self::Two(pool) => pool.sweep(),
+            Self::Agent(..) => {}
         }
     }
 }

@@ -28,6 +28,8 @@ const MAX_BACKENDS: usize = 32;
 pub enum Caller {
     /// A workload of this node.
     Workload(Arc<AppContext>),
+    /// The agent, in the place of a workload of this node: what its requests say of who calls whom is true.
+    Runtime(Arc<AppContext>),
     /// One of another node, by tunnel.
     Tunnel {
         /// As the handshake proved.
@@ -148,7 +150,7 @@ impl Served {
     fn look_up_source(&self) -> Option<Source> {
         let mesh = &self.proxy.mesh;
         Some(match &self.front.caller {
-            Caller::Workload(context) => {
+            Caller::Workload(context) | Caller::Runtime(context) => {
                 let context = mesh.caller(context.workload())?;
                 Source {
                     party: context.party().clone(),

@@ -1,7 +1,7 @@
 //! From one source to one endpoint: what policy says of it as a whole, and the connections that lead
 //! there. Kept with the served connection until the mesh changes.
 
-use crate::{Member, Proxy, answer::Failure, peers::Peer};
+use crate::{Answerer, Member, Proxy, answer::Failure, peers::Peer};
 use std::{net::SocketAddr, sync::Arc};
 use weft_flows::{Direction, DropReason, Party, Proof, Via};
 use weft_runtime::{AppContext, Decision, Endpoint, Place, Question, RequestLine};
@@ -172,7 +172,11 @@ impl Way {
         let (mesh, peers) = (&proxy.mesh, &proxy.peers);
         match (&self.goal, &self.source.context) {
             (Goal::Workload(member), _) if is_local(&member.endpoint) => {
-                Some(peers.local(mesh, &member.endpoint, member.address, self.two))
+                match mesh.answerer(member.endpoint.workload(), member.address.port()) {
+                    Answerer::Itself => Some(peers.local(mesh, &member.endpoint, member.address, self.two)),
+                    Answerer::Agent(answers) => Some(Peer::Agent(answers, self.source.party.clone())),
+                    Answerer::Nobody => None,
+                }
             }
             (Goal::Workload(member), Some(caller)) => {
                 Some(peers.remote(&proxy.tunnels, caller, &member.endpoint, member.address, self.two))

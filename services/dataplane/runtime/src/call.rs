@@ -1,6 +1,8 @@
 //! One call on its way: judged, sent, and written down as flows.
 
-use crate::{AppContext, Decision, Endpoint, INVOKE_PORT, Place, Question, Runtime, error::ApiError};
+use crate::{
+    AppContext, ChannelError, Decision, Endpoint, INVOKE_PORT, Place, Question, Runtime, error::ApiError,
+};
 use http::{Request, Response, Version, header};
 use std::{
     sync::Arc,
@@ -20,6 +22,8 @@ pub(crate) struct Call {
     workload: Arc<str>,
     source: Arc<Party>,
     proof: Proof,
+    /// Headers that claimed what was not so.
+    pub forged: Vec<&'static str>,
 }
 
 /// A call that got no answer from the app.
@@ -28,13 +32,15 @@ pub(crate) enum Failed {
     Refused,
     /// On the way; with the request if nothing of it was sent.
     Broken(Box<SendError>),
+    /// By the proxy, on its way to the app behind a shared endpoint.
+    Beyond(ChannelError),
 }
 
 impl Failed {
     /// The request, if nothing of it was sent.
     pub fn take_unsent(&mut self) -> Option<Request<Body>> {
         match self {
-            Self::Refused => None,
+            Self::Refused | Self::Beyond(_) => None,
             Self::Broken(e) => e.request.take(),
         }
     }
@@ -63,6 +69,11 @@ impl End {
         let (verdict, reason, status) = match result {
             Ok(response) => return Self::answered(response.status().as_u16()),
             Err(Failed::Refused) => (Verdict::Dropped, DropReason::PolicyDenied, Self::REFUSED),
+            // This side let it through; what refused it there is the proxy's to tell.
+            Err(Failed::Beyond(ChannelError::Denied)) => return Self::answered(Self::REFUSED),
+            Err(Failed::Beyond(ChannelError::Unreachable(_))) => {
+                (Verdict::Error, DropReason::UpstreamFailed, Self::BROKEN)
+            }
             Err(Failed::Broken(e)) => match e.failure {
                 SendFailure::Overloaded(_) => (Verdict::Error, DropReason::Overloaded, 503),
                 SendFailure::Broken(_) => (Verdict::Error, DropReason::UpstreamFailed, Self::BROKEN),
@@ -97,6 +108,7 @@ impl Call {
             workload,
             source,
             proof,
+            forged: Vec::new(),
         }
     }
 
@@ -109,6 +121,7 @@ impl Call {
             latency: self.started.elapsed(),
             caller_proof: Some(self.proof),
             trace_id: self.trace_id,
+            forged: self.forged.as_slice().into(),
             ..Flow::new(
                 Kind::Invoke,
                 direction,
@@ -134,9 +147,17 @@ impl Runtime {
             self.refuse(call, endpoint, Direction::Ingress, via, decision);
             return Err(Failed::Refused);
         }
-        request.headers_mut().insert(header::HOST, endpoint.host());
-        let pool = self.pools.local(&self.env.apps, endpoint);
-        let result = answered(pool.send(request, Some(endpoint.begin())).await);
+        let result = match self.env.apps.remote(endpoint, &call.source) {
+            Some(remote) => {
+                let _counted = endpoint.begin();
+                remote.send(request).await.map_err(Failed::Beyond)
+            }
+            None => {
+                request.headers_mut().insert(header::HOST, endpoint.host());
+                let pool = self.pools.local(&self.env.apps, endpoint);
+                answered(pool.send(request, Some(endpoint.begin())).await)
+            }
+        };
         self.write_down(
             call,
             endpoint,
@@ -272,8 +293,10 @@ fn answered(sent: Result<Response<Body>, Box<SendError>>) -> Result<Response<Bod
 
 /// What the caller is told.
 pub(crate) fn told(failed: &Failed, app_id: &str) -> ApiError {
-    let Failed::Broken(e) = failed else {
-        return ApiError::denied(app_id);
+    let e = match failed {
+        Failed::Refused => return ApiError::denied(app_id),
+        Failed::Beyond(error) => return beyond(error, app_id),
+        Failed::Broken(e) => e,
     };
     match e.failure {
         SendFailure::Overloaded(_) => ApiError::overloaded(app_id),
@@ -283,5 +306,13 @@ pub(crate) fn told(failed: &Failed, app_id: &str) -> ApiError {
         SendFailure::Connect(_) | SendFailure::ConnectTimeout(_) => {
             ApiError::unavailable(app_id, "the app can not be reached")
         }
+    }
+}
+
+/// What the caller is told of the way behind a shared endpoint, or to a Service.
+pub(crate) fn beyond(error: &ChannelError, app_id: &str) -> ApiError {
+    match error {
+        ChannelError::Denied => ApiError::denied(app_id),
+        ChannelError::Unreachable(what) => ApiError::unavailable(app_id, what),
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::AppContext;
 use futures::future::BoxFuture;
-use http::HeaderValue;
+use http::{HeaderValue, Request, Response};
 use std::{
     io,
     net::SocketAddr,
@@ -17,7 +17,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 use weft_flows::{Direction, DropReason, Party};
-use weft_l7::InFlight;
+use weft_l7::{Body, InFlight};
 use weft_tls::PeerIdentity;
 use weft_tunnel::TunnelStream;
 
@@ -103,16 +103,32 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct Target {
     endpoints: Box<[Arc<Endpoint>]>,
+    shared: bool,
     turn: AtomicUsize,
 }
 
 impl Target {
     /// Of these endpoints.
     pub fn new(endpoints: Vec<Arc<Endpoint>>) -> Arc<Self> {
+        Self::of(endpoints, false)
+    }
+
+    /// Of these shared endpoints, in whose place agents answer.
+    pub fn shared(endpoints: Vec<Arc<Endpoint>>) -> Arc<Self> {
+        Self::of(endpoints, true)
+    }
+
+    fn of(endpoints: Vec<Arc<Endpoint>>, shared: bool) -> Arc<Self> {
         Arc::new(Self {
             endpoints: endpoints.into(),
+            shared,
             turn: AtomicUsize::new(0),
         })
+    }
+
+    /// Whether they are shared endpoints.
+    pub fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// The endpoints.
@@ -144,6 +160,18 @@ pub trait Directory: Send + Sync + 'static {
     /// The endpoints of an app-id; `None` when nobody serves it. `caller` is the id of the workload
     /// that asks.
     fn resolve(&self, caller: &str, namespace: &str, app_id: &str) -> Option<Arc<Target>>;
+
+    /// The Service that an app-id names, for calls of `caller`; `None` when there is none. `other`: a
+    /// workload has the app-id, so that a Service counts only if it has routes.
+    fn app_service(
+        &self,
+        _caller: &Arc<AppContext>,
+        _namespace: &str,
+        _app_id: &str,
+        _other: bool,
+    ) -> Option<Arc<dyn Channel>> {
+        None
+    }
 
     /// A workload of this node, by its id.
     fn local(&self, workload: &str) -> Option<Arc<Endpoint>>;
@@ -251,8 +279,30 @@ pub struct RequestLine<'a> {
     pub headers: &'a http::HeaderMap,
 }
 
+/// Why an app that is reached by the proxy did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelError {
+    /// By policy.
+    Denied,
+    /// It can not be reached, in words for the caller.
+    Unreachable(&'static str),
+}
+
+/// The way to an app that is no workload of this runtime: the proxy's, with its routes and policies. What
+/// becomes of a request there is written down there.
+pub trait Channel: Send + Sync + 'static {
+    /// Sends a request on.
+    fn send(&self, request: Request<Body>) -> BoxFuture<'static, Result<Response<Body>, ChannelError>>;
+}
+
 /// Connections to apps of this node, made in the app's own network namespace.
 pub trait AppDialer: Send + Sync + 'static {
+    /// The app behind a shared endpoint of this node; `None` where the workload itself is the app. `from`
+    /// is who calls it.
+    fn remote(&self, _endpoint: &Endpoint, _from: &Party) -> Option<Arc<dyn Channel>> {
+        None
+    }
+
     /// Connects to the app's port on its loopback.
     fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>>;
 }

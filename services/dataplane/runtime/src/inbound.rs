@@ -5,7 +5,7 @@ use crate::{
     call::{Call, told},
     context::CallerHeaders,
     error::ApiError,
-    truth,
+    truth::{self, Forwarding},
 };
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, uri::PathAndQuery};
 use parking_lot::Mutex;
@@ -160,7 +160,13 @@ impl Runtime {
         *request.uri_mut() = Uri::from(path);
         *request.version_mut() = Version::HTTP_11;
         let trace_id = weft_l7::trace::trace(request.headers_mut());
-        truth::set_parties(request.headers_mut(), &origin.headers(&source), endpoint.party());
+        // The other agent has written by which hands it came.
+        truth::set_parties(
+            request.headers_mut(),
+            &origin.headers(&source),
+            app_id,
+            Forwarding::Complete,
+        );
         let call = Call::new(&request, trace_id, Arc::default(), source, Proof::TunnelSvid);
         match self.deliver(&call, &endpoint, Via::Tunnel, request).await {
             Ok(response) => response,

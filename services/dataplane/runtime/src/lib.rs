@@ -19,8 +19,8 @@ mod tunnels;
 
 pub use context::{AppChannel, AppContext, AppHealth, AppSpec, Token};
 pub use env::{
-    AppDialer, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question, RequestLine, Target,
-    TunnelDialer,
+    AppDialer, Channel, ChannelError, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question,
+    RequestLine, Target, TunnelDialer,
 };
 pub use inbound::TunnelHandler;
 pub use runtime::{Environment, Runtime, RuntimeLimits};

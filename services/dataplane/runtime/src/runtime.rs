@@ -2,12 +2,12 @@
 
 use crate::{
     AppContext, AppDialer, Directory, Judge, TunnelDialer, api,
-    call::{Call, told},
+    call::{Call, beyond, told},
     error::ApiError,
     inbound::TunnelHandler,
     path::{self, Callee, Route},
     pools::Pools,
-    truth,
+    truth::{self, Arrived, Forwarding},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
@@ -169,6 +169,19 @@ impl Runtime {
         .await
     }
 
+    /// Answers one request to the HTTP API of a shared endpoint of this node, whose app is `app`. `from` has
+    /// sent it, and policy has let it pass.
+    pub async fn answer(
+        &self,
+        app: &Arc<AppContext>,
+        from: &Party,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let arrived = truth::arrive(request.headers_mut(), from);
+        request.extensions_mut().insert(arrived);
+        self.handle(app, request).await
+    }
+
     async fn handle(&self, app: &Arc<AppContext>, mut request: Request<Body>) -> Response<Body> {
         let uri = request.uri().clone();
         let route = path::route(uri.path());
@@ -214,7 +227,12 @@ impl Runtime {
         }
         *request.version_mut() = Version::HTTP_11;
         let trace_id = weft_l7::trace::trace(request.headers_mut());
-        let call = Call::new(
+        let arrived = request.extensions_mut().remove::<Arrived>();
+        let forwarding = match arrived {
+            Some(_) => Forwarding::Ours,
+            None => Forwarding::Claimed,
+        };
+        let mut call = Call::new(
             &request,
             trace_id,
             app.workload().clone(),
@@ -222,14 +240,25 @@ impl Runtime {
             app.proof(),
         );
         let namespace = namespace.as_deref().unwrap_or(&app.party().namespace);
+        call.forged = truth::set_parties(request.headers_mut(), app.headers(), &app_id, forwarding);
+        call.forged
+            .extend(arrived.into_iter().flat_map(|arrived| arrived.forged));
         let target = self.env.directory.resolve(app.workload(), namespace, &app_id);
+        if !target.as_ref().is_some_and(|target| target.is_shared())
+            && let Some(service) = self
+                .env
+                .directory
+                .app_service(app, namespace, &app_id, target.is_some())
+        {
+            let answer = service.send(request).await;
+            return answer.unwrap_or_else(|error| beyond(&error, &app_id).into());
+        }
         let mut last = None;
         for attempt in 1.. {
             let endpoint = target.as_ref().and_then(|target| target.pick());
             let Some((endpoint, target)) = endpoint.zip(target.as_ref()) else {
                 break;
             };
-            truth::set_parties(request.headers_mut(), app.headers(), endpoint.party());
             match self.send(app, &call, endpoint, request).await {
                 Ok(response) => return response,
                 Err(mut failed) => {

@@ -232,12 +232,12 @@ async fn the_app_sees_who_really_called() {
     assert_eq!(line("x-forwarded-for").as_deref(), Some("10.0.0.0"));
     assert_eq!(line("x-forwarded-host").as_deref(), Some("shop-0"));
     assert_eq!(line("forwarded").as_deref(), Some("for=10.0.0.0;host=shop-0"));
+    assert_eq!(line("x-forwarded-proto").as_deref(), Some("http"));
     assert_eq!(line("x-kept").as_deref(), Some("yes"));
     assert!(line("host").unwrap().starts_with("127.0.0.1:"));
     for gone in [
         "x-mine",
         "x-real-ip",
-        "x-forwarded-proto",
         "keep-alive",
         "proxy-authorization",
         "connection",

@@ -95,7 +95,10 @@ impl Addresses {
             for range in &self.ranges {
                 let before = given.iter().find(|a| range.contains(*a)).copied();
                 let free = before.filter(|a| !self.holders.contains_key(a));
-                let Some(address) = free.or_else(|| search(range, name, &self.holders)) else {
+                let Some(address) = free.or_else(|| {
+                    let start = hash(&name.0, &name.1);
+                    search(range, start, self.holders.len(), |a| self.holders.contains_key(a))
+                }) else {
                     tracing::error!(
                         service = format!("{}/{}", name.0, name.1),
                         %range,
@@ -132,20 +135,25 @@ impl Addresses {
     }
 }
 
-/// The first free address after the place that the name has in the range. The first and the last
-/// one, which some networks treat as their own, are left out.
-fn search(range: &IpNet, (namespace, name): &Name, holders: &BTreeMap<IpAddr, Name>) -> Option<IpAddr> {
+/// The first free address after the place that `hash` means in the range. The first and the last one,
+/// which some networks treat as their own, are left out. At most `count` addresses are taken.
+pub(super) fn search(
+    range: &IpNet,
+    hash: u64,
+    count: usize,
+    is_taken: impl Fn(&IpAddr) -> bool,
+) -> Option<IpAddr> {
     let bits = range.max_prefix_len() - range.prefix_len();
     let inside = (1u64.checked_shl(bits.into()).unwrap_or(u64::MAX)).checked_sub(2)?;
     if inside == 0 {
         return None;
     }
-    let start = hash(namespace, name) % inside;
+    let start = hash % inside;
     // So many addresses are taken at most, so the search ends.
-    let tries = inside.min(holders.len() as u64 + 1);
+    let tries = inside.min(count as u64 + 1);
     (0..tries)
         .map(|i| nth(range, 1 + (start + i) % inside))
-        .find(|a| !holders.contains_key(a))
+        .find(|a| !is_taken(a))
 }
 
 fn nth(range: &IpNet, n: u64) -> IpAddr {

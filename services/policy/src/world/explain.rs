@@ -1,6 +1,6 @@
 //! Why somebody may or may not reach somebody: asked of the sets that nodes have.
 
-use super::{World, workloads::Workload};
+use super::{Key, Kind, World, workloads::Workload};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::net::IpAddr;
 use weft_model::NumericIdentity;
@@ -99,13 +99,46 @@ impl World {
             self.judge_for(workload, peer, direction, (protocol, port), request.as_ref())
         };
         let egress = judge(&from, &to, Direction::Egress);
-        let ingress = judge(&to, &from, Direction::Ingress);
+        let mut ingress = judge(&to, &from, Direction::Ingress);
+        if !is_allowed(ingress.decision())
+            && protocol == 6
+            && let Party::Workload(to) = &to
+            && let Some(rule) = self.speaks_as(&to.message, number, &from)
+        {
+            ingress.decision = pb::Decision::Allowed.into();
+            ingress.rules = vec![pb::SpokenRule {
+                rule: Some(rule),
+                ..Default::default()
+            }];
+        }
         Ok(pb::ExplainResponse {
             allowed: [&egress, &ingress].iter().all(|j| is_allowed(j.decision())),
             from: Some(self.told(&from, to.node())),
             to: Some(self.told(&to, from.node())),
             egress: Some(egress),
             ingress: Some(ingress),
+        })
+    }
+
+    /// The app behind a shared endpoint may speak as itself, whatever policies say: what names it.
+    fn speaks_as(&self, to: &pb::Workload, port: u16, from: &Party<'_>) -> Option<pb::RuleRef> {
+        let shared = to.shared.as_ref().filter(|_| super::shared::speaks_at(port))?;
+        let (namespace, name) = Self::service_behind(shared, &to.namespace)?;
+        let key = Key::new(Kind::Service, format!("{namespace}/{name}"));
+        let made = self.objects.is_made(&(namespace.to_owned(), name.to_owned()));
+        let is = match from {
+            Party::Identity(identity) => made && *identity == NumericIdentity::INGRESS,
+            Party::Workload(from) => match &self.objects.resource(&key)?.body {
+                Some(pb::resource::Body::Service(service)) => service.endpoints.contains(&from.message.id),
+                _ => false,
+            },
+            Party::Node(..) | Party::Outside(_) => false,
+        };
+        is.then(|| pb::RuleRef {
+            kind: "Service".into(),
+            namespace: to.namespace.clone(),
+            name: shared.service.clone(),
+            path: "metadata.annotations.weft.dev/remote".into(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! What a node needs:
 //! - every node's addresses and pod ranges;
 //! - endpoints, identities and Services of every namespace in which it hosts a workload or which it asked for;
+//! - the same of namespaces in which the app behind one of its shared endpoints is;
 //! - endpoints and identities that the policy of one of its workloads names, wherever they are;
 //! - policy sets that govern a workload of its own;
 //! - Gateways with the Services made for them, all of them; routes that are attached to a Gateway, or to a
@@ -28,6 +29,7 @@ mod resources;
 mod routing;
 mod scope;
 mod seen;
+mod shared;
 mod workloads;
 
 pub(crate) use addresses::Name;
@@ -35,6 +37,7 @@ pub(crate) use check::{RegisterError, check as check_workload, check_loopback, s
 pub(crate) use explain::ExplainError;
 pub(crate) use node::{Session, WINDOW};
 pub(crate) use resources::ObjectKey;
+pub(crate) use shared::{Nodes as SharedNodes, SharedChange};
 
 use node::{Node, Taking};
 use nodes::Nodes;
@@ -44,6 +47,7 @@ use resources::Objects;
 use routing::Routing;
 use scope::Scope;
 use seen::Seen;
+use shared::Shared as SharedApps;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -146,6 +150,7 @@ pub(crate) struct World {
     objects: Objects,
     routing: Routing,
     redirects: Redirects,
+    shared: SharedApps,
     seen: Seen,
     /// Seconds since the Unix epoch, as the owner told it last.
     now: u64,
@@ -166,6 +171,7 @@ impl World {
             objects: Objects::default(),
             routing: Routing::default(),
             redirects: Redirects::default(),
+            shared: SharedApps::default(),
             seen: Seen::default(),
             now: 0,
             node_facts: Nodes::default(),

@@ -27,9 +27,26 @@ pub(super) struct Nodes {
     /// Per node the ranges around its pods, with how many pods lie in each.
     around: BTreeMap<String, BTreeMap<IpNet, usize>>,
     built: BTreeMap<String, Shared>,
+    /// From which ranges shared endpoints have their addresses.
+    shared: Vec<String>,
 }
 
 impl Nodes {
+    /// Names of those that said what they are.
+    pub(super) fn told(&self) -> impl Iterator<Item = &String> {
+        self.told.keys()
+    }
+
+    /// What a node said its addresses are.
+    pub(super) fn addresses_of(&self, name: &str) -> &[String] {
+        self.told.get(name).map_or(&[], |node| &node.addresses)
+    }
+
+    /// To be set before any node is known.
+    pub(super) fn set_shared_ranges(&mut self, ranges: &[IpNet]) {
+        self.shared = ranges.iter().map(ToString::to_string).collect();
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = &String> {
         self.built.keys()
     }
@@ -65,6 +82,7 @@ impl Nodes {
         let nothing = node.addresses.is_empty() && node.pod_cidrs.is_empty();
         let built = (!nothing).then(|| {
             node.name = name.to_owned();
+            node.shared_cidrs = self.shared.clone();
             Key::new(Kind::Node, name).with(pb::resource::Body::Node(node)).1
         });
         let old = match built.clone() {
@@ -120,7 +138,7 @@ fn is_private(address: IpAddr) -> bool {
 }
 
 fn around_pods(workload: &pb::Workload) -> impl Iterator<Item = IpNet> {
-    let pod = workload.kind() == pb::WorkloadKind::Pod;
+    let pod = workload.kind() == pb::WorkloadKind::Pod && workload.shared.is_none();
     let addresses = workload.addresses.iter().filter(move |_| pod);
     addresses.filter_map(|text| {
         let address = text.parse::<IpAddr>().ok()?.to_canonical();

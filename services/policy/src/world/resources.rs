@@ -208,7 +208,7 @@ impl Objects {
                 let matching = workloads
                     .in_namespace(namespace)
                     .filter_map(|id| workloads.get(id))
-                    .filter(|w| selects(service, &w.message))
+                    .filter(|w| selects(name, service, &w.message))
                     .map(|w| w.message.id.clone());
                 let addresses = self.addresses.of(&(namespace.to_owned(), name.to_owned()));
                 let body = to_wire(namespace, name, service, addresses, matching.collect());
@@ -228,7 +228,7 @@ impl Objects {
         let mut touched = Vec::new();
         for message in old.into_iter().chain(new) {
             let all = self.services.get(&message.namespace).into_iter().flatten();
-            let matching = all.filter(|(_, service)| selects(service, message));
+            let matching = all.filter(|(name, service)| selects(name, service, message));
             touched.extend(matching.map(|(name, _)| (message.namespace.clone(), name.clone())));
         }
         touched.sort_unstable();
@@ -246,13 +246,19 @@ fn labels_of(meta: &Meta, source: &str) -> Labels {
         .collect()
 }
 
-/// A Service without selector selects nothing: its endpoints are somebody else's business.
-fn selects(service: &Service, workload: &pb::Workload) -> bool {
-    !service.selector.is_empty()
-        && service
-            .selector
-            .iter()
-            .all(|(k, v)| workload.labels.get(k) == Some(v))
+/// A Service without selector selects nothing but the shared endpoints that were made for it: other
+/// endpoints are somebody else's business.
+fn selects(name: &str, service: &Service, workload: &pb::Workload) -> bool {
+    if service.selector.is_empty() {
+        return workload
+            .shared
+            .as_ref()
+            .is_some_and(|shared| shared.service == name);
+    }
+    service
+        .selector
+        .iter()
+        .all(|(k, v)| workload.labels.get(k) == Some(v))
 }
 
 fn to_wire(
@@ -339,6 +345,8 @@ impl World {
                     self.policies.services_changed(&self.workloads);
                 }
                 let name = (key.namespace.clone(), key.name.clone());
+                let asks = service.as_ref().and_then(|s| s.shared.as_ref());
+                self.set_shared(name.clone(), asks.zip(resource.map(|r| &r.meta)));
                 self.routing.service_changed(&name);
                 self.objects
                     .set_written(name, service, &self.workloads, &mut self.dirty);

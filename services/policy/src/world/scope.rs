@@ -38,6 +38,11 @@ impl World {
         for workload in self.workloads.of_node(node) {
             let message = &workload.message;
             scope.namespaces.insert(message.namespace.clone());
+            if let Some(shared) = &message.shared
+                && let Some((namespace, _)) = Self::service_behind(shared, &message.namespace)
+            {
+                scope.namespaces.insert(namespace.to_owned());
+            }
             if !message.app_id.is_empty() {
                 scope
                     .apps

@@ -519,8 +519,21 @@ impl World {
         message: pb::Workload,
         now: u64,
     ) -> Result<Planned, RegisterError> {
+        // Nobody makes one by saying so.
+        let message = pb::Workload {
+            shared: None,
+            ..message
+        };
+        check(node, &message)?;
+        self.check_beside_shared(&message)?;
         let naming = (&self.trust_domain, self.svid_form);
         self.workloads.plan(node, message, naming, now)
+    }
+
+    /// The same of a shared endpoint.
+    pub(crate) fn plan_shared(&self, message: pb::Workload, now: u64) -> Result<Planned, RegisterError> {
+        let (node, naming) = (message.node.clone(), (&self.trust_domain, self.svid_form));
+        self.workloads.plan(&node, message, naming, now)
     }
 
     /// Makes a planned registration, which has been stored.

@@ -13,4 +13,5 @@ mod registry;
 mod rig;
 mod routes;
 mod server;
+mod shared;
 mod starts;

@@ -236,19 +236,7 @@ impl Owner {
         shared.view.locals.remove(id);
         shared.view.mesh.journal.here(id);
         shared.view.mesh.change_local(|e| e.local_down(id));
-        if let Some(member) = entry.local.member() {
-            // Another workload of this node may have the same identity and answer for it.
-            let other = shared
-                .view
-                .locals
-                .all()
-                .into_iter()
-                .find(|l| l.member().is_some_and(|m| m.spiffe_id == member.spiffe_id));
-            match other {
-                Some(other) => shared.identities.insert(&member.spiffe_id, other.svid.clone()),
-                None => shared.identities.remove(&member.spiffe_id),
-            }
-        }
+        shared.forget_identity(&entry.local);
         let id = id.to_owned();
         self.background.spawn(async move {
             if at_host && let Err(error) = shared.view.host.remove(&id).await {
@@ -262,7 +250,16 @@ impl Owner {
     /// What the policy service has for this node and is not here.
     fn reconcile(&mut self) {
         let known = self.shared.view.mesh.ids_of_node(&self.shared.node);
-        for id in known.into_iter().filter(|id| !self.entries.contains_key(id)) {
+        let shared: HashSet<String> = self
+            .shared
+            .view
+            .mesh
+            .shared_here()
+            .into_iter()
+            .map(|w| w.id)
+            .collect();
+        let missing = |id: &String| !self.entries.contains_key(id) && !shared.contains(id);
+        for id in known.into_iter().filter(missing) {
             tracing::info!(workload = id, "registered, but not here any more");
             let shared = self.shared.clone();
             self.background

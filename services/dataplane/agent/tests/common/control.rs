@@ -45,6 +45,7 @@ impl Control {
             state_dir: folder.join("policy"),
             run_dir: None,
             identity_addr: identity.address().to_string(),
+            shared_move_seconds: 1,
             ..weft_policy::Config::default()
         };
         let metrics = Metrics::new("policy");

@@ -12,5 +12,6 @@ mod packets;
 mod requests;
 mod rig;
 mod rotation;
+mod shared;
 mod spiffe;
 mod spiffe_crate;

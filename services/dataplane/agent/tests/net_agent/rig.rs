@@ -292,6 +292,12 @@ impl Running {
         self.run_dir.join("workload.sock")
     }
 
+    /// Process id of the agent, while there is one.
+    pub fn agent_now(&self) -> Option<i32> {
+        let text = std::fs::read_to_string(self.run_dir.join("agent.pid")).ok()?;
+        text.trim().parse().ok()
+    }
+
     /// Process id of the agent.
     pub fn agent(&self) -> i32 {
         let text = std::fs::read_to_string(self.run_dir.join("agent.pid")).unwrap();

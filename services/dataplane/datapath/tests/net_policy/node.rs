@@ -110,6 +110,7 @@ impl Node {
                     addresses,
                     app_port: 0,
                     identity: *identity,
+                    shared: false,
                 };
                 update.there.push((id, Some(there)));
                 continue;
@@ -135,6 +136,7 @@ impl Node {
             own: false,
             addresses: Vec::new(),
             pod_cidrs: range(UNKNOWN).to_vec(),
+            shared_cidrs: Vec::new(),
         };
         update.nodes.push(("elsewhere".into(), Some(elsewhere)));
         assert_eq!(self.datapath.apply(update).problems, [""; 0]);

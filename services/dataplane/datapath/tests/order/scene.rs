@@ -242,6 +242,7 @@ impl Scene {
                 addresses: vec![self.address(*address)],
                 app_port: 80,
                 identity: NumericIdentity(*identity),
+                shared: false,
             };
             update.there.push((id(&format!("there-{n}")), Some(there)));
         }
@@ -253,6 +254,7 @@ impl Scene {
             } else {
                 Vec::new()
             },
+            shared_cidrs: Vec::new(),
         };
         update.nodes.push(("n2".into(), Some(node)));
         if let Some(before) = before.filter(|_| !complete) {

@@ -218,6 +218,7 @@ impl GatewayState {
             cluster_ips: asked_for(spec).collect(),
             headless: false,
             ports: ports.collect(),
+            shared: None,
         })
     }
 }
