@@ -1,4 +1,4 @@
-//! `dapr.io/v1alpha1` Component and Configuration. Their content goes to agents as JSON; what is checked
+//! `dapr.io` Component, Configuration and Subscription. Their content goes to agents as JSON; what is checked
 //! here is its shape, so that a slip of the pen is told at its line and not at run time on some node.
 
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
 };
 use weft_model::check_app_id;
 
-/// A Component or Configuration.
+/// A Component, Configuration or Subscription.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DaprObject {
     /// App-ids it is for; empty for all of its namespace.
@@ -49,6 +49,36 @@ const METADATA: Shape = object(&[
     ("value", Free),
     ("secretKeyRef", object(&[("name", Text), ("key", Text)])),
     ("envRef", Text),
+]);
+
+const BULK: Shape = object(&[
+    ("enabled", Bool),
+    ("maxMessagesCount", Number),
+    ("maxAwaitDurationMs", Number),
+]);
+
+const SUBSCRIPTION_V1: Shape = object(&[
+    ("pubsubname", Text),
+    ("topic", Text),
+    ("route", Text),
+    ("metadata", Free),
+    ("deadLetterTopic", Text),
+    ("bulkSubscribe", BULK),
+]);
+
+const SUBSCRIPTION_V2: Shape = object(&[
+    ("pubsubname", Text),
+    ("topic", Text),
+    (
+        "routes",
+        object(&[
+            ("rules", List(&object(&[("match", Text), ("path", Text)]))),
+            ("default", Text),
+        ]),
+    ),
+    ("metadata", Free),
+    ("deadLetterTopic", Text),
+    ("bulkSubscribe", BULK),
 ]);
 
 const PIPELINE: Shape = object(&[(
@@ -194,14 +224,7 @@ pub(crate) fn component(
             problems,
         );
     }
-    let mut scopes = Vec::new();
-    for field in object
-        .take("scopes")
-        .and_then(|f| f.list(problems))
-        .unwrap_or_default()
-    {
-        scopes.extend(field.checked(problems, check_app_id));
-    }
+    let scopes = scopes(object, problems);
     let spec = object.need("spec", problems)?;
     check(spec.node, &spec.path, &COMPONENT, problems);
     let mut fields = spec.object(problems)?;
@@ -234,6 +257,38 @@ fn metadata_item(item: &Field<'_>, problems: &mut Problems) {
     if sources > 1 {
         item.fail(problems, "has more than one of value, secretKeyRef and envRef");
     }
+}
+
+fn scopes(object: &mut Object<'_>, problems: &mut Problems) -> Vec<String> {
+    let fields = object.take("scopes").and_then(|f| f.list(problems));
+    let fields = fields.unwrap_or_default().into_iter();
+    fields
+        .filter_map(|field| field.checked(problems, check_app_id))
+        .collect()
+}
+
+/// `route` is v1alpha1's, `routes` v2alpha1's.
+pub(crate) fn subscription(
+    object: &mut Object<'_>,
+    api_version: &str,
+    document: &Node,
+    problems: &mut Problems,
+) -> Option<DaprObject> {
+    let scopes = scopes(object, problems);
+    let spec = object.need("spec", problems)?;
+    let (shape, route) = match api_version {
+        "dapr.io/v1alpha1" => (&SUBSCRIPTION_V1, "route"),
+        _ => (&SUBSCRIPTION_V2, "routes"),
+    };
+    check(spec.node, &spec.path, shape, problems);
+    let mut fields = spec.object(problems)?;
+    for name in ["pubsubname", "topic", route] {
+        fields.need(name, problems);
+    }
+    Some(DaprObject {
+        scopes,
+        json: content(document),
+    })
 }
 
 pub(crate) fn configuration(

@@ -110,6 +110,8 @@ pub enum Kind {
     Component,
     /// `dapr.io/v1alpha1` Configuration.
     Configuration,
+    /// `dapr.io/v2alpha1` and `v1alpha1` Subscription.
+    Subscription,
     /// `cilium.io/v2` CiliumNetworkPolicy.
     CiliumNetworkPolicy,
     /// `cilium.io/v2` CiliumClusterwideNetworkPolicy.
@@ -136,10 +138,11 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
+        Self::Subscription,
         Self::CiliumNetworkPolicy,
         Self::CiliumClusterwideNetworkPolicy,
         Self::NetworkPolicy,
@@ -158,6 +161,7 @@ impl Kind {
         match self {
             Self::Service | Self::Namespace => &["v1"],
             Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
+            Self::Subscription => &["dapr.io/v2alpha1", "dapr.io/v1alpha1"],
             Self::CiliumNetworkPolicy
             | Self::CiliumClusterwideNetworkPolicy
             | Self::CiliumLocalRedirectPolicy => &["cilium.io/v2"],
@@ -191,6 +195,7 @@ impl Kind {
             Self::Service => "Service",
             Self::Component => "Component",
             Self::Configuration => "Configuration",
+            Self::Subscription => "Subscription",
             Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
             Self::NetworkPolicy => "NetworkPolicy",
@@ -211,6 +216,7 @@ impl Kind {
             Self::Service => ("services", &["svc"]),
             Self::Component => ("components", &[]),
             Self::Configuration => ("configurations", &[]),
+            Self::Subscription => ("subscriptions", &[]),
             Self::CiliumNetworkPolicy => ("ciliumnetworkpolicies", &["cnp", "ciliumnp"]),
             Self::CiliumClusterwideNetworkPolicy => ("ciliumclusterwidenetworkpolicies", &["ccnp"]),
             Self::NetworkPolicy => ("networkpolicies", &["netpol"]),
@@ -257,6 +263,8 @@ pub enum Body {
     Component(DaprObject),
     /// `dapr.io/v1alpha1` Configuration.
     Configuration(DaprObject),
+    /// `dapr.io` Subscription.
+    Subscription(DaprObject),
     /// `cilium.io/v2` CiliumNetworkPolicy.
     CiliumNetworkPolicy(NetworkPolicy),
     /// `cilium.io/v2` CiliumClusterwideNetworkPolicy.
@@ -301,6 +309,7 @@ impl Resource {
             Body::Service(_) => Kind::Service,
             Body::Component(_) => Kind::Component,
             Body::Configuration(_) => Kind::Configuration,
+            Body::Subscription(_) => Kind::Subscription,
             Body::CiliumNetworkPolicy(_) => Kind::CiliumNetworkPolicy,
             Body::CiliumClusterwideNetworkPolicy(_) => Kind::CiliumClusterwideNetworkPolicy,
             Body::NetworkPolicy(_) => Kind::NetworkPolicy,
@@ -385,6 +394,9 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
         }
         Kind::Component => dapr::component(&mut object, document, problems).map(Body::Component),
         Kind::Configuration => dapr::configuration(&mut object, document, problems).map(Body::Configuration),
+        Kind::Subscription => {
+            dapr::subscription(&mut object, &api_version, document, problems).map(Body::Subscription)
+        }
         Kind::CiliumNetworkPolicy => {
             policy::read_cilium(&mut object, problems).map(Body::CiliumNetworkPolicy)
         }

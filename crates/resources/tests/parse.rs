@@ -106,6 +106,55 @@ fn a_policy_is_read_whole() {
 }
 
 #[test]
+fn subscriptions_of_both_versions() {
+    let all = good(
+        r#"
+apiVersion: dapr.io/v2alpha1
+kind: Subscription
+metadata: {name: orders}
+spec:
+  pubsubname: bus
+  topic: orders
+  routes:
+    rules: [{match: event.type == "made", path: /made}]
+    default: /rest
+  deadLetterTopic: dead
+scopes: [cart]
+---
+apiVersion: dapr.io/v1alpha1
+kind: Subscription
+metadata: {name: bills}
+spec: {pubsubname: bus, topic: bills, route: /bills, metadata: {rawPayload: "true"}}
+"#,
+    );
+    let Body::Subscription(first) = &all[0].body else {
+        panic!()
+    };
+    assert_eq!(first.scopes, ["cart"]);
+    assert_eq!(first.json["spec"]["routes"]["default"], "/rest");
+    assert_eq!(all[1].kind(), Kind::Subscription);
+    let of = |version: &str, spec: &str| {
+        let head = format!("apiVersion: dapr.io/{version}\nkind: Subscription\nmetadata: {{name: s}}\n");
+        let text = format!("{head}spec: {{pubsubname: bus, topic: t, {spec}}}\n");
+        match parse("s.yaml", text.as_bytes()) {
+            Ok(_) => String::new(),
+            Err(problems) => problems
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join("; "),
+        }
+    };
+    assert_eq!(of("v1alpha1", "route: /a"), "");
+    assert_eq!(of("v2alpha1", "routes: {default: /a}"), "");
+    // Each version has its own form.
+    assert!(of("v2alpha1", "route: /a").contains("spec.route: unknown field"));
+    assert!(of("v1alpha1", "routes: {default: /a}").contains("spec.routes: unknown field"));
+    assert!(of("v2alpha1", "metadata: {}").contains("spec.routes"));
+    assert!(of("v1alpha1", "route: 5").contains("spec.route: must be a text"));
+}
+
+#[test]
 fn services_components_and_configurations() {
     let all = good(
         r#"

@@ -6,7 +6,7 @@
 use crate::{
     api::{self, Facts},
     certificates::Certificates,
-    channels,
+    channels, components,
     config::AgentConfig,
     error::AgentError,
     gateways::{self, Failures},
@@ -45,7 +45,7 @@ use weft_flows::FlowLog;
 use weft_model::TrustDomain;
 use weft_proto::weft::{dataplane::v1::Capability, policy::v1::Workload};
 use weft_proxy::{Proxy, ProxyLimits};
-use weft_runtime::{AppContext, Environment as Surroundings, Runtime, RuntimeLimits, Tunnels};
+use weft_runtime::{AppContext, Blocks, Environment as Surroundings, Runtime, RuntimeLimits, Tunnels};
 use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, Expect, Trust};
 use weft_tunnel::{Limits as TunnelLimits, SharedIdentities};
@@ -133,6 +133,16 @@ impl Shared {
         {
             tracing::debug!(workload = %app.workload(), %error, "connection of an app ended");
         }
+    }
+
+    /// The building blocks of the apps here.
+    pub fn blocks(&self) -> &Blocks {
+        self.runtime.blocks()
+    }
+
+    /// Tells the building blocks what the policy service sent so far.
+    pub fn tell_components(&self) {
+        self.view.mesh.components.tell(&self.view.mesh, self.blocks());
     }
 
     /// Tunnels of other nodes, until the drain or until `gone`.
@@ -341,7 +351,12 @@ pub async fn start(
         capture: capture.clone(),
         kernel: kernel.clone(),
         origins: ArcSwapOption::new(side.origins()?),
-        runtime: Runtime::new(surroundings, RuntimeLimits::default()),
+        runtime: Runtime::with_components(
+            surroundings,
+            RuntimeLimits::default(),
+            components::drivers(),
+            components::files(&config.data_dir),
+        ),
         trust: member.trust.clone(),
         view,
     });
@@ -374,6 +389,7 @@ pub async fn start(
     spawn(&mut tasks, capture.maintain(mesh_touched, drain.clone()));
     spawn(&mut tasks, proxy.maintain(drain.clone()));
     spawn(&mut tasks, shared.runtime.clone().maintain(drain.clone()));
+    spawn(&mut tasks, components::follow(shared.clone(), drain.clone()));
     spawn(
         &mut tasks,
         crate::placement::follow(placement_channel, placement, drain.clone()),

@@ -11,6 +11,7 @@ mod backoff;
 mod capture;
 mod certificates;
 mod channels;
+mod components;
 mod config;
 mod endpoints;
 mod error;

@@ -6,6 +6,7 @@
 //! out and named: an endpoint whose policy is missing is closed, never open.
 
 use crate::{
+    components::Changes,
     endpoints::Endpoints,
     interest::Interest,
     journal::Journal,
@@ -93,6 +94,8 @@ pub struct Mesh {
     touched: watch::Sender<u64>,
     /// What changed, for the kernel's tables.
     pub journal: Journal,
+    /// Components that changed, for the building blocks.
+    pub components: Changes,
     /// What is to be asked for.
     pub interest: Interest,
     /// As whom the gateways of this node call; empty until there is one.
@@ -134,6 +137,7 @@ impl Mesh {
             changed: watch::Sender::new(Position::default()),
             touched: watch::Sender::new(0),
             journal: Journal::default(),
+            components: Changes::default(),
             interest: Interest::default(),
             routing: Arc::default(),
             ingress: Arc::default(),
@@ -191,12 +195,16 @@ impl Mesh {
             let mut tables = self.tables.write();
             let mut journal = self.journal.write();
             if update.snapshot {
+                for (kind, name) in tables.others.keys() {
+                    self.components.resource(kind, name);
+                }
                 tables.clear();
                 journal.all();
             }
             for change in upserts {
                 let (kind, name) = change.key();
                 journal.resource(kind, name);
+                self.components.resource(kind, name);
                 if let Err(problem) = tables.put(change) {
                     problems.push(problem);
                 }
@@ -214,12 +222,14 @@ impl Mesh {
             for key in update.removes {
                 if !named.contains(&(key.kind.clone(), key.name.clone())) {
                     journal.resource(&key.kind, &key.name);
+                    self.components.resource(&key.kind, &key.name);
                     tables.remove(&key);
                 }
             }
             tables.position = position.clone();
         }
         self.journal.notify();
+        self.components.notify();
         self.changed.send_replace(position);
         self.touch();
         problems

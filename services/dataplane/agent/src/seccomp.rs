@@ -92,6 +92,8 @@ const PLAIN: &[libc::c_long] = &[
     libc::SYS_clone3,
     // Files: configuration, keys, the last good state.
     libc::SYS_openat,
+    // Apps' files, beneath their folder only.
+    libc::SYS_openat2,
     libc::SYS_statx,
     libc::SYS_newfstatat,
     libc::SYS_fstat,

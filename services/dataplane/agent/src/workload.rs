@@ -104,11 +104,18 @@ impl Driver {
     /// Runs until the workload is taken away or the drain starts. What is being served then ends
     /// by itself.
     pub async fn run(self) {
-        let (local, mut drain) = (self.local.clone(), self.shared.drain.clone());
+        let (local, shared) = (self.local.clone(), self.shared.clone());
+        let mut drain = shared.drain.clone();
         tokio::select! {
             () = self.live() => {}
             () = local.gone.cancelled() => {}
             () = drain.draining() => {}
+        }
+        // Here and not where it is taken away: nothing of this task comes after it. The same workload
+        // may be here anew, handed over by a node that started again.
+        let now = shared.view.locals.get(&local.id);
+        if local.gone.is_cancelled() && now.is_none_or(|now| Arc::ptr_eq(&now, &local)) {
+            shared.blocks().app_gone(&local.id);
         }
     }
 
@@ -224,6 +231,8 @@ impl Driver {
                 .view
                 .mesh
                 .change_local(|e| e.local_up(member.endpoint.clone()));
+            self.open_components().await;
+            self.tell_ready();
         }
         if let Err(error) = self
             .shared
@@ -286,7 +295,10 @@ impl Driver {
             .view
             .mesh
             .change_local(|e| e.local_up(member.endpoint.clone()));
+        // What manifests give the app is there before it can ask for it.
+        self.open_components().await;
         self.local.health.set_outbound(true);
+        self.tell_ready();
         // Known and ready to be called: this much others wait for before anything is accepted.
         self.progress.send_replace(Progress::Known);
         self.shared.settled.cancelled().await;
@@ -299,6 +311,23 @@ impl Driver {
                 tracing::error!(workload = &*self.local.id, %error, "its listeners can not be used");
                 self.progress.send_replace(Progress::Refused(error.to_string()));
             }
+        }
+    }
+
+    /// The app's components, as far as manifests have come.
+    async fn open_components(&self) {
+        if let Some(member) = self.local.member() {
+            self.shared.tell_components();
+            self.shared.blocks().app_here(&member.context).await;
+        }
+    }
+
+    /// Once it is served and listens, messages and events reach it.
+    fn tell_ready(&self) {
+        if self.local.health.is_ready()
+            && let Some(member) = self.local.member()
+        {
+            self.shared.blocks().app_ready(&member.context, &member.endpoint);
         }
     }
 
@@ -356,6 +385,7 @@ impl Driver {
             }
         }
         self.local.health.set_app(true);
+        self.tell_ready();
     }
 }
 

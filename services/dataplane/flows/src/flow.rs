@@ -71,6 +71,14 @@ pub enum Kind {
     Invoke,
     /// An HTTP request, by the proxy.
     Http,
+    /// An app at its state store.
+    State,
+    /// An app publishes.
+    Publish,
+    /// A broker's message for an app.
+    Deliver,
+    /// An app calls by a binding, or gets an event of one.
+    Binding,
     /// A connection.
     Connection,
     /// The end of a connection.
@@ -85,6 +93,10 @@ impl Kind {
         match self {
             Self::Invoke => "invoke",
             Self::Http => "http",
+            Self::State => "state",
+            Self::Publish => "publish",
+            Self::Deliver => "deliver",
+            Self::Binding => "binding",
             Self::Connection => "connection",
             Self::Closed => "closed",
             Self::Packet => "packet",

@@ -30,21 +30,21 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Checks the path, makes the agent's folder.
+    /// Checks the path, makes the agent's folder, and the one beside it with apps' files.
     pub(crate) fn prepare(&self) -> Result<(), NodeError> {
         self.open()?;
-        let failed = |action| {
-            move |source| NodeError::RunDir {
-                action,
-                path: self.data_dir.clone(),
-                source,
-            }
-        };
-        fs::create_dir_all(&self.data_dir).map_err(failed("make"))?;
-        std::os::unix::fs::chown(&self.data_dir, Some(self.user.uid), Some(self.user.gid))
-            .map_err(failed("give to the agent's user"))?;
-        fs::set_permissions(&self.data_dir, fs::Permissions::from_mode(0o700))
-            .map_err(failed("close to others"))
+        for path in [self.data_dir.clone(), self.data_dir.with_file_name("apps")] {
+            let failed = |action| {
+                let path = path.clone();
+                move |source| NodeError::RunDir { action, path, source }
+            };
+            fs::create_dir_all(&path).map_err(failed("make"))?;
+            std::os::unix::fs::chown(&path, Some(self.user.uid), Some(self.user.gid))
+                .map_err(failed("give to the agent's user"))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+                .map_err(failed("close to others"))?;
+        }
+        Ok(())
     }
 
     fn refuse(&self, detail: impl ToString) -> NodeError {

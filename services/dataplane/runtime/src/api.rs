@@ -2,12 +2,13 @@
 
 use crate::{
     AppContext,
+    blocks::{Blocks, Subscription},
     error::{ApiError, empty, json},
     path::percent_decode,
 };
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Duration;
 use weft_l7::Body;
 
@@ -54,7 +55,7 @@ pub(crate) fn healthz_outbound(app: &AppContext, method: &Method) -> Response<Bo
 }
 
 /// `GET /v1.0/metadata`.
-pub(crate) fn metadata(app: &AppContext, method: &Method) -> Response<Body> {
+pub(crate) fn metadata(blocks: &Blocks, app: &AppContext, method: &Method) -> Response<Body> {
     if let Some(refused) = only_get(method) {
         return refused;
     }
@@ -73,14 +74,26 @@ pub(crate) fn metadata(app: &AppContext, method: &Method) -> Response<Body> {
             "maxConcurrency": 0,
         }),
     };
+    let view = blocks.of(app);
+    let components = view.listed.iter().map(|component| {
+        json!({
+            "name": component.name,
+            "type": component.kind,
+            "version": component.version,
+            "capabilities": component.capabilities,
+        })
+    });
+    let components: Vec<Value> = components.collect();
+    let subscriptions = blocks.subscriptions(app);
+    let subscriptions: Vec<Value> = subscriptions.iter().map(|s| subscription(s)).collect();
     let body = json!({
         "id": &*app.party().app_id,
         "runtimeVersion": weft_model::VERSION,
         "enabledFeatures": [],
         "actors": [],
-        "components": [],
+        "components": components,
         "extended": app.extended(),
-        "subscriptions": [],
+        "subscriptions": subscriptions,
         "httpEndpoints": [],
         "appConnectionProperties": connection,
         "actorRuntime": {
@@ -93,6 +106,28 @@ pub(crate) fn metadata(app: &AppContext, method: &Method) -> Response<Body> {
         "workflows": { "connectedWorkers": 0 },
     });
     json(StatusCode::OK, &body)
+}
+
+fn subscription(subscription: &Subscription) -> Value {
+    let rules = subscription.rules.0.iter().map(|rule| {
+        let mut told = json!({ "path": rule.path() });
+        if !rule.condition().is_empty() {
+            told["match"] = rule.condition().into();
+        }
+        told
+    });
+    let mut told = json!({
+        "pubsubname": subscription.pubsub,
+        "topic": subscription.topic,
+        "rules": rules.collect::<Vec<_>>(),
+        "deadLetterTopic": subscription.dead_letter.as_deref().unwrap_or_default(),
+        "type": subscription.origin.as_str(),
+    });
+    if !subscription.metadata.is_empty() {
+        let metadata = subscription.metadata.iter().cloned();
+        told["metadata"] = metadata.map(|(k, v)| (k, Value::from(v))).collect();
+    }
+    told
 }
 
 /// `PUT /v1.0/metadata/{key}`: the body is the value.

@@ -3,6 +3,7 @@
 //! The part that names an app decides who is called, so it is read strictly; the part that is the
 //! app's own is passed on as it is, but for the slashes right after `/method`.
 
+use crate::blocks::Call;
 use std::borrow::Cow;
 use weft_model::{check_app_id, check_dns_label};
 
@@ -23,6 +24,8 @@ pub(crate) enum Route<'a> {
         app: &'a str,
         rest: &'a str,
     },
+    /// A building block.
+    Block(Call),
     /// One of Dapr's APIs that is not served: its name and the error code Dapr has for it.
     Unserved(&'static str, &'static str),
     Unknown,
@@ -49,10 +52,10 @@ pub(crate) fn route(path: &str) -> Route<'_> {
     if let (true, Some(key)) = (stable, rest.strip_prefix("metadata/")) {
         return Route::MetadataKey(key);
     }
+    if let Some(call) = Call::read(version, rest) {
+        return Route::Block(call);
+    }
     match rest.split('/').next().unwrap_or_default() {
-        "state" => Route::Unserved("state", "ERR_STATE_STORE_NOT_CONFIGURED"),
-        "publish" => Route::Unserved("publish", "ERR_PUBSUB_NOT_CONFIGURED"),
-        "bindings" => Route::Unserved("bindings", "ERR_INVOKE_OUTPUT_BINDING"),
         "secrets" => Route::Unserved("secrets", "ERR_SECRET_STORES_NOT_CONFIGURED"),
         "configuration" => Route::Unserved("configuration", "ERR_CONFIGURATION_STORE_NOT_CONFIGURED"),
         "lock" | "unlock" => Route::Unserved("lock", "ERR_LOCK_STORE_NOT_CONFIGURED"),
@@ -229,7 +232,7 @@ mod tests {
         assert_eq!(route("/v1.0/healthz/outbound"), Route::HealthzOutbound);
         assert_eq!(route("/v1.0/metadata"), Route::Metadata);
         assert_eq!(route("/v1.0/metadata/a%20b"), Route::MetadataKey("a%20b"));
-        assert!(matches!(route("/v1.0/state/s/k"), Route::Unserved("state", _)));
+        assert!(matches!(route("/v1.0/state/s/k"), Route::Block(_)));
         assert!(matches!(route("/v1.0-alpha1/lock/s"), Route::Unserved("lock", _)));
         for path in [
             "/",

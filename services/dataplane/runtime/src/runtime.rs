@@ -2,6 +2,7 @@
 
 use crate::{
     AppContext, AppDialer, Directory, Judge, TunnelDialer, api,
+    blocks::{self, Blocks, Surroundings},
     call::{Call, beyond, told},
     error::ApiError,
     inbound::TunnelHandler,
@@ -11,13 +12,14 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header, uri::PathAndQuery};
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::Semaphore,
     task::JoinSet,
 };
+use weft_components_api::Drivers;
 use weft_drain::Watcher;
 use weft_flows::{DropReason, FlowLog, Party};
 use weft_l7::{Body, PoolLimits, ServeError, ServerLimits, hygiene, serve_connection};
@@ -68,7 +70,8 @@ impl Default for RuntimeLimits {
 pub struct Runtime {
     pub(crate) env: Environment,
     pub(crate) limits: RuntimeLimits,
-    pub(crate) pools: Pools,
+    pub(crate) pools: Arc<Pools>,
+    pub(crate) blocks: Blocks,
 }
 
 impl std::fmt::Debug for Runtime {
@@ -82,8 +85,35 @@ impl std::fmt::Debug for Runtime {
 impl Runtime {
     /// In `env`.
     pub fn new(env: Environment, limits: RuntimeLimits) -> Arc<Self> {
-        let pools = Pools::new(limits.pool.clone());
-        Arc::new(Self { env, limits, pools })
+        Self::with_components(env, limits, Drivers::default(), PathBuf::new())
+    }
+
+    /// As [`Runtime::new`], with building blocks: components are opened by `drivers`, and the files of
+    /// each app are in `<files>/<namespace>/<app-id>`. In a runtime of tokio.
+    pub fn with_components(
+        env: Environment,
+        limits: RuntimeLimits,
+        drivers: Drivers,
+        files: PathBuf,
+    ) -> Arc<Self> {
+        let pools = Arc::new(Pools::new(limits.pool.clone()));
+        let surroundings = Surroundings {
+            apps: env.apps.clone(),
+            pools: pools.clone(),
+            flows: env.flows.clone(),
+        };
+        let blocks = Blocks::new(drivers, files, surroundings);
+        Arc::new(Self {
+            env,
+            limits,
+            pools,
+            blocks,
+        })
+    }
+
+    /// The building blocks: which apps are here and what manifests say is told to them.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
     }
 
     /// Closes idle connections until the drain starts. Run it as a task beside the listeners.
@@ -201,8 +231,14 @@ impl Runtime {
             return refused;
         }
         match route {
-            Route::Metadata => api::metadata(app, request.method()),
+            Route::Metadata => api::metadata(&self.blocks, app, request.method()),
             Route::MetadataKey(key) => api::set_metadata(app, key, request).await,
+            Route::Block(call) => {
+                if let Err(e) = hygiene::prepare_request(&request.method().clone(), request.headers_mut()) {
+                    return ApiError::malformed(e).into();
+                }
+                blocks::serve(&self.blocks, app, &call, request).await
+            }
             Route::Unserved(api, code) => ApiError::unserved(api, code).into(),
             Route::Invoke { .. } | Route::Unknown | Route::Healthz | Route::HealthzOutbound => {
                 match addressee(&uri, &route, request.headers_mut()) {

@@ -95,7 +95,7 @@ async fn what_names_no_app_is_answered_in_daprs_form() {
         (
             "/v1.0/state/store/key?",
             "",
-            501,
+            500,
             "ERR_STATE_STORE_NOT_CONFIGURED",
         ),
         (

@@ -75,7 +75,7 @@ impl Objects {
         all.find(has).map(|(namespace, name)| (&**namespace, &**name))
     }
 
-    /// Components and Configurations of a namespace.
+    /// Components, Configurations and Subscriptions of a namespace.
     pub(crate) fn dapr_of(&self, namespace: &str) -> impl Iterator<Item = Key> {
         let start = format!("{namespace}/");
         let of_kind = move |kind| {
@@ -86,7 +86,9 @@ impl Objects {
                 .take_while(move |(k, _)| k.kind == kind && k.name.starts_with(&start))
                 .map(|(k, _)| k.clone())
         };
-        of_kind(Kind::Component).chain(of_kind(Kind::Configuration))
+        of_kind(Kind::Component)
+            .chain(of_kind(Kind::Configuration))
+            .chain(of_kind(Kind::Subscription))
     }
 
     fn put(&mut self, key: Key, resource: Option<Shared>, dirty: &mut Dirty) {
@@ -367,7 +369,9 @@ impl World {
                 self.workloads.known_mut().set_group(name, group);
                 self.policies.groups_changed(&self.workloads);
             }
-            weft_resources::Kind::Component | weft_resources::Kind::Configuration => {
+            weft_resources::Kind::Component
+            | weft_resources::Kind::Configuration
+            | weft_resources::Kind::Subscription => {
                 self.set_dapr_object(key, resource);
             }
             weft_resources::Kind::CiliumLocalRedirectPolicy => {
@@ -396,15 +400,16 @@ impl World {
     }
 
     fn set_dapr_object(&mut self, key: &ObjectKey, resource: Option<&Arc<Resource>>) {
-        let component = key.kind == weft_resources::Kind::Component;
-        let kind = if component {
-            Kind::Component
-        } else {
-            Kind::Configuration
+        let kind = match key.kind {
+            weft_resources::Kind::Component => Kind::Component,
+            weft_resources::Kind::Subscription => Kind::Subscription,
+            _ => Kind::Configuration,
         };
         let wire_key = Key::new(kind, format!("{}/{}", key.namespace, key.name));
         let object = resource.and_then(|r| match &r.body {
-            Body::Component(object) | Body::Configuration(object) => Some(object),
+            Body::Component(object) | Body::Configuration(object) | Body::Subscription(object) => {
+                Some(object)
+            }
             _ => None,
         });
         let built = object.map(|object| {
@@ -416,6 +421,7 @@ impl World {
             };
             let body = match kind {
                 Kind::Component => pb::resource::Body::Component(body),
+                Kind::Subscription => pb::resource::Body::Subscription(body),
                 _ => pb::resource::Body::Configuration(body),
             };
             wire_key.clone().with(body).1

@@ -145,7 +145,7 @@ impl World {
             Kind::Route => needs
                 .wants_route(&key.name, &scope.namespaces)
                 .then(|| self.routing.resource(key))?,
-            Kind::Component | Kind::Configuration => {
+            Kind::Component | Kind::Configuration | Kind::Subscription => {
                 let (namespace, _) = key.name.split_once('/')?;
                 let apps = scope.apps.get(namespace)?;
                 let scopes = self.objects.scopes(key)?;

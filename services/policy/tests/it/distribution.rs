@@ -227,7 +227,8 @@ async fn components_go_where_their_scopes_say() {
             "apiVersion: dapr.io/v1alpha1\nkind: Component\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{type: state.in-memory, version: v1}}\nscopes: {scopes}\n"
         )
     };
-    let all = component("open", "[]") + "---\n" + &component("narrow", "[cart]");
+    let subscription = "---\napiVersion: dapr.io/v2alpha1\nkind: Subscription\nmetadata: {name: orders, namespace: shop}\nspec: {pubsubname: bus, topic: t, routes: {default: /t}}\nscopes: [cart]\n";
+    let all = component("open", "[]") + "---\n" + &component("narrow", "[cart]") + subscription;
     let rig = Rig::new(&[("c.yaml", &all)]).await;
     let (mut n1, mut n2, mut n3) = (rig.node("n1").await, rig.node("n2").await, rig.node("n3").await);
     n1.register(n1.workload("shop", "cart", &[])).await;
@@ -244,6 +245,13 @@ async fn components_go_where_their_scopes_say() {
     };
     assert_eq!(sent.scopes, ["cart"]);
     assert!(String::from_utf8_lossy(&sent.json).contains("state.in-memory"));
+    n1.until("subscription", "shop/orders").await;
+    assert!(n2.names("subscription").is_empty() && n3.names("subscription").is_empty());
+    let Some(Body::Subscription(sent)) = &n1.state[&("subscription".into(), "shop/orders".into())].body
+    else {
+        panic!()
+    };
+    assert!(String::from_utf8_lossy(&sent.json).contains("\"default\":\"/t\""));
 }
 
 #[tokio::test]

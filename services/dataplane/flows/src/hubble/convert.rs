@@ -52,7 +52,9 @@ impl Observer {
         let flow = &recorded.flow;
         let base = self.common(flow);
         let mut events = match flow.kind {
-            Kind::Invoke | Kind::Http => request(flow, base),
+            Kind::Invoke | Kind::Http | Kind::State | Kind::Publish | Kind::Deliver | Kind::Binding => {
+                request(flow, base)
+            }
             Kind::Connection | Kind::Closed => vec![connection(flow, base)],
             Kind::Packet => packet(flow, base),
         };

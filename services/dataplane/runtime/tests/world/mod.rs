@@ -17,6 +17,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -28,6 +29,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
+use weft_components_api::Drivers;
 use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Party, Proof};
 use weft_model::NumericIdentity;
 use weft_runtime::{
@@ -207,6 +209,16 @@ impl World {
     }
 
     pub fn agent_with(&mut self, node: &str, limits: RuntimeLimits) -> Agent {
+        self.agent_with_components(node, limits, Drivers::default(), "/nonexistent".into())
+    }
+
+    pub fn agent_with_components(
+        &mut self,
+        node: &str,
+        limits: RuntimeLimits,
+        drivers: Drivers,
+        files: PathBuf,
+    ) -> Agent {
         let trust = self.ca.trust_with(weft_tls::SystemClock::shared());
         let view = View {
             node: node.into(),
@@ -228,7 +240,7 @@ impl World {
         self._triggers.push(trigger);
         Agent {
             node: node.into(),
-            runtime: Runtime::new(env, limits),
+            runtime: Runtime::with_components(env, limits, drivers, files),
             flows,
             rules,
             tunnels_dialed,
@@ -283,8 +295,10 @@ impl World {
         let health = Arc::new(AppHealth::default());
         health.set_app(true);
         health.set_outbound(true);
+        let local = Place::Local { app_port };
+        let endpoint = Endpoint::new(id.clone(), party.clone(), local);
         let context = AppContext::new(AppSpec {
-            workload: id,
+            workload: id.clone(),
             party,
             proof: if token.is_some() {
                 Proof::PortToken
@@ -299,15 +313,17 @@ impl World {
             },
             health: health.clone(),
         });
+        agent.runtime.blocks().app_here(&context).await;
+        agent.runtime.blocks().app_ready(&context, &endpoint);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let api = listener.local_addr().unwrap();
+        let (runtime, drain) = (agent.runtime.clone(), agent.drain.clone());
         tokio::spawn(
-            agent
-                .runtime
+            runtime
                 .clone()
-                .serve_listener(context, listener, agent.drain.clone()),
+                .serve_listener(context.clone(), listener, drain.clone()),
         );
-        Workload { api, health }
+        Workload { id, api, health }
     }
 }
 
@@ -329,6 +345,7 @@ impl Agent {
 }
 
 pub struct Workload {
+    pub id: Arc<str>,
     pub api: SocketAddr,
     pub health: Arc<AppHealth>,
 }
@@ -355,6 +372,14 @@ impl Answer {
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap()
+    }
+
+    /// A header of the answer.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 
     /// The error code of Dapr's error form.
@@ -411,6 +436,15 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
 pub async fn get(to: SocketAddr, target: &str, headers: &str) -> Answer {
     let bytes =
         format!("GET {target} HTTP/1.1\r\nhost: localhost:3500\r\nconnection: close\r\n{headers}\r\n");
+    exchange(to, bytes.as_bytes()).await.unwrap()
+}
+
+/// A request with a body, on a connection of its own.
+pub async fn send(to: SocketAddr, method: &str, target: &str, headers: &str, body: &str) -> Answer {
+    let bytes = format!(
+        "{method} {target} HTTP/1.1\r\nhost: localhost:3500\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}",
+        body.len()
+    );
     exchange(to, bytes.as_bytes()).await.unwrap()
 }
 

@@ -1,0 +1,13 @@
+//! The building blocks as apps meet them: real sockets, real drivers.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../world/mod.rs"]
+mod world;
+
+mod bindings;
+mod errors;
+mod manifests;
+mod publish;
+mod stage;
+mod state;
