@@ -25,7 +25,7 @@ pub use client::{channel, channel_local, channel_pinned};
 pub use limit::{Limited, Limiter, Rate};
 pub use local::bind_local;
 pub use refusal::{RPC_DOMAIN, Refusal};
-pub use roles::{Admit, Caller, MethodRoles, address, caller};
+pub use roles::{Admit, Caller, MethodRoles, TurnedAway, address, caller};
 pub use server::{BuiltServer, GrpcServer, MAX_CONNECTION_AGE, methods};
 pub use tonic_types::{ErrorDetails, StatusExt};
 

@@ -107,6 +107,16 @@ pub(crate) fn complete(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
+/// Why a request could not be read, where that is what a response says: `complete` gives it details.
+pub(crate) fn unread(response: &Response<Body>) -> Option<(&'static str, String)> {
+    let headers = response.headers();
+    if headers.contains_key(Status::GRPC_STATUS_DETAILS) {
+        return None;
+    }
+    let status = Status::from_header_map(headers).filter(|s| s.code() != Code::Ok)?;
+    Some((reason(&status), bounded(status.message().to_owned())))
+}
+
 fn set(headers: &mut HeaderMap, status: &Status) {
     // Only what a header can not hold fails, and then the plain status is already there.
     if let Err(error) = status.add_header(headers) {

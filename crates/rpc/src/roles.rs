@@ -1,11 +1,15 @@
 //! Who calls, and which methods admit whom. What is in no table is refused.
 
-use crate::{Limiter, RPC_DOMAIN, Refusal, refusal::complete};
+use crate::{
+    Limiter, RPC_DOMAIN, Refusal,
+    refusal::{complete, unread},
+};
 use futures::{TryFutureExt as _, future::MapOk};
 use http::{Request, Response};
 use std::{
     fmt,
     net::IpAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 use tonic::{Code, Status, body::Body};
@@ -136,25 +140,82 @@ impl MethodRoles {
 
     /// Whether `caller` may use `path`.
     pub fn check(&self, path: &str, caller: &Caller) -> Result<(), Status> {
+        self.judge(path, caller).map_err(|no| no.status(path))
+    }
+
+    fn judge(&self, path: &str, caller: &Caller) -> Result<(), NotAdmitted> {
         let admits = self.admits(path);
         if admits.iter().any(|a| caller.is(*a)) {
             return Ok(());
         }
-        let refusal = |code, reason, text: String| {
-            let refusal = Refusal::new(code, reason, RPC_DOMAIN, text);
-            Err(refusal.resource("method", path).into())
-        };
-        if admits.is_empty() {
+        let (code, reason, text) = if admits.is_empty() {
             let text = format!("{path} is not a method of this service");
-            return refusal(Code::Unimplemented, "METHOD_UNKNOWN", text);
-        }
-        if *caller == Caller::Anonymous {
+            (Code::Unimplemented, "METHOD_UNKNOWN", text)
+        } else if *caller == Caller::Anonymous {
             let text =
                 format!("{path} needs a client certificate; `weft admin cert` makes one for operators");
-            return refusal(Code::Unauthenticated, "CERTIFICATE_REQUIRED", text);
+            (Code::Unauthenticated, "CERTIFICATE_REQUIRED", text)
+        } else {
+            let text = format!("{path} does not admit {caller}");
+            (Code::PermissionDenied, "ROLE_NOT_ADMITTED", text)
+        };
+        Err(NotAdmitted { code, reason, text })
+    }
+}
+
+/// Why a caller may not use a method.
+struct NotAdmitted {
+    code: Code,
+    reason: &'static str,
+    text: String,
+}
+
+impl NotAdmitted {
+    fn status(self, path: &str) -> Status {
+        let refusal = Refusal::new(self.code, self.reason, RPC_DOMAIN, self.text);
+        refusal.resource("method", path).into()
+    }
+}
+
+/// A call that no handler decided on: its caller has not the role, or its request could not be read.
+#[derive(Debug, Clone)]
+pub struct TurnedAway {
+    /// Who called.
+    pub caller: Caller,
+    /// The address; none for the local socket.
+    pub from: Option<IpAddr>,
+    /// The method it asked for; of a caller's choosing, and at most [`TurnedAway::MAX_METHOD`] bytes.
+    pub method: String,
+    /// Why, for programs.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub text: String,
+}
+
+impl TurnedAway {
+    /// Bytes of a method's name.
+    pub const MAX_METHOD: usize = 256;
+
+    fn new(connection: &Connection, method: &str, reason: &'static str, text: &str) -> Self {
+        let cut = |(at, c): &(usize, char)| at + c.len_utf8() <= Self::MAX_METHOD;
+        let method = method.char_indices().take_while(cut).map(|(_, c)| c);
+        Self {
+            caller: connection.caller.clone(),
+            from: connection.from,
+            method: method.collect(),
+            reason,
+            text: text.to_owned(),
         }
-        let text = format!("{path} does not admit {caller}");
-        refusal(Code::PermissionDenied, "ROLE_NOT_ADMITTED", text)
+    }
+}
+
+/// Hears of calls that are turned away. Called on the server's threads: it must not wait.
+#[derive(Clone)]
+pub(crate) struct Observer(pub Arc<dyn Fn(TurnedAway) + Send + Sync>);
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
     }
 }
 
@@ -178,6 +239,7 @@ pub fn address<T>(request: &tonic::Request<T>) -> Option<IpAddr> {
 pub(crate) struct RoleLayer {
     pub roles: MethodRoles,
     pub limiter: Option<Limiter>,
+    pub observer: Option<Observer>,
 }
 
 /// See [`RoleLayer`].
@@ -196,12 +258,31 @@ impl RoleLayer {
         if let Some(limiter) = &self.limiter {
             limiter.ask(caller, *from, path)?;
         }
-        let checked = self.roles.check(path, caller);
-        if let Err(status) = &checked {
-            tracing::warn!(method = path, reason = status.message(), "call refused");
-        }
-        checked
+        self.roles.judge(path, caller).map_err(|no| {
+            tracing::warn!(method = path, reason = no.text, "call refused");
+            if let (Some(Observer(told)), Some(connection)) = (&self.observer, connection) {
+                told(TurnedAway::new(connection, path, no.reason, &no.text));
+            }
+            no.status(path)
+        })
     }
+}
+
+/// What is done with a handler's answer before it is sent.
+type Finish = Box<dyn FnOnce(Response<Body>) -> Response<Body> + Send>;
+
+/// Tells the observer if the answer says that the request could not be read.
+fn finish(observer: Option<&Observer>, connection: Option<&Connection>, method: &str) -> Finish {
+    let (Some(Observer(told)), Some(connection)) = (observer, connection) else {
+        return Box::new(complete);
+    };
+    let (told, connection, method) = (told.clone(), connection.clone(), method.to_owned());
+    Box::new(move |response| {
+        if let Some((reason, text)) = unread(&response) {
+            told(TurnedAway::new(&connection, &method, reason, &text));
+        }
+        complete(response)
+    })
 }
 
 impl<S> Layer<S> for RoleLayer {
@@ -222,7 +303,7 @@ where
     type Error = S::Error;
     type Future = futures::future::Either<
         std::future::Ready<Result<Response<Body>, S::Error>>,
-        MapOk<Instrumented<S::Future>, fn(Response<Body>) -> Response<Body>>,
+        MapOk<Instrumented<S::Future>, Finish>,
     >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -231,11 +312,13 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        match self.checks.check(request.extensions().get::<Connection>(), path) {
+        let connection = request.extensions().get::<Connection>();
+        match self.checks.check(connection, path) {
             Ok(()) => {
                 let span = tracing::info_span!("rpc", otel.name = path, otel.kind = "server");
+                let finish = finish(self.checks.observer.as_ref(), connection, path);
                 let answer = self.inner.call(request).instrument(span);
-                futures::future::Either::Right(answer.map_ok(complete as fn(_) -> _))
+                futures::future::Either::Right(answer.map_ok(finish))
             }
             Err(status) => {
                 let refused = complete(status.into_http());

@@ -1,6 +1,10 @@
 //! One gRPC server: the services of a process, with health, reflection and the role check.
 
-use crate::{Limiter, MethodRoles, RpcError, incoming, roles::RoleLayer, until::Until};
+use crate::{
+    Limiter, MethodRoles, RpcError, TurnedAway, incoming,
+    roles::{Observer, RoleLayer},
+    until::Until,
+};
 use futures::future::Either;
 use prost::Message;
 use std::{sync::Arc, time::Duration};
@@ -32,6 +36,7 @@ const MAX_HEADERS: u32 = 16 * 1024;
 pub struct GrpcServer {
     roles: MethodRoles,
     limiter: Option<Limiter>,
+    observer: Option<Observer>,
     routes: RoutesBuilder,
     health: HealthReporter,
     end: CancellationToken,
@@ -83,6 +88,7 @@ impl GrpcServer {
         Ok(Self {
             roles,
             limiter: None,
+            observer: None,
             routes,
             health,
             end,
@@ -100,6 +106,16 @@ impl GrpcServer {
     pub fn limit(self, limiter: Limiter) -> Self {
         Self {
             limiter: Some(limiter),
+            ..self
+        }
+    }
+
+    /// Tells of each call that no handler decides on: the caller has not the role, or the request can
+    /// not be read. `told` is called on the server's threads and must not wait. Of calls that are over a
+    /// limit, [`Limiter::on_refused`] tells.
+    pub fn on_turned_away(self, told: impl Fn(TurnedAway) + Send + Sync + 'static) -> Self {
+        Self {
+            observer: Some(Observer(Arc::new(told))),
             ..self
         }
     }
@@ -133,6 +149,7 @@ impl GrpcServer {
             checks: RoleLayer {
                 roles: self.roles,
                 limiter: self.limiter,
+                observer: self.observer,
             },
             routes: self.routes.routes().prepare(),
             health: self.health,

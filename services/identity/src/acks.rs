@@ -1,8 +1,14 @@
 //! Which members follow the bundle here, and which version each has said to verify by.
 
+use crate::{
+    core::{Core, Decision},
+    reason::Reason,
+    refused::Refused,
+};
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::Notify;
+use weft_rpc::Caller;
 use weft_tls::Clock;
 
 /// A member whose stream broke goes on verifying by what it had, and is back in a moment. For so long
@@ -118,6 +124,20 @@ impl Acks {
     /// Waits for the next acknowledgement or the end of a stream.
     pub async fn changed(&self) {
         self.0.changed.notified().await;
+    }
+}
+
+impl Core {
+    /// Notes that a member verifies by a version of the bundle.
+    pub(crate) async fn acknowledge(&self, caller: &Caller, watch_id: u64, version: u64) -> Decision<()> {
+        let name = caller.spiffe_id().map(ToString::to_string).unwrap_or_default();
+        if self.acks.ack(watch_id, &name, version) {
+            return Ok(());
+        }
+        let text = "you have no such stream of the bundle here; it may have ended";
+        let refused = Refused::missing(Reason::StreamUnknown, text).about("stream", &watch_id.to_string());
+        let asked = self.asked("ack-bundle", caller, &name);
+        self.or_record(&asked, Err(refused)).await
     }
 }
 

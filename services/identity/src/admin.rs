@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Core, Decision},
-    db::Replica,
+    db::{Audit, Replica},
     hierarchy::Live,
     reason::Reason,
     refused::Refused,
@@ -25,11 +25,13 @@ pub struct Shown {
 
 impl Core {
     /// Roots, issuers, and where a rotation stands.
-    pub async fn show(&self) -> Decision<Shown> {
+    pub async fn show(&self, caller: &Caller) -> Decision<Shown> {
         let live = self.live.load_full();
+        let replicas = self.replicas().await.map_err(Refused::from);
+        let asked = self.asked("get-authority", caller, "");
         Ok(Shown {
             phase: Phase::of(&live.trust),
-            replicas: self.replicas().await?,
+            replicas: self.or_record(&asked, replicas).await?,
             live,
         })
     }
@@ -43,7 +45,12 @@ impl Core {
             RotateTarget::Unspecified => "rotate",
         };
         let asked = self.asked(action, caller, "");
-        self.or_record(&asked, self.may_make(target)).await?;
+        let done = self.try_rotate(&asked, target).await;
+        self.or_record(&asked, done).await
+    }
+
+    async fn try_rotate(&self, asked: &Audit, target: RotateTarget) -> Decision<Phase> {
+        self.may_make(target)?;
         match target {
             RotateTarget::Leaves => self.renew_all().await?,
             RotateTarget::Issuer => self.reissue().await?,
@@ -51,7 +58,7 @@ impl Core {
                 self.prepare_root().await?;
             }
         }
-        self.record_order(asked).await?;
+        self.record_order(asked.clone()).await?;
         // As far as it goes at once: with nobody connected, to its end.
         self.wake.notify_one();
         Ok(Phase::of(&self.live.load().trust))

@@ -4,7 +4,7 @@
 use crate::{
     config::Config,
     core::{Core, Decision},
-    db::{Db, Image},
+    db::{Audit, Db, Image},
     error::StartError,
     hierarchy::{ISSUER, ROOT},
     jwt,
@@ -115,14 +115,18 @@ impl Core {
     /// Everything that is needed to go on elsewhere, encrypted.
     pub async fn backup(&self, caller: &Caller, passphrase: Zeroizing<String>) -> Decision<Vec<u8>> {
         let asked = self.asked("backup", caller, "");
+        let made = self.try_backup(&asked, passphrase).await;
+        self.or_record(&asked, made).await
+    }
+
+    async fn try_backup(&self, asked: &Audit, passphrase: Zeroizing<String>) -> Decision<Vec<u8>> {
         let sound = (MIN_PASSPHRASE..=MAX_PASSPHRASE).contains(&passphrase.len());
-        let checked = sound.then_some(()).ok_or_else(|| {
+        sound.then_some(()).ok_or_else(|| {
             Refused::field(
                 "passphrase",
                 format!("the passphrase must have {MIN_PASSPHRASE} to {MAX_PASSPHRASE} bytes"),
             )
-        });
-        self.or_record(&asked, checked).await?;
+        })?;
         self.refresh().await?;
         let live = self.live.load_full();
         let mut image = self.db.image(&live.trust, self.now()).await?;
@@ -132,7 +136,7 @@ impl Core {
         // The derivation takes some tenths of a second.
         let encrypted = tokio::task::spawn_blocking(move || encrypt(&passphrase, &clear));
         let backup = encrypted.await.ok().flatten().ok_or_else(Refused::internal)?;
-        self.record_order(asked).await?;
+        self.record_order(asked.clone()).await?;
         Ok(backup)
     }
 }

@@ -26,35 +26,26 @@ impl Core {
         csr: &[u8],
     ) -> Decision<(Issued, Bundle)> {
         let mut asked = self.asked("attest", caller, wanted.unwrap_or_default());
-        let read = || -> Decision<(Option<SpiffeId>, SubjectPublicKeyInfo)> {
-            let wanted = wanted
-                .map(str::parse::<SpiffeId>)
-                .transpose()
-                .map_err(|e| Refused::field("spiffe_id", e.to_string()))?;
-            let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
-            Ok((wanted, key))
-        };
-        let (id, key) = match read() {
-            Ok(read) => read,
-            Err(refused) => {
-                asked.attested = evidence.how();
-                return self.refuse(asked, refused).await;
-            }
-        };
+        asked.attested = evidence.how();
+        let id = wanted.map(str::parse::<SpiffeId>).transpose();
+        let id = id.map_err(|e| Refused::field("spiffe_id", e.to_string()));
+        let id = self.or_record(&asked, id).await?;
         let wanted = id.as_ref().map_or(Wanted::Own, Wanted::Id);
-        let (_, issued) = self.grant("attest", caller, evidence, wanted, &key).await?;
+        let key = || csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e));
+        let (_, issued) = self.grant("attest", caller, evidence, wanted, key).await?;
         Ok((issued, self.bundle()))
     }
 
-    /// Judges evidence, signs for `key` what it is good for, and records either. When this returns, the
-    /// record is on the disk.
+    /// Judges evidence, then reads the `key` that is to be certified, signs what the evidence is good for,
+    /// and records either. When this returns, the record is on the disk. Evidence comes first: who has
+    /// none learns nothing of what else may be wrong. It is used up last.
     pub(crate) async fn grant(
         &self,
         action: &'static str,
         caller: &Caller,
         evidence: &Evidence<'_>,
         wanted: Wanted<'_>,
-        key: &SubjectPublicKeyInfo,
+        key: impl FnOnce() -> Decision<SubjectPublicKeyInfo> + Send,
     ) -> Decision<(Granted, Issued)> {
         let text = match wanted {
             Wanted::App { namespace, app_id } => format!("/ns/{namespace}/{app_id}"),
@@ -63,39 +54,29 @@ impl Core {
         };
         let mut asked = self.asked(action, caller, &text);
         let mut who = String::new();
-        let judged = self.judge(caller, evidence, wanted, key, &mut who).await;
+        let judged = self.judge(caller, evidence, wanted, &mut who).await;
         if !who.is_empty() {
             asked.caller = who;
         }
         asked.attested = evidence.how();
-        let granted = match judged {
-            Ok(granted) => granted,
-            Err(refused) => return self.refuse(asked, refused).await,
-        };
+        let granted = self.or_record(&asked, judged).await?;
         asked.spiffe_id = granted.id.to_string();
-        let issued = match granted.id.principal() {
-            Principal::Node(name) => match self.admit_node(&asked, &granted, &name, key).await {
-                Ok(issued) => issued,
-                Err(refused) => return self.refuse(asked, refused).await,
-            },
-            _ => {
-                let lifetime = self.settings.workload_ttl();
-                self.give(&asked, &granted.id, None, lifetime, key).await?
+        let signed = async {
+            let key = key()?;
+            let shown = key.subject_public_key_info();
+            self.attestor.use_up(&granted, &shown).await?;
+            match granted.id.principal() {
+                Principal::Node(name) => self.admit_node(&asked, &granted, &name, &key).await,
+                _ => {
+                    let lifetime = self.settings.workload_ttl();
+                    self.give(&asked, &granted.id, None, lifetime, &key).await
+                }
             }
         };
+        let signed = signed.await;
+        let issued = self.or_record(&asked, signed).await?;
         tracing::info!(id = %granted.id, by = granted.who, how = granted.how, serial = issued.serial, "attested");
         Ok((granted, issued))
-    }
-
-    /// Anybody may be refused here, so a flood of it is only counted.
-    pub(crate) async fn refuse<T>(&self, asked: Audit, refused: Refused) -> Decision<T> {
-        if refused.is_decision() {
-            self.record_strangers(asked, refused.reason(), refused.to_string())
-                .await;
-        } else {
-            self.owe_failure(&asked, &refused);
-        }
-        Err(refused)
     }
 
     async fn judge(
@@ -103,7 +84,6 @@ impl Core {
         caller: &Caller,
         evidence: &Evidence<'_>,
         wanted: Wanted<'_>,
-        key: &SubjectPublicKeyInfo,
         who: &mut String,
     ) -> Decision<Granted> {
         if let Some(id) = caller.spiffe_id()
@@ -124,7 +104,6 @@ impl Core {
         let asked = Asked {
             wanted,
             node: node.as_deref(),
-            key: &key.subject_public_key_info(),
         };
         self.attestor.attest(evidence, &asked, who).await
     }

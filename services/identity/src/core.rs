@@ -1,21 +1,19 @@
-//! What the authority's decisions share: its certificates, its record, its clock. The decisions
-//! themselves are in `tokens` and `grants`; they know nothing of gRPC but its status codes. Every
-//! issuance is recorded before it is given out, every refusal when it is made.
+//! What the authority's decisions share: its certificates, its clock; its record is in `record`. The
+//! decisions themselves are in `tokens` and `grants`; they know nothing of gRPC but its status codes.
 
 use crate::{
     acks::Acks,
     attest::Attestor,
-    audit::{Gate, Verdict},
+    audit::Gate,
     authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
     counts::Counts,
-    db::{Audit, AuditRow, Db, Filter, Recorded, StoredTrust},
+    db::{AuditRow, Db, Filter, StoredTrust},
     error::StartError,
     hierarchy::{self, Live},
     kek::Kek,
     members::Members,
     own,
-    reason::Reason,
     recorder::Recorder,
     refused::Refused,
     registry::Registry,
@@ -29,7 +27,7 @@ use parking_lot::Mutex;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Notify, broadcast, watch};
 use weft_model::{SpiffeId, TrustDomain};
-use weft_rpc::{Caller, Limited};
+use weft_rpc::Caller;
 use weft_tls::{Bundle, Clock, Revoked};
 
 /// The service's own name; no token can be made for it.
@@ -138,7 +136,7 @@ impl Core {
         let attestor = Attestor::new(&config.attestation, &trust_domain, form, &clock, &db, insecure).await?;
         let core = Self {
             attestor,
-            recorder: Recorder::start(db.clone()),
+            recorder: Recorder::start(db.clone(), counts.clone()),
             db,
             kek,
             maker,
@@ -217,13 +215,16 @@ impl Core {
     }
 
     /// Issuances and refusals, newest first.
-    pub async fn list_audit(&self, filter: &Filter) -> Decision<Vec<AuditRow>> {
-        Ok(self.db.list_audit(filter).await?)
+    pub async fn list_audit(&self, caller: &Caller, filter: &Filter) -> Decision<Vec<AuditRow>> {
+        let listed = self.db.list_audit(filter).await;
+        self.or_record(&self.asked("list-audit", caller, ""), listed.map_err(Into::into))
+            .await
     }
 
     /// Ends all connections to the database.
     pub async fn close(self) {
         self.leave().await;
+        self.record_left_out(self.gate.rest());
         self.recorder.close().await;
         self.db.close().await;
     }
@@ -271,156 +272,6 @@ impl Core {
             key,
         };
         Ok(live.authority.issue(&order, self.now())?)
-    }
-
-    pub(crate) fn asked(&self, action: &'static str, caller: &Caller, spiffe_id: &str) -> Audit {
-        let (caller, attested) = match caller {
-            Caller::Local { uid } => (format!("local:{uid}"), "local"),
-            Caller::Anonymous | Caller::Loopback => ("anonymous".into(), ""),
-            Caller::Tls(peer) => (peer.id.to_string(), "certificate"),
-        };
-        let spiffe_id = spiffe_id.chars().take(2048).collect();
-        Audit {
-            time: self.now(),
-            action,
-            caller,
-            attested,
-            spiffe_id,
-            ..Audit::default()
-        }
-    }
-
-    pub(crate) fn issuance(
-        &self,
-        action: &'static str,
-        caller: &str,
-        attested: &'static str,
-        issued: &Issued,
-    ) -> Audit {
-        Audit {
-            time: self.now(),
-            action,
-            caller: caller.into(),
-            attested,
-            spiffe_id: issued.id.to_string(),
-            serial: issued.serial.clone(),
-            not_after: issued.not_after,
-            ..Audit::default()
-        }
-    }
-
-    /// Signs a leaf and records it; when this returns, the record is on the disk.
-    pub(crate) async fn give(
-        &self,
-        asked: &Audit,
-        id: &SpiffeId,
-        node: Option<&str>,
-        lifetime: Duration,
-        key: &rcgen::SubjectPublicKeyInfo,
-    ) -> Decision<Issued> {
-        let mut again = true;
-        loop {
-            let signed = self.sign(id, node, lifetime, key);
-            let issued = self.or_record(asked, signed).await?;
-            let recorded = Recorded {
-                entry: self.issuance(asked.action, &asked.caller, asked.attested, &issued),
-                issuer_id: issued.issuer_id,
-            };
-            match self.recorder.record(recorded).await {
-                // Another replica dropped the issuer before this one heard of it.
-                Err(refused) if again && refused.is_stale_issuer() => {
-                    again = false;
-                    self.refresh().await?;
-                }
-                recorded => {
-                    recorded?;
-                    self.counts.issued(asked.action);
-                    return Ok(issued);
-                }
-            }
-        }
-    }
-
-    /// Records an operator's order that gives out nothing.
-    pub(crate) async fn record_order(&self, asked: Audit) -> Decision<()> {
-        self.counts.issued(asked.action);
-        let recorded = Recorded {
-            entry: asked,
-            issuer_id: 0,
-        };
-        self.recorder.record(recorded).await
-    }
-
-    /// Records a refusal and passes the decision on.
-    pub(crate) async fn or_record<T>(&self, asked: &Audit, checked: Decision<T>) -> Decision<T> {
-        if let Err(refused) = &checked {
-            if refused.is_decision() {
-                self.record_refusal(asked.clone(), refused.reason(), refused.to_string())
-                    .await;
-            } else {
-                self.owe_failure(asked, refused);
-            }
-        }
-        checked
-    }
-
-    /// Has the record told, once that is possible, that the database failed in the middle of something.
-    pub(crate) fn owe_failure(&self, asked: &Audit, refused: &Refused) {
-        if let Some(cause) = refused.cause() {
-            self.counts.refused(asked.action, refused.reason());
-            self.recorder.owe(Audit {
-                reason: format!("nothing was given out: {cause}"),
-                ..asked.clone()
-            });
-        }
-    }
-
-    /// Records a refusal that anybody who reaches the port can bring about: a flood of them is counted.
-    pub(crate) async fn record_strangers(&self, asked: Audit, why: Reason, refused: String) {
-        match self.gate.ask(asked.time) {
-            Verdict::LeaveOut => {
-                self.counts.refused(asked.action, why);
-                tracing::debug!(action = asked.action, reason = refused, "refused, not recorded");
-            }
-            Verdict::Record { left_out: 0 } => self.record_refusal(asked, why, refused).await,
-            Verdict::Record { left_out } => {
-                let reason = format!("{refused} (and {left_out} more refusals before it were not recorded)");
-                self.record_refusal(asked, why, reason).await;
-            }
-        }
-    }
-
-    /// Records that a caller asks too often; called at most once a minute for each.
-    pub(crate) async fn record_limited(&self, limited: Limited) {
-        let mut asked = self.asked("rate-limit", &limited.caller, "");
-        if let Some(from) = limited.from {
-            asked.caller = format!("anonymous at {from}");
-        }
-        let text = format!(
-            "asks {} too often ({} calls refused)",
-            limited.method, limited.refused
-        );
-        self.record_strangers(asked, Reason::RateLimited, text).await;
-    }
-
-    /// A refusal stands even if it can not be recorded.
-    pub(crate) async fn record_refusal(&self, asked: Audit, why: Reason, reason: String) {
-        self.counts.refused(asked.action, why);
-        tracing::warn!(
-            action = asked.action,
-            caller = asked.caller,
-            asked = asked.spiffe_id,
-            reason,
-            why = why.as_str(),
-            "refused"
-        );
-        let recorded = Recorded {
-            entry: Audit { reason, ..asked },
-            issuer_id: 0,
-        };
-        if let Err(error) = self.recorder.record(recorded).await {
-            tracing::error!(%error, "a refusal could not be recorded");
-        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! The service's metrics, `weft_identity_*`.
 
-use crate::reason::Reason;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -63,8 +62,7 @@ impl Counts {
             .inc();
     }
 
-    pub(crate) fn refused(&self, action: &'static str, why: Reason) {
-        let reason = why.as_str();
+    pub(crate) fn refused(&self, action: &'static str, reason: &'static str) {
         self.refused.get_or_create(&Why { reason }).inc();
         self.decisions
             .get_or_create(&Decision {
@@ -93,14 +91,14 @@ mod tests {
         let metrics = Metrics::new("identity");
         let counts = Counts::register(&metrics);
         counts.issued("join");
-        counts.refused("join", Reason::TokenExpired);
-        counts.refused("join", Reason::PodNotOnNode);
+        counts.refused("join", "TOKEN_EXPIRED");
+        counts.refused("call", "ROLE_NOT_ADMITTED");
         counts.workloads(3);
         let text = metrics.text();
         for line in [
             "weft_identity_decisions_total{action=\"join\",outcome=\"issue\"} 1",
-            "weft_identity_decisions_total{action=\"join\",outcome=\"refuse\"} 2",
-            "weft_identity_refused_total{reason=\"POD_NOT_ON_NODE\"} 1",
+            "weft_identity_decisions_total{action=\"join\",outcome=\"refuse\"} 1",
+            "weft_identity_refused_total{reason=\"ROLE_NOT_ADMITTED\"} 1",
             "weft_identity_refused_total{reason=\"TOKEN_EXPIRED\"} 1",
             "weft_identity_registry_workloads 3",
         ] {

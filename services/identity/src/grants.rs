@@ -36,15 +36,15 @@ impl Core {
     ) -> Decision<(SpiffeId, Duration, SubjectPublicKeyInfo)> {
         let id = caller
             .spiffe_id()
-            .ok_or_else(|| Refused::denied(Reason::NotRenewable, "only a certificate can be renewed"))?;
+            .ok_or_else(|| Refused::denied(Reason::NotAMember, "only members renew their certificates"))?;
         self.check_caller(caller)?;
         let key = csr::public_key(csr).map_err(|e| Refused::csr("csr_der", &e))?;
         let (kind, name) = match id.principal() {
             Principal::Service(name) => (Kind::Service, name),
             Principal::Node(name) => (Kind::Node, name),
             _ => {
-                let text = format!("{id} is not renewed by its holder");
-                return Err(Refused::denied(Reason::NotRenewable, text));
+                let text = format!("{id} is no member: its holder does not renew it");
+                return Err(Refused::denied(Reason::NotAMember, text));
             }
         };
         if self.member(kind, &name).await?.is_none() {

@@ -134,6 +134,11 @@ impl Core {
         id: &SpiffeId,
         audience: &[String],
     ) -> Decision<Token> {
+        let given = self.try_token_for(asked, id, audience).await;
+        self.or_record(asked, given).await
+    }
+
+    async fn try_token_for(&self, asked: &Audit, id: &SpiffeId, audience: &[String]) -> Decision<Token> {
         let mut again = true;
         loop {
             let live = self.live.load_full();

@@ -29,6 +29,7 @@ mod nodes;
 mod own;
 mod pattern;
 mod reason;
+mod record;
 mod recorder;
 mod refused;
 mod registry;

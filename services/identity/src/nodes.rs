@@ -2,12 +2,14 @@
 
 use crate::{
     core::{Core, Decision},
+    db::Audit,
     pattern::HostPattern,
     tokens::Kind,
 };
 use std::sync::Arc;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 use weft_proto::weft::identity::v1 as pb;
+use weft_rpc::Caller;
 
 /// One follower's place: all nodes first, then each as it joins.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub(crate) struct NodeWatch {
     core: Arc<Core>,
     joins: Receiver<String>,
     begun: bool,
+    /// What the record says if it fails.
+    asked: Audit,
 }
 
 fn node(name: String, may_host: Vec<HostPattern>) -> pb::MemberNode {
@@ -29,10 +33,11 @@ fn node(name: String, may_host: Vec<HostPattern>) -> pb::MemberNode {
 }
 
 impl NodeWatch {
-    pub(crate) fn new(core: Arc<Core>) -> Self {
+    pub(crate) fn new(core: Arc<Core>, caller: &Caller) -> Self {
         // Before the first look at the database: who joins in between is told twice, not never.
         let joins = core.joins.subscribe();
         Self {
+            asked: core.asked("watch-nodes", caller, ""),
             core,
             joins,
             begun: false,
@@ -41,14 +46,16 @@ impl NodeWatch {
 
     /// Waits for the next message; nothing when the service ends.
     pub(crate) async fn next(&mut self) -> Option<Decision<pb::WatchNodesResponse>> {
-        if !self.begun {
-            return Some(self.all().await);
-        }
-        match self.joins.recv().await {
-            Ok(name) => Some(self.one(name).await),
-            Err(RecvError::Lagged(_)) => Some(self.all().await),
-            Err(RecvError::Closed) => None,
-        }
+        let told = if self.begun {
+            match self.joins.recv().await {
+                Ok(name) => self.one(name).await,
+                Err(RecvError::Lagged(_)) => self.all().await,
+                Err(RecvError::Closed) => return None,
+            }
+        } else {
+            self.all().await
+        };
+        Some(self.core.or_record(&self.asked, told).await)
     }
 
     async fn all(&mut self) -> Decision<pb::WatchNodesResponse> {

@@ -56,8 +56,6 @@ reasons! {
     IdentityRevoked = "IDENTITY_REVOKED",
     /// The caller has not joined, or no longer belongs
     NotAMember = "NOT_A_MEMBER",
-    /// Operators and workloads do not renew their certificates themselves
-    NotRenewable = "NOT_RENEWABLE",
     /// No such workload is registered
     WorkloadUnknown = "WORKLOAD_UNKNOWN",
     /// The workload is registered on another node

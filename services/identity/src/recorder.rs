@@ -5,11 +5,17 @@
 //! written again.
 
 use crate::{
+    counts::Counts,
     db::{Audit, Db, Recorded},
+    record::failed,
     refused::Refused,
 };
 use std::{
     collections::{HashMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -38,15 +44,18 @@ struct Item {
 #[derive(Debug)]
 pub struct Recorder {
     queue: mpsc::Sender<Item>,
+    /// Entries that nobody waits for and that found no room.
+    lost: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
 impl Recorder {
     /// Starts the task.
-    pub fn start(db: Db) -> Self {
+    pub fn start(db: Db, counts: Counts) -> Self {
         let (queue, items) = mpsc::channel(QUEUE);
-        let task = tokio::spawn(write(db, items));
-        Self { queue, task }
+        let lost = Arc::<AtomicU64>::default();
+        let task = tokio::spawn(write(db, items, lost.clone(), counts));
+        Self { queue, lost, task }
     }
 
     /// Records; when this returns, it is on the disk.
@@ -59,7 +68,7 @@ impl Recorder {
         self.put(recorded, Some(begins)).await
     }
 
-    /// Records later that something failed: nobody waits for it.
+    /// Records soon, or once the database can be written again; nobody waits for it.
     pub fn owe(&self, entry: Audit) {
         let item = Item {
             recorded: Recorded { entry, issuer_id: 0 },
@@ -67,7 +76,7 @@ impl Recorder {
             done: oneshot::channel().0,
         };
         if self.queue.try_send(item).is_err() {
-            tracing::error!("a failure could not be recorded: too much waits for the database");
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -92,7 +101,7 @@ impl Recorder {
     }
 }
 
-async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
+async fn write(db: Db, mut items: mpsc::Receiver<Item>, lost: Arc<AtomicU64>, counts: Counts) {
     // Until when the database knows that each issuer is needed.
     let mut kept: HashMap<i64, u64> = HashMap::new();
     let mut batch = Vec::with_capacity(BATCH);
@@ -113,6 +122,7 @@ async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
             owed.pay(&db).await;
             return;
         }
+        owed.more(lost.swap(0, Ordering::Relaxed), &batch);
         // Callers that went away are recorded all the same: what they asked for was signed.
         let outcome = commit(&db, &mut kept, &batch).await;
         match outcome {
@@ -126,12 +136,20 @@ async fn write(db: Db, mut items: mpsc::Receiver<Item>) {
                     };
                     let _ = item.done.send(result);
                 }
+                if !owed.is_empty() {
+                    owed.pay(&db).await;
+                }
             }
             Err(error) => {
                 kept.clear();
                 let cause = error.to_string();
-                let refused = Refused::from(error);
+                // It will be, from what is owed.
+                let refused = Refused::from(error).recorded();
                 for item in batch.drain(..) {
+                    // A refusal was counted when it was made.
+                    if item.recorded.entry.reason.is_empty() {
+                        counts.refused(item.recorded.entry.action, refused.reason().as_str());
+                    }
                     owed.add(item.recorded.entry, &cause);
                     let _ = item.done.send(Err(refused.clone()));
                 }
@@ -146,11 +164,23 @@ struct Owed {
     entries: VecDeque<Audit>,
     /// Beyond [`OWED`].
     more: u64,
+    /// Of the newest.
+    time: u64,
 }
 
 impl Owed {
     fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.is_empty() && self.more == 0
+    }
+
+    /// So many found no room before these.
+    fn more(&mut self, count: u64, batch: &[Item]) {
+        if count > 0 {
+            tracing::error!(count, "too much waits for the database: refusals or failures are only counted");
+        }
+        self.more += count;
+        let newest = batch.iter().map(|item| item.recorded.entry.time).max();
+        self.time = self.time.max(newest.unwrap_or_default());
     }
 
     fn add(&mut self, entry: Audit, cause: &str) {
@@ -160,7 +190,7 @@ impl Owed {
         }
         // A refusal stands as it is; of an issuance, nothing left the service.
         let reason = match entry.reason.as_str() {
-            "" => format!("nothing was given out, because it could not be recorded: {cause}"),
+            "" => failed(entry.action, &format!("it could not be recorded: {cause}")),
             _ => entry.reason.clone(),
         };
         self.entries.push_back(Audit {
@@ -173,20 +203,26 @@ impl Owed {
 
     /// Writes all of it, or none.
     async fn pay(&mut self, db: &Db) {
-        if let Some(last) = self.entries.back_mut()
-            && self.more > 0
-        {
-            let more = std::mem::take(&mut self.more);
-            last.reason = format!("{} (and {more} more after it were not recorded)", last.reason);
-        }
+        let left_out = (self.more > 0).then(|| Audit {
+            time: self.time,
+            action: "left-out",
+            reason: format!(
+                "{} more refusals or failures while the database was away, which are not recorded one by one",
+                self.more
+            ),
+            ..Audit::default()
+        });
         let written = async {
             let mut tx = db.begin().await?;
-            let all: Vec<&Audit> = self.entries.iter().collect();
+            let all: Vec<&Audit> = self.entries.iter().chain(&left_out).collect();
             db.audit_all(&mut tx, &all).await?;
             db.commit(tx).await
         };
         match written.await {
-            Ok(()) => self.entries.clear(),
+            Ok(()) => {
+                self.entries.clear();
+                self.more = 0;
+            }
             Err(error) => tracing::debug!(%error, owed = self.entries.len(), "the database is still away"),
         }
     }

@@ -19,13 +19,14 @@ const SOON: Duration = Duration::from_secs(1);
 pub struct Refused {
     code: Code,
     text: String,
-    decision: bool,
     reason: Reason,
     field: Option<&'static str>,
     retry_after: Option<Duration>,
     about: Option<(&'static str, String)>,
-    /// Why the service could not decide, for the audit record alone.
+    /// Why the service could not decide or could not do it, for the audit record alone.
     cause: Option<Box<str>>,
+    /// Whether the audit record knows of it.
+    recorded: bool,
 }
 
 impl Refused {
@@ -33,12 +34,12 @@ impl Refused {
         Self {
             code,
             text,
-            decision: true,
             reason,
             field: None,
             retry_after: None,
             about: None,
             cause: None,
+            recorded: false,
         }
     }
 
@@ -93,7 +94,7 @@ impl Refused {
     pub fn stale_issuer() -> Self {
         let text = "the issuing certificate was replaced meanwhile; ask again";
         Self {
-            decision: false,
+            cause: Some(text.into()),
             ..Self::unavailable(Reason::IssuerReplaced, text)
         }
     }
@@ -105,10 +106,10 @@ impl Refused {
 
     /// Our own fault; the log says more.
     pub fn internal() -> Self {
-        let text = "the identity service failed; its log says why".into();
+        let text = "the identity service failed; its log says why";
         Self {
-            decision: false,
-            ..Self::new(Code::Internal, Reason::Internal, text)
+            cause: Some(text.into()),
+            ..Self::new(Code::Internal, Reason::Internal, text.into())
         }
     }
 
@@ -140,14 +141,31 @@ impl Refused {
         self.reason
     }
 
-    /// What the audit record is told when the database can be used again, if it could not be.
+    /// The field of the request that makes no sense.
+    pub fn in_field(&self) -> Option<&'static str> {
+        self.field
+    }
+
+    /// What the audit record is told of why the service could not decide; nothing if it was decided.
     pub fn cause(&self) -> Option<&str> {
         self.cause.as_deref()
     }
 
+    /// The audit record knows of it.
+    pub fn recorded(mut self) -> Self {
+        self.recorded = true;
+        self
+    }
+
+    /// Whether the audit record knows of it.
+    pub fn is_recorded(&self) -> bool {
+        self.recorded
+    }
+
     /// Whether it was decided; otherwise the service could not decide.
+    #[cfg(test)]
     pub fn is_decision(&self) -> bool {
-        self.decision
+        self.cause.is_none()
     }
 }
 
@@ -163,7 +181,6 @@ impl From<StoreError> for Refused {
         tracing::error!(%error, "database");
         let text = "the identity service can not use its database; its log says why";
         Self {
-            decision: false,
             cause: Some(error.to_string().into()),
             ..Self::unavailable(Reason::DatabaseUnavailable, text)
         }

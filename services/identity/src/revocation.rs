@@ -113,9 +113,12 @@ impl Core {
     /// Revokes an identity or a serial.
     pub async fn revoke(&self, caller: &Caller, target: &str, reason: &str) -> Decision<()> {
         let asked = self.asked("revoke", caller, target);
-        let checked = self.check_revocation(target, reason).await;
-        let revocation = self.or_record(&asked, checked).await?;
-        self.set_revocation(asked, revocation, reason).await
+        let done = async {
+            let revocation = self.check_revocation(target, reason).await?;
+            self.set_revocation(&asked, revocation, reason).await
+        };
+        let done = done.await;
+        self.or_record(&asked, done).await
     }
 
     async fn check_revocation(&self, target: &str, reason: &str) -> Decision<Revocation> {
@@ -174,26 +177,35 @@ impl Core {
     /// Lets a revoked identity have certificates again.
     pub async fn reinstate(&self, caller: &Caller, id: &str) -> Decision<()> {
         let asked = self.asked("reinstate", caller, id);
-        let checked = match self.live.load().revocations.get(id) {
-            Some(it) if it.valid_from == u64::MAX => Ok(it.clone()),
-            _ => {
-                let shown: String = id.chars().take(200).collect();
-                let text = format!("{shown:?} is not revoked");
-                Err(Refused::missing(Reason::NotRevoked, text).about("identity", &shown))
-            }
-        };
-        let mut revocation = self.or_record(&asked, checked).await?;
-        // What it had before stays revoked until it has expired.
-        revocation.valid_from = self.now();
-        revocation.until = self.now() + LONGEST;
-        let reason = revocation.reason.clone();
-        self.set_revocation(asked, revocation, &reason).await
+        let done = self.try_reinstate(&asked, id).await;
+        self.or_record(&asked, done).await
     }
 
-    async fn set_revocation(&self, asked: Audit, revocation: Revocation, reason: &str) -> Decision<()> {
+    async fn try_reinstate(&self, asked: &Audit, id: &str) -> Decision<()> {
+        let held = self.live.load().revocations.get(id).cloned();
+        let held = held.filter(|it| it.valid_from == u64::MAX).ok_or_else(|| {
+            let shown: String = id.chars().take(200).collect();
+            let text = format!("{shown:?} is not revoked");
+            Refused::missing(Reason::NotRevoked, text).about("identity", &shown)
+        })?;
+        let reason = held.reason.clone();
+        // What it had before stays revoked until it has expired.
+        let changed = Revocation {
+            valid_from: self.now(),
+            until: self.now() + LONGEST,
+            ..held
+        };
+        self.set_revocation(asked, changed, &reason).await
+    }
+
+    async fn set_revocation(&self, asked: &Audit, revocation: Revocation, reason: &str) -> Decision<()> {
         // Recorded first: a revocation that is not recorded does not happen.
         let spiffe_id = format!("{} ({reason})", asked.spiffe_id);
-        self.record_order(Audit { spiffe_id, ..asked }).await?;
+        self.record_order(Audit {
+            spiffe_id,
+            ..asked.clone()
+        })
+        .await?;
         // Another change may come between.
         const TRIES: usize = 8;
         for _ in 0..TRIES {

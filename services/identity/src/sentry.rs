@@ -1,9 +1,8 @@
 //! Dapr's way to a certificate: `dapr.proto.sentry.v1.CA/SignCertificate`, with the fields and codes
 //! of Dapr's Sentry. What proves whom is decided in [`crate::attest`].
 //!
-//! Two things are Weft's own. There is one trust domain: Dapr's default for "none in particular",
-//! `public`, means it too. And the certificate request is read before the token is looked at, so that
-//! nobody is asked about a token for nothing.
+//! One thing is Weft's own: there is one trust domain, and Dapr's default for "none in particular",
+//! `public`, means it too. As there, the token is judged before the certificate request is read.
 
 use crate::{
     attest::{Evidence, Wanted},
@@ -37,7 +36,8 @@ pub struct Ask<'a> {
     evidence: Evidence<'a>,
     namespace: &'a str,
     app_id: &'a str,
-    key: SubjectPublicKeyInfo,
+    /// Not read yet.
+    csr: &'a [u8],
     audiences: &'a [String],
 }
 
@@ -84,8 +84,7 @@ pub fn read<'a>(
         evidence,
         namespace: &request.namespace,
         app_id: &request.id,
-        key: csr::public_key(&der(&request.certificate_signing_request)?)
-            .map_err(|e| Refused::csr(CSR, &e))?,
+        csr: &request.certificate_signing_request,
         audiences: &request.jwt_audiences,
     })
 }
@@ -138,6 +137,10 @@ fn check_form(request: &SignCertificateRequest) -> Decision<()> {
     Ok(())
 }
 
+fn public_key(text: &[u8]) -> Decision<SubjectPublicKeyInfo> {
+    csr::public_key(&der(text)?).map_err(|e| Refused::csr(CSR, &e))
+}
+
 /// The first block. Older sidecars call theirs a certificate.
 fn der(text: &[u8]) -> Decision<Vec<u8>> {
     // Base64 and its lines take less than half more.
@@ -162,15 +165,14 @@ impl Core {
         let start = |text: &str| text.chars().take(128).collect::<String>();
         let name = format!("/ns/{}/{}", start(&request.namespace), start(&request.id));
         let asked = self.asked(ACTION, caller, &name);
-        let ask = match read(request, self.trust_domain(), |e| self.attestor.takes(e)) {
-            Ok(ask) => ask,
-            Err(refused) => return self.refuse(asked, refused).await,
-        };
+        let ask = read(request, self.trust_domain(), |e| self.attestor.takes(e));
+        let ask = self.or_record(&asked, ask).await?;
         let wanted = Wanted::App {
             namespace: ask.namespace,
             app_id: ask.app_id,
         };
-        let granted = self.grant(ACTION, caller, &ask.evidence, wanted, &ask.key).await;
+        let key = || public_key(ask.csr);
+        let granted = self.grant(ACTION, caller, &ask.evidence, wanted, key).await;
         let (granted, issued) = granted.map_err(as_sentry)?;
         let asked = Audit {
             caller: granted.who,
@@ -211,9 +213,10 @@ impl Core {
     }
 }
 
-/// Sentry knows one code for everything that a validator finds wrong.
+/// Sentry knows one code for everything that a validator finds wrong, and another for the certificate
+/// request.
 fn as_sentry(refused: Refused) -> Refused {
-    if refused.code() == Code::InvalidArgument {
+    if refused.code() == Code::InvalidArgument && refused.in_field() != Some(CSR) {
         refused.with_code(Code::PermissionDenied)
     } else {
         refused

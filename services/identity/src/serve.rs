@@ -24,7 +24,7 @@ use weft_proto::weft::identity::v1::{
     admin_server::AdminServer, bootstrap_server::BootstrapServer, certificates_server::CertificatesServer,
     members_server::MembersServer, trust_server::TrustServer,
 };
-use weft_rpc::{Caller, GrpcServer, Limited, Limiter};
+use weft_rpc::{Caller, GrpcServer, Limiter};
 use weft_telemetry::{Health, Metrics};
 use weft_tls::{ClientAuth, Clock, SvidCell, SystemClock, Trust, server_config};
 
@@ -112,13 +112,24 @@ fn own_uid() -> u32 {
     nix::unistd::getuid().as_raw()
 }
 
-/// Puts callers that ask too often into the audit record.
-fn told(core: &Arc<Core>) -> impl Fn(Limited) + Send + Sync + 'static {
-    // The server holds it, and the core outlives the server only while it is closed.
-    let (core, runtime) = (Arc::downgrade(core), tokio::runtime::Handle::current());
-    move |limited| {
+/// Has the record told of something. The server holds it, and the core outlives the server only while
+/// it is closed.
+fn told<T: 'static>(core: &Arc<Core>, record: fn(&Core, T)) -> impl Fn(T) + Send + Sync + 'static {
+    let core = Arc::downgrade(core);
+    move |what| {
         if let Some(core) = core.upgrade() {
-            runtime.spawn(async move { core.record_limited(limited).await });
+            record(&core, what);
+        }
+    }
+}
+
+/// Has the service itself refuse what is revoked as soon as it is, whatever else is slow or fails.
+async fn follow_revocations(core: &Core, trust: &Trust) {
+    let mut published = core.published();
+    loop {
+        trust.set_revoked_if_changed(core.revoked());
+        if published.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -238,7 +249,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
         core.clock().clone(),
         limits.members(),
         limits.strangers(),
-        told(&core),
+        told(&core, Core::record_limited),
     );
     let packages = [
         ("weft.identity.v1", weft_proto::WEFT_DESCRIPTORS),
@@ -246,6 +257,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     ];
     let server = GrpcServer::of(&packages, ROLES)?
         .limit(limiter)
+        .on_turned_away(told(&core, Core::record_turned_away))
         .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
@@ -263,6 +275,13 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     if let Some(local) = local {
         let drain = drain.clone();
         tasks.spawn(async move { Ok(server.serve_local(local, drain).await?) });
+    }
+    {
+        let (core, trust, drain) = (core.clone(), trust.clone(), drain.clone());
+        tasks.spawn(async move {
+            drain.until_draining(follow_revocations(&core, &trust)).await;
+            Ok(())
+        });
     }
     {
         let (core, svid, drain) = (core.clone(), svid.clone(), drain.clone());

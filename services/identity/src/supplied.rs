@@ -1,22 +1,22 @@
 //! A root and an issuer that the operator brings: PEM files in a folder, named as in Dapr's Secret
 //! `dapr-trust-bundle`, or that Secret's manifest itself.
 
+mod check;
+mod files;
+
+pub use check::key_name;
+
 use crate::authority::{AuthorityError, Made, validity};
-use base64::{Engine, engine::general_purpose::STANDARD};
-use rcgen::KeyPair;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use serde::Deserialize;
+use check::{check, fits};
+use files::Files;
+use rustls_pki_types::CertificateDer;
 use std::{
-    collections::BTreeMap,
-    fs, io,
+    io,
     path::{Path, PathBuf},
 };
 use weft_model::TrustDomain;
-use x509_parser::prelude::{GeneralName, X509Certificate};
 use zeroize::Zeroizing;
 
-/// Roots, an issuer, two keys.
-const MAX_FILE: u64 = 256 * 1024;
 /// One that signs and those before it.
 const MAX_ROOTS: usize = 8;
 
@@ -52,116 +52,6 @@ pub struct Supplied {
     pub issuer: Made,
     /// Other roots that are to be trusted, from before.
     pub others: Vec<CertificateDer<'static>>,
-}
-
-#[derive(Deserialize)]
-struct Secret {
-    kind: String,
-    #[serde(default)]
-    data: BTreeMap<String, String>,
-    #[serde(default, rename = "stringData")]
-    string_data: BTreeMap<String, String>,
-}
-
-/// The four files, wherever they come from.
-struct Files {
-    place: PathBuf,
-    manifest: Option<Secret>,
-}
-
-impl Files {
-    fn open(place: &Path) -> Result<Self, SuppliedError> {
-        let error = |source| SuppliedError::Io {
-            path: place.into(),
-            source,
-        };
-        let manifest = if fs::metadata(place).map_err(error)?.is_dir() {
-            None
-        } else {
-            let text = Zeroizing::new(read(place).map_err(error)?.unwrap_or_default());
-            let text = std::str::from_utf8(&text).unwrap_or_default();
-            let wrong = |problem: String| SuppliedError::Wrong {
-                path: place.into(),
-                problem,
-            };
-            let secret: Secret = serde_saphyr::from_str(text)
-                .map_err(|e| wrong(e.to_string().split_whitespace().collect::<Vec<_>>().join(" ")))?;
-            if secret.kind != "Secret" {
-                return Err(wrong(format!("kind is {:?}, must be Secret", secret.kind)));
-            }
-            Some(secret)
-        };
-        Ok(Self {
-            place: place.into(),
-            manifest,
-        })
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.place.join(name)
-    }
-
-    fn get(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, SuppliedError> {
-        let Some(secret) = &self.manifest else {
-            let path = self.path(name);
-            let read = read(&path).map_err(|source| SuppliedError::Io { path, source })?;
-            return Ok(read.map(Zeroizing::new));
-        };
-        if let Some(text) = secret.string_data.get(name) {
-            return Ok(Some(Zeroizing::new(text.clone().into_bytes())));
-        }
-        let decode = |text: &String| STANDARD.decode(text.split_whitespace().collect::<String>());
-        let decoded = secret.data.get(name).map(decode).transpose();
-        decoded
-            .map(|d| d.map(Zeroizing::new))
-            .map_err(|e| self.wrong(name, format!("it is not base64: {e}")))
-    }
-
-    fn need(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, SuppliedError> {
-        self.get(name)?.ok_or_else(|| SuppliedError::Io {
-            path: self.path(name),
-            source: io::Error::new(io::ErrorKind::NotFound, "it is not there"),
-        })
-    }
-
-    fn wrong(&self, name: &str, problem: String) -> SuppliedError {
-        SuppliedError::Wrong {
-            path: self.path(name),
-            problem,
-        }
-    }
-
-    fn certificates(&self, name: &str) -> Result<Vec<CertificateDer<'static>>, SuppliedError> {
-        let text = self.need(name)?;
-        let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let read = read.map_err(|e| self.wrong(name, format!("it is not PEM: {e}")))?;
-        if read.is_empty() {
-            return Err(self.wrong(name, "it holds no certificate in PEM".into()));
-        }
-        Ok(read)
-    }
-
-    fn key(&self, name: &str) -> Result<Option<Zeroizing<Vec<u8>>>, SuppliedError> {
-        let Some(text) = self.get(name)? else {
-            return Ok(None);
-        };
-        let key = PrivateKeyDer::from_pem_slice(&text)
-            .map_err(|e| self.wrong(name, format!("it holds no private key in PEM: {e}")))?;
-        let pair = KeyPair::try_from(&key).map_err(|e| self.wrong(name, e.to_string()))?;
-        Ok(Some(Zeroizing::new(pair.serialize_der())))
-    }
-}
-
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    use io::Read;
-    let file = match fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(e),
-    };
-    let mut content = Vec::new();
-    file.take(MAX_FILE).read_to_end(&mut content)?;
-    Ok(Some(content))
 }
 
 impl Supplied {
@@ -219,99 +109,14 @@ impl Supplied {
     }
 }
 
-fn parse<'a>(cert: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, String> {
-    x509_parser::parse_x509_certificate(cert)
-        .map(|(_, parsed)| parsed)
-        .map_err(|e| format!("a certificate can not be read: {e}"))
-}
-
-/// Whether it is an authority of this trust domain, signed by `by` or by itself.
-fn check(
-    cert: &CertificateDer<'_>,
-    by: Option<&CertificateDer<'_>>,
-    trust_domain: &TrustDomain,
-) -> Result<(), String> {
-    let parsed = parse(cert)?;
-    let name = parsed.subject().to_string();
-    if !parsed.is_ca() {
-        return Err(format!(
-            "{name:?} is no authority: its basic constraints do not say CA:TRUE"
-        ));
-    }
-    let usage = parsed.key_usage().map_err(|e| e.to_string())?;
-    if usage.is_some_and(|u| !u.value.key_cert_sign()) {
-        return Err(format!(
-            "{name:?} may not sign certificates: its key usage lacks keyCertSign"
-        ));
-    }
-    let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
-    for name in names.iter().flat_map(|n| &n.value.general_names) {
-        if let GeneralName::URI(uri) = name
-            && uri.starts_with("spiffe://")
-            && *uri != format!("spiffe://{trust_domain}")
-        {
-            return Err(format!("it is of {uri}, the trust domain is {trust_domain}"));
-        }
-    }
-    let signer = by.map(|root| parse(root)).transpose()?;
-    let signer_key = signer.as_ref().map_or(parsed.public_key(), |s| s.public_key());
-    let issuer_name = signer.as_ref().map_or(parsed.subject(), |s| s.subject());
-    if parsed.issuer().as_raw() != issuer_name.as_raw() || parsed.verify_signature(Some(signer_key)).is_err()
-    {
-        let by = if by.is_some() {
-            "a root in ca.crt"
-        } else {
-            "itself"
-        };
-        return Err(format!("{name:?} is not signed by {by}"));
-    }
-    Ok(())
-}
-
-/// Whether the key is the certificate's, and of a kind that members verify.
-fn fits(cert: &CertificateDer<'_>, key: &[u8]) -> Result<(), String> {
-    use rcgen::PublicKeyData;
-    let pair = KeyPair::try_from(key).map_err(|e| e.to_string())?;
-    let known = [
-        &rcgen::PKCS_ECDSA_P256_SHA256,
-        &rcgen::PKCS_ECDSA_P384_SHA384,
-        &rcgen::PKCS_ED25519,
-    ];
-    if !known.contains(&pair.algorithm()) {
-        return Err("the key must be ECDSA P-256, ECDSA P-384 or Ed25519".into());
-    }
-    let (_, parsed) = x509_parser::parse_x509_certificate(cert).map_err(|e| e.to_string())?;
-    if parsed.public_key().subject_public_key.data.as_ref() != pair.der_bytes() {
-        return Err("it is not the certificate's key".into());
-    }
-    Ok(())
-}
-
-/// The kind of key that a certificate speaks for, for people.
-pub fn key_name(cert: &CertificateDer<'_>) -> &'static str {
-    use x509_parser::oid_registry::{OID_EC_P256, OID_NIST_EC_P384, OID_SIG_ED25519};
-    let Ok((_, parsed)) = x509_parser::parse_x509_certificate(cert) else {
-        return "unreadable";
-    };
-    let algorithm = &parsed.public_key().algorithm;
-    let curve = algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok());
-    if algorithm.algorithm == OID_SIG_ED25519 {
-        "Ed25519"
-    } else if curve == Some(OID_EC_P256) {
-        "ECDSA P-256"
-    } else if curve == Some(OID_NIST_EC_P384) {
-        "ECDSA P-384"
-    } else {
-        "other"
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::authority::{KeyType, Maker};
-    use std::time::Duration;
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    use rcgen::KeyPair;
+    use std::{fs, time::Duration};
 
     const NOW: u64 = 1_800_000_000;
 

@@ -55,14 +55,23 @@ impl Core {
         ttl_seconds: u32,
     ) -> Decision<(JoinToken, u64)> {
         let asked = self.asked("create-join-token", caller, &format!("/weft/{kind}/{name}"));
-        let checked = || -> Decision<(Kind, SpiffeId, u64)> {
-            let kind = Kind::parse(kind).ok_or_else(|| {
-                Refused::field("kind", format!("kind {kind:?} must be \"service\" or \"node\""))
-            })?;
-            let ttl = ttl(ttl_seconds, DEFAULT_TTL)?;
-            Ok((kind, self.member_id(kind, name, &may_host)?, ttl))
-        };
-        let (kind, id, ttl) = self.or_record(&asked, checked()).await?;
+        let made = self.try_token(&asked, kind, name, may_host, ttl_seconds).await;
+        self.or_record(&asked, made).await
+    }
+
+    async fn try_token(
+        &self,
+        asked: &Audit,
+        kind: &str,
+        name: &str,
+        may_host: Vec<HostPattern>,
+        ttl_seconds: u32,
+    ) -> Decision<(JoinToken, u64)> {
+        let kind = Kind::parse(kind).ok_or_else(|| {
+            Refused::field("kind", format!("kind {kind:?} must be \"service\" or \"node\""))
+        })?;
+        let ttl = ttl(ttl_seconds, DEFAULT_TTL)?;
+        let id = self.member_id(kind, name, &may_host)?;
         let now = self.now();
         let (mut token_id, mut secret) = ([0u8; 8], [0u8; 32]);
         aws_lc_rs::rand::fill(&mut token_id).map_err(|_| Refused::internal())?;
@@ -92,7 +101,7 @@ impl Core {
                 &mut tx,
                 &Audit {
                     spiffe_id: id.to_string(),
-                    ..asked
+                    ..asked.clone()
                 },
             )
             .await?;
@@ -136,15 +145,7 @@ impl Core {
     pub async fn join(&self, caller: &Caller, token: &str, csr: &[u8]) -> Decision<(Issued, Bundle)> {
         let mut asked = self.asked("join", caller, "");
         let outcome = self.try_join(caller, &mut asked, token, csr).await;
-        if let Err(refused) = &outcome {
-            if refused.is_decision() {
-                self.record_strangers(asked, refused.reason(), refused.to_string())
-                    .await;
-            } else {
-                self.owe_failure(&asked, refused);
-            }
-        }
-        outcome
+        self.or_record(&asked, outcome).await
     }
 
     async fn try_join(

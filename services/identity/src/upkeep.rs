@@ -10,10 +10,13 @@ use weft_tls::{SvidCell, Trust};
 /// Short against any lifetime (a minute or more), and against the two seconds in which a revocation
 /// has to arrive.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long until something that failed is tried again.
-const RETRY: Duration = Duration::from_secs(15);
-/// How often the audit record is trimmed.
-const TRIM: Duration = Duration::from_secs(600);
+/// How long until something that failed is tried again: soon, since what other replicas revoked is
+/// heard of by this as well.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often the log is told of what goes on failing.
+const TELL: Duration = Duration::from_secs(15);
+/// How often the audit record is trimmed: often enough for no flood to fill the disk.
+const TRIM: Duration = Duration::from_secs(60);
 /// The operator's files are looked at as often as a mounted Secret is worth it.
 const FILES: Duration = Duration::from_secs(5);
 /// The part of the process's health.
@@ -35,6 +38,7 @@ impl Upkeep<'_> {
     pub async fn run(&self, health: &Health) {
         let now = tokio::time::Instant::now;
         let (mut trimmed, mut read) = (now(), now());
+        let mut told = None::<tokio::time::Instant>;
         let mut published = self.core.published();
         loop {
             tokio::select! {
@@ -43,6 +47,7 @@ impl Upkeep<'_> {
                 () = self.core.wake.notified() => {}
                 Ok(()) = published.changed() => {}
             }
+            self.core.record_floods();
             if trimmed.elapsed() >= TRIM {
                 trimmed = now();
                 if let Err(error) = self.core.trim_audit().await {
@@ -59,9 +64,15 @@ impl Upkeep<'_> {
                 .counts
                 .workloads(self.core.registry().size().unwrap_or(0));
             match self.renew().await {
-                Ok(()) => health.ready(CERTIFICATE),
+                Ok(()) => {
+                    told = None;
+                    health.ready(CERTIFICATE);
+                }
                 Err(error) => {
-                    tracing::error!(%error, "the authority or its own certificate could not be kept up, trying again");
+                    if told.is_none_or(|told| told.elapsed() >= TELL) {
+                        told = Some(now());
+                        tracing::error!(%error, "the authority or its own certificate could not be kept up, trying again");
+                    }
                     health.waiting(CERTIFICATE, error.to_string());
                     tokio::time::sleep(RETRY).await;
                 }
@@ -82,7 +93,6 @@ impl Upkeep<'_> {
         if bundle.version != self.trust.version() {
             self.trust.set(bundle)?;
         }
-        self.trust.set_revoked_if_changed(core.revoked());
         let held = self.svid.get();
         let due = held.is_none_or(|s| {
             core.clock().unix_seconds() >= s.renew_at() || s.identity().not_before < core.renew_before()

@@ -11,6 +11,8 @@
 
 mod agent;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod incoming;
 mod message;
 mod node;

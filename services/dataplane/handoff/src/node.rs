@@ -325,7 +325,7 @@ fn placed_message(placed: Placed, fds: &mut Vec<Arc<OwnedFd>>) -> proto::Workloa
     }
 }
 
-fn decode(message: &[u8]) -> Result<Request, HandoffError> {
+pub(crate) fn decode(message: &[u8]) -> Result<Request, HandoffError> {
     use proto::agent_message::Message;
     let message = proto::AgentMessage::decode(message)
         .map_err(|e| HandoffError::protocol(format!("an agent's message: {e}")))?;

@@ -9,7 +9,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
@@ -31,6 +31,9 @@ use weft_drain::Watcher;
 use weft_model::SpiffeId;
 use weft_tls::{ClientAuth, PeerIdentity, TlsError, Trust, peer_identity, server_config};
 
+/// Bytes of the headers of one CONNECT.
+const MAX_HEADERS: u32 = 16 * 1024;
+
 /// Takes the streams that come out of tunnels.
 pub trait Handler: Send + Sync + 'static {
     /// Deals with one stream to its end. Dropped when its tunnel ends.
@@ -46,7 +49,7 @@ pub struct Incoming {
     /// Where the connection comes from.
     pub remote: SocketAddr,
     /// What is asked for, `<app-id>.<namespace>:<port>`.
-    pub authority: http::uri::Authority,
+    pub authority: Authority,
     /// The headers of the CONNECT.
     pub headers: HeaderMap,
     respond: SendResponse<Bytes>,
@@ -205,15 +208,7 @@ async fn connection<H: Handler>(
         let share = shared.nodes.take(node.clone(), most);
         let share = share.ok_or(ConnectionError::TooMany(node, most))?;
         let (tls, heard) = Listening::new(tls);
-        let http2 = h2::server::Builder::new()
-            .initial_window_size(limits.stream_window)
-            .initial_connection_window_size(limits.connection_window)
-            .max_frame_size(limits.max_frame)
-            .max_send_buffer_size(limits.send_buffer)
-            .max_header_list_size(16 * 1024)
-            .max_concurrent_streams(limits.max_streams)
-            .handshake::<_, Bytes>(tls)
-            .await?;
+        let http2 = http2(limits).handshake::<_, Bytes>(tls).await?;
         Ok::<_, ConnectionError>((http2, (heard, acks), peer, shown, local, share))
     };
     let (http2, signs, peer, shown, local, _share) = match timeout(limits.handshake_timeout, handshake).await
@@ -232,6 +227,28 @@ async fn connection<H: Handler>(
     };
     served.run(http2, signs, changes, drain).await;
     Ok(())
+}
+
+/// HTTP/2 as tunnels speak it.
+fn http2(limits: &Limits) -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .initial_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_frame_size(limits.max_frame)
+        .max_send_buffer_size(limits.send_buffer)
+        .max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(limits.max_streams);
+    builder
+}
+
+/// What a stream asks for: a CONNECT to an authority, and nothing else.
+fn asked(head: Parts) -> Result<(Authority, HeaderMap), StatusCode> {
+    if head.method != Method::CONNECT {
+        return Err(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let authority = head.uri.into_parts().authority.ok_or(StatusCode::BAD_REQUEST)?;
+    Ok((authority, head.headers))
 }
 
 /// Notices of what a connection's life depends on, from before its handshake.
@@ -357,20 +374,19 @@ impl<H: Handler> Served<'_, H> {
         mut respond: SendResponse<Bytes>,
     ) -> Option<impl Future<Output = ()> + Send + 'static> {
         let (head, recv) = request.into_parts();
-        if head.method != Method::CONNECT {
-            refuse(&mut respond, StatusCode::METHOD_NOT_ALLOWED);
-            return None;
-        }
-        let Some(authority) = head.uri.authority().cloned() else {
-            refuse(&mut respond, StatusCode::BAD_REQUEST);
-            return None;
+        let (authority, headers) = match asked(head) {
+            Ok(asked) => asked,
+            Err(status) => {
+                refuse(&mut respond, status);
+                return None;
+            }
         };
         let incoming = Incoming {
             peer: self.peer.clone(),
             local: self.local.id.clone(),
             remote: self.remote,
             authority,
-            headers: head.headers,
+            headers,
             respond,
             recv,
             retired: self.retired.clone(),
@@ -378,3 +394,6 @@ impl<H: Handler> Served<'_, H> {
         Some(self.shared.handler.clone().handle(incoming))
     }
 }
+
+#[cfg(test)]
+mod fuzz;

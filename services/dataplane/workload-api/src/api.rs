@@ -251,7 +251,7 @@ fn svid(spiffe_id: &str, held: &X509, bundle: &Bundle) -> X509svidResponse {
     }
 }
 
-fn to_struct(map: &serde_json::Map<String, serde_json::Value>) -> Struct {
+pub(crate) fn to_struct(map: &serde_json::Map<String, serde_json::Value>) -> Struct {
     Struct {
         fields: map
             .iter()

@@ -1,5 +1,6 @@
 //! Reading JWT-SVIDs, as the SPIFFE standard wants them read.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header, jwk::JwkSet};
 use serde_json::{Map, Value};
 use weft_model::{SpiffeId, TrustDomain};
@@ -113,6 +114,9 @@ impl Jwks {
         if !ALGORITHMS.contains(&header.alg) {
             return Err(form("its algorithm is not one of the standard's"));
         }
+        if has_extensions(token) {
+            return Err(form("its header has extensions (crit) that are not known"));
+        }
         if !matches!(header.typ.as_deref(), None | Some("JWT" | "JOSE")) {
             return Err(form("its header names another type"));
         }
@@ -165,6 +169,14 @@ impl Jwks {
     }
 }
 
+/// Whether its header names extensions that whoever reads it has to understand (RFC 7515, 4.1.11).
+fn has_extensions(token: &str) -> bool {
+    let header = token.split('.').next().unwrap_or_default();
+    let header = URL_SAFE_NO_PAD.decode(header).unwrap_or_default();
+    let header: Map<String, Value> = serde_json::from_slice(&header).unwrap_or_default();
+    header.contains_key("crit")
+}
+
 /// A NumericDate may have a fraction.
 fn seconds(value: &Value) -> Option<u64> {
     value
@@ -172,6 +184,9 @@ fn seconds(value: &Value) -> Option<u64> {
         // Saturates; negative and not-a-number become 0, long past.
         .or_else(|| value.as_f64().map(|float| float as u64))
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

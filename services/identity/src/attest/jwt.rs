@@ -58,8 +58,15 @@ struct Claims {
 #[derive(Debug, PartialEq)]
 pub(super) struct Shown {
     pub subject: String,
-    /// What it is remembered by, and until when.
-    once: Option<(String, u64)>,
+    /// If it is good for one key.
+    pub once: Option<Once>,
+}
+
+/// A token that is good for one key: what it is remembered by, and until when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Once {
+    id: String,
+    until: u64,
 }
 
 /// The issuer.
@@ -210,7 +217,10 @@ impl Jwt {
                 digest.update(claims.iss.unwrap_or_default());
                 digest.update([0]);
                 digest.update(jti);
-                Some((hex::encode(digest.finalize()), ends + self.leeway))
+                Some(Once {
+                    id: hex::encode(digest.finalize()),
+                    until: ends + self.leeway,
+                })
             }
             None => None,
         };
@@ -222,14 +232,11 @@ impl Jwt {
 
     /// Remembers the token until it is over, in the database that all replicas share: whoever else
     /// shows it, with another key, gets nothing. The same request may be made again.
-    pub async fn use_up(&self, shown: &Shown, key: &[u8]) -> Decision<()> {
-        let Some((id, until)) = &shown.once else {
-            return Ok(());
-        };
+    pub async fn use_up(&self, once: &Once, key: &[u8]) -> Decision<()> {
         let key = hex::encode(Sha256::digest(key));
         let used = self
             .db
-            .use_token_once(id, &key, *until, self.clock.unix_seconds())
+            .use_token_once(&once.id, &key, once.until, self.clock.unix_seconds())
             .await?;
         match used {
             TokenUse::First | TokenUse::SameKey => Ok(()),

@@ -6,6 +6,8 @@
 
 use super::config::{KubernetesConfig, NodeAgent};
 use crate::{core::Decision, error::StartError, pattern::HostPattern, reason::Reason, refused::Refused};
+use http_body_util::{LengthLimitError, Limited};
+use hyper::Response;
 use k8s_openapi::api::{
     authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
     core::v1 as core_v1,
@@ -13,6 +15,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config,
     api::{ListParams, PostParams},
+    client::{ClientBuilder, DynBody},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use parking_lot::Mutex;
@@ -23,6 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
+use tower::util::MapResponseLayer;
 use weft_model::{SvidForm, TrustDomain, check_app_id};
 
 /// Extra fields of a token that is bound to a pod (KEP-1205).
@@ -34,8 +38,12 @@ const APP_ID: &str = "dapr.io/app-id";
 const ACCOUNT: &str = "system:serviceaccount:";
 /// Questions on their way to the API server at once; more wait.
 const AT_ONCE: usize = 64;
-/// The pods of one namespace on one node: more than any node runs.
-const MAX_PODS: u32 = 1000;
+/// Bytes of one answer that are read. The API server takes no object of more than 1.5 MiB, and a page
+/// of pods has some tens of KiB for each at most.
+const MAX_ANSWER: usize = 4 << 20;
+/// The pods of one namespace on one node are asked for in pages: all of them are more than any node runs.
+const PAGE: u32 = 100;
+const MAX_PAGES: usize = 10;
 /// How long the pods of a node are remembered. A pod that left keeps its name so much longer.
 const REMEMBERED: Duration = Duration::from_secs(2);
 const MAX_REMEMBERED: usize = 4096;
@@ -109,7 +117,21 @@ async fn client(settings: &KubernetesConfig) -> Result<Client, StartError> {
     };
     // Whoever asks is told to ask again; it is not for this service to add to what is too much.
     config.default_retry = false;
-    Client::try_from(config).map_err(|e| unusable(&e))
+    let client = ClientBuilder::try_from(config).map_err(|e| unusable(&e))?;
+    let bounded = |answer: Response<Box<DynBody>>| answer.map(|body| Limited::new(body, MAX_ANSWER));
+    Ok(client.with_layer(&MapResponseLayer::new(bounded)).build())
+}
+
+/// Whether an answer was given up because it is too large.
+fn is_too_large(error: &kube::Error) -> bool {
+    let mut cause = Some(error as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl Kubernetes {
@@ -214,18 +236,7 @@ impl Kubernetes {
             return Ok(true);
         }
         let asked = Instant::now();
-        let on_node = ListParams::default()
-            .fields(&format!("spec.nodeName={node}"))
-            .limit(MAX_PODS);
-        let pods: Api<core_v1::Pod> = Api::namespaced(self.client.clone(), namespace);
-        let found = self.ask("list the node's pods", pods.list(&on_node)).await?;
-        // The selector is the server's to obey; what it sends is looked at all the same.
-        let pods: Vec<Pod> = found
-            .items
-            .into_iter()
-            .filter_map(|pod| live(pod, namespace).ok())
-            .filter(|pod| pod.node == node)
-            .collect();
+        let pods = self.pods_of(node, namespace).await?;
         let hosted = is(&pods);
         let mut known = self.pods.lock();
         if known.len() >= MAX_REMEMBERED {
@@ -233,6 +244,25 @@ impl Kubernetes {
         }
         known.insert(key, (asked, Arc::new(pods)));
         Ok(hosted)
+    }
+
+    async fn pods_of(&self, node: &str, namespace: &str) -> Decision<Vec<Pod>> {
+        let mut page = ListParams::default()
+            .fields(&format!("spec.nodeName={node}"))
+            .limit(PAGE);
+        let api: Api<core_v1::Pod> = Api::namespaced(self.client.clone(), namespace);
+        let mut pods = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let found = self.ask("list the node's pods", api.list(&page)).await?;
+            // The selector is the server's to obey; what it sends is looked at all the same.
+            let alive = found.items.into_iter().filter_map(|pod| live(pod, namespace).ok());
+            pods.extend(alive.filter(|pod| pod.node == node));
+            match found.metadata.continue_.filter(|more| !more.is_empty()) {
+                Some(more) => page.continue_token = Some(more),
+                None => break,
+            }
+        }
+        Ok(pods)
     }
 
     /// One question, with an end.
@@ -257,6 +287,9 @@ impl Kubernetes {
                 }
                 code => format!("the API server answered with status {code}"),
             },
+            Ok(Err(error)) if is_too_large(&error) => {
+                format!("the API server answered with more than {MAX_ANSWER} bytes")
+            }
             Ok(Err(error)) => {
                 tracing::warn!(what, %error, "the API server's answer can not be used");
                 "the API server can not be reached or gave no sensible answer".into()

@@ -16,9 +16,8 @@ pub use fetch::FetchError;
 use crate::{
     core::Decision, db::Db, error::StartError, pattern::HostPattern, reason::Reason, refused::Refused,
 };
-use jwt::Jwt;
+use jwt::{Jwt, Once};
 use kubernetes::Kubernetes;
-use std::sync::Once;
 use tonic::Code;
 use weft_model::{Principal, SpiffeId, SvidForm, TrustDomain};
 use weft_tls::Clock;
@@ -89,8 +88,6 @@ pub struct Asked<'a> {
     pub wanted: Wanted<'a>,
     /// The node whose certificate the caller showed, if it did: then the pod must be on it.
     pub node: Option<&'a str>,
-    /// The public key that is to be certified, DER: a token that is good for one use is good for it.
-    pub key: &'a [u8],
 }
 
 /// What may be signed.
@@ -106,6 +103,8 @@ pub struct Granted {
     pub node: Option<String>,
     /// For a node: what it may host at most.
     pub may_host: Vec<HostPattern>,
+    /// A token that is good for one key: [`Attestor::use_up`].
+    once: Option<Once>,
 }
 
 /// Everything that attests. One for the service.
@@ -117,7 +116,7 @@ pub struct Attestor {
     jwt: Option<Jwt>,
     insecure: bool,
     /// Said once, when it first matters.
-    warned: Once,
+    warned: std::sync::Once,
 }
 
 fn off(what: &str, setting: &str) -> Refused {
@@ -154,7 +153,7 @@ impl Attestor {
             trust_domain: trust_domain.clone(),
             form,
             insecure,
-            warned: Once::new(),
+            warned: std::sync::Once::new(),
         })
     }
 
@@ -193,9 +192,10 @@ impl Attestor {
                     let reason = format!("the token is for {:?}, not for {id}", shown.subject);
                     return Err(Refused::denied(Reason::TokenSubject, reason));
                 }
-                // Last, so that a token that is refused is not used up.
-                by.use_up(&shown, asked.key).await?;
-                Ok(self.granted(id, BY_JWT, who))
+                Ok(Granted {
+                    once: shown.once,
+                    ..self.granted(id, BY_JWT, who)
+                })
             }
             Evidence::Insecure if self.insecure => {
                 let id = self.workload_wanted(asked.wanted)?;
@@ -216,6 +216,15 @@ impl Attestor {
         }
     }
 
+    /// Uses up evidence that is good for one key, for this one (DER). Last of all, so that what is
+    /// refused for another reason is as good as before.
+    pub async fn use_up(&self, granted: &Granted, key: &[u8]) -> Decision<()> {
+        match (&self.jwt, &granted.once) {
+            (Some(by), Some(once)) => by.use_up(once, key).await,
+            _ => Ok(()),
+        }
+    }
+
     fn granted(&self, id: SpiffeId, how: &'static str, who: &str) -> Granted {
         Granted {
             id,
@@ -223,6 +232,7 @@ impl Attestor {
             who: who.to_owned(),
             node: None,
             may_host: Vec::new(),
+            once: None,
         }
     }
 

@@ -9,6 +9,9 @@ use weft_store::StoreError;
 /// each stays prepared.
 const ROWS: [usize; 4] = [128, 32, 8, 1];
 
+/// Entries that are dropped at a time.
+const TRIMMED: i64 = 2000;
+
 /// What is recorded of an issuance or a refusal.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Audit {
@@ -129,13 +132,24 @@ impl Db {
             .map_err(|e| self.error(&e))
     }
 
-    /// Drops all but the newest `keep` entries.
+    /// Drops all but the newest `keep` entries, some at a time: nobody waits long for the write lock.
     pub async fn trim_audit(&self, keep: u64) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM audit WHERE id <= (SELECT coalesce(max(id), 0) FROM audit) - $1")
+        let mut dropped = 0;
+        loop {
+            let done = sqlx::query(
+                "DELETE FROM audit WHERE id <= (SELECT coalesce(max(id), 0) FROM audit) - $1 \
+                 AND id < (SELECT coalesce(min(id), 0) FROM audit) + $2",
+            )
             .bind(int(keep))
+            .bind(TRIMMED)
             .execute(self.store.pool())
             .await;
-        done.map(|d| d.rows_affected()).map_err(|e| self.error(&e))
+            let rows = done.map_err(|e| self.error(&e))?.rows_affected();
+            if rows == 0 {
+                return Ok(dropped);
+            }
+            dropped += rows;
+        }
     }
 }
 
@@ -178,4 +192,37 @@ fn audit_row(row: &AnyRow) -> sqlx::Result<AuditRow> {
             reason: row.try_get("reason")?,
         },
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_newest_entries_are_kept() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let db = Db::open(&dir.path().join("identity.db")).await.unwrap();
+        let entries: Vec<Audit> = (0..5000)
+            .map(|time| Audit {
+                time,
+                ..Audit::default()
+            })
+            .collect();
+        let mut tx = db.begin().await.unwrap();
+        db.audit_all(&mut tx, &entries.iter().collect::<Vec<_>>())
+            .await
+            .unwrap();
+        db.commit(tx).await.unwrap();
+        assert_eq!(db.trim_audit(5000).await.unwrap(), 0);
+        // More than are dropped at a time.
+        assert_eq!(db.trim_audit(700).await.unwrap(), 4300);
+        let filter = Filter {
+            limit: 1000,
+            ..Filter::default()
+        };
+        let kept = db.list_audit(&filter).await.unwrap();
+        let times = [kept[0].entry.time, kept.last().unwrap().entry.time];
+        assert_eq!((kept.len(), times), (700, [4999, 4300]));
+    }
 }

@@ -31,7 +31,7 @@ fn settings(dir: &TempDir, jwt: Value) -> Config {
     }
 }
 
-async fn rig_with(keys: &[&Key], change: impl FnOnce(&mut Value)) -> Rig {
+pub async fn rig_with(keys: &[&Key], change: impl FnOnce(&mut Value)) -> Rig {
     let dir = TempDir::new().unwrap();
     let place = dir.path().join("keys.json");
     std::fs::write(&place, set(keys)).unwrap();
@@ -44,7 +44,7 @@ async fn show(rig: &Rig, token: &str, id: &str) -> Result<Svid, Status> {
     attest(rig, None, Some(Evidence::Jwt(token.into())), id).await
 }
 
-fn with(change: Value) -> Value {
+pub fn with(change: Value) -> Value {
     let mut all = claims(CART);
     for (name, value) in change.as_object().unwrap() {
         match value {

@@ -285,6 +285,31 @@ async fn an_api_server_that_is_away_or_mad_is_no_answer() {
     assert_refused(&rig, outcome, away).await;
 }
 
+/// The agent's pod makes its node a member.
+pub async fn join_as_node(
+    cluster: &Cluster,
+    rig: &Rig,
+    pod: &str,
+    node: &str,
+) -> (weft_enroll::Member, weft_drain::Trigger) {
+    let folder = rig.dir.path().join(format!("projected-{pod}"));
+    std::fs::create_dir(&folder).unwrap();
+    let by = KubernetesJoin {
+        token_file: folder.join("token"),
+        trust_anchors_file: folder.join("ca.crt"),
+    };
+    std::fs::write(&by.token_file, cluster.token("weft-system", pod, "weft-agent")).unwrap();
+    let (_, trust) = rig.handle.credentials();
+    let root = pem::encode(&pem::Pem::new("CERTIFICATE", trust.bundle().roots[0].to_vec()));
+    std::fs::write(&by.trust_anchors_file, root).unwrap();
+    let (trigger, drain) = weft_drain::channel();
+    let enrollment = rig.enrollment(td().node(node).unwrap(), &format!("{pod}-{node}"));
+    (
+        enrollment.kubernetes(by).enroll(drain).await.unwrap(),
+        trigger,
+    )
+}
+
 #[tokio::test]
 async fn an_agent_joins_as_the_node_that_its_pod_runs_on() {
     let cluster = Cluster::start().await;

@@ -174,8 +174,21 @@ impl State {
                 let mine = self.pods.iter().filter(|((ns, _), pod)| {
                     ns == namespace && pod["spec"]["nodeName"].as_str() == Some(node.as_str())
                 });
-                let items: Vec<Value> = mine.map(|(_, pod)| pod.clone()).collect();
-                let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+                let mut all: Vec<&Value> = mine.map(|(_, pod)| pod).collect();
+                all.sort_by_key(|pod| pod["metadata"]["name"].to_string());
+                // In pages, as the real one: where the next one begins is the client's to say again.
+                let number = |name: &str| {
+                    let mut pairs = form_urlencoded::parse(query.as_bytes());
+                    let (_, value) = pairs.find(|(key, _)| key == name)?;
+                    value.parse::<usize>().ok()
+                };
+                let (from, most) = (number("continue").unwrap_or(0), number("limit").unwrap());
+                let items: Vec<Value> = all.iter().skip(from).take(most).map(|pod| (*pod).clone()).collect();
+                let mut metadata = json!({});
+                if from + items.len() < all.len() {
+                    metadata["continue"] = json!((from + items.len()).to_string());
+                }
+                let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items});
                 (200, published::<List<Pod>>(list))
             }
             _ => panic!("{method} {path} is not asked for attestation"),

@@ -26,7 +26,7 @@ async fn join(rig: &Rig, token: &JoinToken) -> Result<JoinResponse, Status> {
 }
 
 /// Waits until somebody waits for a lock of another.
-async fn somebody_waits(postgres: &Postgres) {
+pub async fn somebody_waits(postgres: &Postgres) {
     let mut watcher = PgConnection::connect(&postgres.url()).await.unwrap();
     let waits = async {
         loop {

@@ -64,13 +64,13 @@ async fn keys_are_of_the_chosen_kind_and_a_change_comes_with_the_next() {
 }
 
 /// A root with an issuer as an operator makes them, by another tool's conventions.
-struct Operators {
+pub struct Operators {
     root: rcgen::Certificate,
     root_key: rcgen::KeyPair,
 }
 
 impl Operators {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let root_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
         let params = authority(name);
         Self {
@@ -79,7 +79,7 @@ impl Operators {
         }
     }
 
-    fn write_issuer(&self, folder: &Path, name: &str) {
+    pub fn write_issuer(&self, folder: &Path, name: &str) {
         let key = rcgen::KeyPair::generate().unwrap();
         let issuer = rcgen::Issuer::from_ca_cert_der(self.root.der(), &self.root_key).unwrap();
         let cert = authority(name).signed_by(&key, &issuer).unwrap();

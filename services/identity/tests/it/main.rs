@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod attest;
+mod attest_bounds;
 mod attest_jwt;
 mod attest_kubernetes;
+mod audit;
 mod authority;
 mod backup;
 mod binary;
@@ -18,6 +20,7 @@ mod limits;
 mod methods;
 #[path = "../../../../crates/store/tests/postgres/mod.rs"]
 mod postgres;
+mod reasons;
 mod refusals;
 mod replicas;
 mod revocation;
@@ -26,3 +29,4 @@ mod rotation;
 mod sentry;
 mod streams;
 mod workloads;
+mod world;
