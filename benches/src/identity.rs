@@ -34,7 +34,8 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let (pid, askers) = (stand.pid, &stand.askers);
     let mut colds = vec![cold_start(askers).await?];
     let mut issued = COLD;
-    let first = rss_mb(pid);
+    let busy = rss_mb(pid);
+    let first = at_rest(pid).await;
     let (mut rates, mut per_core, mut p50s, mut p99s) = (vec![], vec![], vec![], vec![]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
@@ -91,6 +92,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         row("steady-500/p99", "ms", &p99s, Some(("under 10", p99 < 10.0))),
         row("cold-start/10000", "s", &colds, Some(("at most 4", cold <= 4.0))),
         row("memory/started", "MB", &[fresh], None),
+        row("memory/10000-at-once", "MB", &[busy], None),
         row(
             "memory/10000-issued",
             "MB",
@@ -104,6 +106,23 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
 /// Resident memory in units of a million bytes.
 fn rss_mb(pid: i32) -> f64 {
     rss_mib(pid) * 1.048_576
+}
+
+/// Resident memory when nothing more is given back: the service does that within some seconds.
+async fn at_rest(pid: i32) -> f64 {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const QUIET: Duration = Duration::from_secs(12);
+    let begun = Instant::now();
+    let (mut least, mut since) = (rss_mb(pid), Instant::now());
+    while begun.elapsed() < PATIENCE && since.elapsed() < QUIET {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let now = rss_mb(pid);
+        if now < least - 0.5 {
+            (least, since) = (now, Instant::now());
+        }
+    }
+    // What it is now, not what it was in the best moment.
+    rss_mb(pid)
 }
 
 /// As many as it takes; how many there were in how many seconds.

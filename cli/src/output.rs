@@ -25,6 +25,14 @@ pub fn print_value(value: &Value, format: Format) -> Result<()> {
     print_text(text.trim_end())
 }
 
+/// Prints what was done: a line for people, a value for scripts.
+pub fn print_done(text: &str, value: &Value, format: Format) -> Result<()> {
+    match format {
+        Format::Table => print_text(text),
+        Format::Json | Format::Yaml => print_value(value, format),
+    }
+}
+
 /// Prints one text and a line end. A reader that went away (`| head`) is no error.
 pub fn print_text(text: &str) -> Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
@@ -65,6 +73,24 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// How long ago, as kubectl tells it: the two largest units.
+pub fn age(since: Option<prost_types::Timestamp>, now: i64) -> String {
+    let Some(since) = since else { return String::new() };
+    let seconds = now.saturating_sub(since.seconds).max(0);
+    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let first = units.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(3);
+    let (large, name) = units[first];
+    let mut text = format!("{}{name}", seconds / large);
+    // Of days alone the hours matter little after ten of them.
+    if let Some((small, name)) = units.get(first + 1)
+        && (seconds % large) / small > 0
+        && seconds < 10 * 86_400
+    {
+        text.push_str(&format!("{}{name}", (seconds % large) / small));
+    }
+    text
+}
+
 /// RFC 3339 in UTC, seconds.
 pub fn time(stamp: Option<prost_types::Timestamp>) -> String {
     let Some(stamp) = stamp else { return String::new() };
@@ -77,6 +103,27 @@ pub fn time(stamp: Option<prost_types::Timestamp>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ages_are_short() {
+        let since = |seconds: i64| {
+            let seconds = 1_800_000_000 - seconds;
+            age(Some(prost_types::Timestamp { seconds, nanos: 0 }), 1_800_000_000)
+        };
+        for (seconds, text) in [
+            (-5, "0s"),
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m"),
+            (3_725, "1h2m"),
+            (86_400 + 7_200, "1d2h"),
+            (9 * 86_400 + 60, "9d"),
+            (400 * 86_400 + 3600, "400d"),
+        ] {
+            assert_eq!(since(seconds), text, "{seconds}");
+        }
+        assert_eq!(age(None, 5), "");
+    }
 
     #[test]
     fn columns_line_up() {

@@ -149,6 +149,96 @@ fn an_operator_gets_credentials_and_tokens() {
     );
 }
 
+/// Every order and question about the authority: for scripts as JSON and YAML, and what it ends with.
+#[test]
+fn what_identity_is_asked_is_told_in_each_form() {
+    let session = Session::start(&["--rootless"]);
+    let file = |name: &str| session.dir().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("passphrase"), "correct horse battery\n").unwrap();
+    let gone = "spiffe://cluster.local/ns/default/gone";
+    let token = ["join-token", "create", "--kind", "node", "--name", "n9"];
+    let by_file = ["--passphrase-file", &file("passphrase")];
+    for (n, form) in ["json", "yaml"].into_iter().enumerate() {
+        let (backup, state) = (file(&format!("backup-{n}")), file(&format!("restored-{n}")));
+        let kept = file(&format!("token-{n}"));
+        let cases: Vec<(Vec<&str>, &[&str])> = vec![
+            (vec!["show"], &["roots", "issuers", "phase"]),
+            (vec!["list"], &[]),
+            (vec!["audit"], &[]),
+            (vec!["rotate", "--issuer"], &["target", "phase"]),
+            (vec!["rotate", "--leaves"], &["target", "phase"]),
+            (vec!["revoke", gone, "--reason", "test"], &["target", "reason"]),
+            (vec!["revocations"], &[]),
+            (vec!["reinstate", gone], &["spiffeId"]),
+            (token.to_vec(), &["token", "expires", "kind", "name"]),
+            ([&token[..], &["--out", &kept]].concat(), &["file", "expires"]),
+            (
+                [&["backup", "--out", &backup], &by_file[..]].concat(),
+                &["file", "bytes"],
+            ),
+            (
+                [&["restore", &backup, "--state-dir", &state], &by_file[..]].concat(),
+                &["trustDomain"],
+            ),
+            (vec!["rotate", "--root"], &["target", "phase"]),
+        ];
+        for (args, fields) in cases {
+            let args = [&["identity"], &args[..], &["-o", form]].concat();
+            let text = session.weft(&args);
+            let value: serde_json::Value = match form {
+                "json" => serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}")),
+                _ => serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}")),
+            };
+            if fields.is_empty() {
+                let first = &value.as_array().unwrap_or_else(|| panic!("{args:?}: {text}"))[0];
+                assert!(first.is_object(), "{args:?}: {text}");
+            }
+            for field in fields {
+                assert!(!value[*field].is_null(), "{args:?} has no {field}: {text}");
+            }
+        }
+    }
+    let shown = session.weft(&["identity", "show"]);
+    for column in ["KIND", "STATE", "AGE", "UNTIL", "SHA-256"] {
+        assert!(shown.lines().next().unwrap().contains(column), "{shown}");
+    }
+    let ends = |args: &[&str]| {
+        let output = session.try_weft(args);
+        let text = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), text.trim().lines().count())
+    };
+    // Refused by the service, and not understood at all.
+    assert_eq!(
+        ends(&["identity", "reinstate", "spiffe://cluster.local/ns/a/b"]),
+        (Some(1), 1)
+    );
+    assert_eq!(
+        ends(&["identity", "revoke", "nothing", "--reason", "x"]),
+        (Some(1), 1)
+    );
+    assert_eq!(
+        ends(&[
+            "identity",
+            "backup",
+            "--out",
+            &file("backup-0"),
+            by_file[0],
+            by_file[1]
+        ])
+        .0,
+        Some(1)
+    );
+    for wrong in [
+        &["identity", "rotate"][..],
+        &["identity", "rotate", "--root", "--issuer"],
+        &["identity", "revoke", gone],
+        &["identity", "show", "-o", "xml"],
+        &["identity", "list", "--last", "0"],
+    ] {
+        assert_eq!(ends(wrong).0, Some(2), "{wrong:?}");
+    }
+}
+
 #[test]
 fn manifests_are_checked_without_a_cluster() {
     let folder = tempfile::tempdir().unwrap();

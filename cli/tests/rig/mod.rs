@@ -128,6 +128,11 @@ impl Session {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Runs a command, whatever comes of it.
+    pub fn try_weft(&self, args: &[&str]) -> std::process::Output {
+        self.command(args).output().unwrap()
+    }
+
     /// The example app under `weft run`, listening.
     pub fn app(&self, name: &str, args: &[&str]) -> Running {
         let port = free_port();

@@ -182,7 +182,7 @@ impl Core {
         }
         if member.by_kubernetes {
             // The registry has it from the node; Kubernetes has it from nobody on the node.
-            self.attestor.hosts(&node, &workload.namespace, &name).await?;
+            Box::pin(self.attestor.hosts(&node, &workload.namespace, &name)).await?;
         }
         Ok((id, node))
     }
@@ -239,5 +239,35 @@ impl Core {
             .give(&asked, &id, None, Duration::from_secs(ttl), &key)
             .await?;
         Ok((issued, self.bundle()))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{config::Config, counts::Counts};
+    use weft_tls::ManualClock;
+
+    /// Hundreds of these are there at once when nodes start: what each may take.
+    const MOST: usize = 2560;
+
+    #[tokio::test]
+    async fn a_call_takes_little_memory() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let config = Config {
+            state_dir: dir.path().join("state"),
+            run_dir: None,
+            ..Config::default()
+        };
+        let clock = ManualClock::at(1_800_000_000).shared();
+        let core = Core::open(&config, clock, Counts::default(), false)
+            .await
+            .unwrap();
+        let caller = Caller::Local { uid: 0 };
+        let call = core.sign_workload(&caller, "w", &[], SvidUse::Tunnel);
+        let size = size_of_val(&call);
+        assert!(size <= MOST, "{size} bytes");
+        assert!(call.await.is_err());
     }
 }

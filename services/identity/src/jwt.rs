@@ -174,7 +174,7 @@ impl Core {
                 // Another replica dropped the key before this one heard of it.
                 Err(refused) if again && refused.is_stale_issuer() => {
                     again = false;
-                    self.refresh().await?;
+                    Box::pin(self.refresh()).await?;
                 }
                 recorded => {
                     recorded?;

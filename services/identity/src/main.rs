@@ -49,6 +49,7 @@ const INFO: Info = Info {
 };
 
 fn main() -> ExitCode {
+    weft_identity::keep_in_one_place();
     weft_service::main::<Config, Flags, StartError, _, _>(
         INFO,
         |config| &config.telemetry,

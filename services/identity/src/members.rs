@@ -78,7 +78,8 @@ impl Core {
             Err(joins) => joins,
         };
         let asked = Instant::now();
-        let found = self.db.member(kind.as_str(), name).await?;
+        // Rare, and large: every call would carry room for it.
+        let found = Box::pin(self.db.member(kind.as_str(), name)).await?;
         let found = found.map(|(may_host, attested)| Member {
             may_host: may_host.into(),
             by_kubernetes: attested == BY_KUBERNETES,

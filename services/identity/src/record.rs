@@ -85,7 +85,7 @@ impl Core {
                 // Another replica dropped the issuer before this one heard of it.
                 Err(refused) if again && refused.is_stale_issuer() => {
                     again = false;
-                    self.refresh().await?;
+                    Box::pin(self.refresh()).await?;
                 }
                 recorded => {
                     recorded?;
@@ -110,7 +110,8 @@ impl Core {
     pub(crate) async fn or_record<T>(&self, asked: &Audit, outcome: Decision<T>) -> Decision<T> {
         match outcome {
             Ok(done) => Ok(done),
-            Err(refused) => Err(self.refuse(asked.clone(), refused).await),
+            // Rare, and large: every call would carry room for it.
+            Err(refused) => Err(Box::pin(self.refuse(asked.clone(), refused)).await),
         }
     }
 

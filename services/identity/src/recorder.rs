@@ -46,6 +46,8 @@ pub struct Recorder {
     queue: mpsc::Sender<Item>,
     /// Entries that nobody waits for and that found no room.
     lost: Arc<AtomicU64>,
+    /// Entries that were handed to the task.
+    recorded: AtomicU64,
     task: JoinHandle<()>,
 }
 
@@ -55,7 +57,12 @@ impl Recorder {
         let (queue, items) = mpsc::channel(QUEUE);
         let lost = Arc::<AtomicU64>::default();
         let task = tokio::spawn(write(db, items, lost.clone(), counts));
-        Self { queue, lost, task }
+        Self {
+            queue,
+            lost,
+            recorded: AtomicU64::new(0),
+            task,
+        }
     }
 
     /// Records; when this returns, it is on the disk.
@@ -80,7 +87,13 @@ impl Recorder {
         }
     }
 
+    /// How many entries there were, to see whether something is done.
+    pub fn recorded(&self) -> u64 {
+        self.recorded.load(Ordering::Relaxed)
+    }
+
     async fn put(&self, recorded: Recorded, own_begins: Option<u64>) -> Result<(), Refused> {
+        self.recorded.fetch_add(1, Ordering::Relaxed);
         let (done, answer) = oneshot::channel();
         let item = Item {
             recorded,
@@ -176,7 +189,10 @@ impl Owed {
     /// So many found no room before these.
     fn more(&mut self, count: u64, batch: &[Item]) {
         if count > 0 {
-            tracing::error!(count, "too much waits for the database: refusals or failures are only counted");
+            tracing::error!(
+                count,
+                "too much waits for the database: refusals or failures are only counted"
+            );
         }
         self.more += count;
         let newest = batch.iter().map(|item| item.recorded.entry.time).max();

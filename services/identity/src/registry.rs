@@ -134,8 +134,8 @@ impl Registry {
         }
         let mut watch = self.state.subscribe();
         let there = watch.wait_for(|state| state.as_ref().is_some_and(|w| w.contains_key(id)));
-        // Only the state after the wait counts.
-        let _ = tokio::time::timeout(PATIENCE, there).await;
+        // Only the state after the wait counts. Boxed: nearly every call is over before.
+        let _ = Box::pin(tokio::time::timeout(PATIENCE, there)).await;
         match self.state.borrow().as_ref() {
             None => Lookup::NotReady,
             Some(workloads) => workloads.get(id).cloned().map_or(Lookup::Unknown, Lookup::Found),

@@ -1,7 +1,7 @@
 //! What happens by itself while the service runs: steps of a rotation, changes by other replicas or
 //! by the operator's files, the service's own certificate, the length of the audit record.
 
-use crate::{core::Core, error::StartError, supplied::Supplied};
+use crate::{core::Core, error::StartError, memory, supplied::Supplied};
 use std::{path::Path, time::Duration};
 use weft_telemetry::Health;
 use weft_tls::{SvidCell, Trust};
@@ -17,6 +17,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const TELL: Duration = Duration::from_secs(15);
 /// How often the audit record is trimmed: often enough for no flood to fill the disk.
 const TRIM: Duration = Duration::from_secs(60);
+/// How often memory is given back, if something was done since.
+const REST: Duration = Duration::from_secs(10);
 /// The operator's files are looked at as often as a mounted Secret is worth it.
 const FILES: Duration = Duration::from_secs(5);
 /// The part of the process's health.
@@ -37,7 +39,8 @@ impl Upkeep<'_> {
     /// Never ends by itself.
     pub async fn run(&self, health: &Health) {
         let now = tokio::time::Instant::now;
-        let (mut trimmed, mut read) = (now(), now());
+        let (mut trimmed, mut read, mut rested) = (now(), now(), now());
+        let (mut recorded, mut resting) = (0, false);
         let mut told = None::<tokio::time::Instant>;
         let mut published = self.core.published();
         loop {
@@ -53,6 +56,18 @@ impl Upkeep<'_> {
                 if let Err(error) = self.core.trim_audit().await {
                     tracing::warn!(%error, "audit record could not be trimmed");
                 }
+            }
+            if rested.elapsed() >= REST {
+                rested = now();
+                let before = std::mem::replace(&mut recorded, self.core.recorder.recorded());
+                let idle = before == recorded;
+                if !idle || !resting {
+                    memory::trim_heap();
+                }
+                if idle && !resting {
+                    memory::unmap_program();
+                }
+                resting = idle;
             }
             if read.elapsed() >= FILES {
                 read = now();

@@ -2,7 +2,7 @@
 
 use crate::{
     connect::{AgentArgs, identity_error},
-    output::{Format, print_text, print_value, table, time},
+    output::{Format, age, print_done, print_text, print_value, table, time},
 };
 use anyhow::Result;
 use clap::Args;
@@ -38,6 +38,9 @@ pub struct Rotate {
     /// New certificates for all members and workloads, now
     #[arg(long, group = "target")]
     leaves: bool,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -65,11 +68,13 @@ impl Show {
             });
             return print_value(&value, self.output);
         }
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
         let row = |kind: &str, a: &Authority| {
             vec![
                 kind.to_owned(),
                 a.state.clone(),
                 a.key.clone(),
+                age(a.not_before, now),
                 time(a.not_before),
                 time(a.not_after),
                 a.needed_until
@@ -84,7 +89,16 @@ impl Show {
             .map(|a| row("root", a))
             .chain(shown.issuers.iter().map(|a| row("issuer", a)))
             .collect();
-        let header = ["KIND", "STATE", "KEY", "FROM", "UNTIL", "NEEDED UNTIL", "SHA-256"];
+        let header = [
+            "KIND",
+            "STATE",
+            "KEY",
+            "AGE",
+            "FROM",
+            "UNTIL",
+            "NEEDED UNTIL",
+            "SHA-256",
+        ];
         print_text(&table(&header, &rows))?;
         let mut line = format!(
             "Trust domain {}, bundle {}, {} connected members",
@@ -129,13 +143,19 @@ impl Rotate {
             .await
             .map_err(|status| identity_error(&status, &socket))?
             .into_inner();
-        print_text(match (target, reply.phase.as_str()) {
-            (RotateTarget::Root, "distributing") => {
-                "A new root is given to the members; `weft identity show` says how far it is"
-            }
-            (RotateTarget::Root, _) => "A new root is in use; the old one goes when nothing depends on it",
-            (RotateTarget::Issuer, _) => "A new issuer is in use",
-            _ => "Members and workloads are told to get new certificates",
-        })
+        let (name, text) = match (target, reply.phase.as_str()) {
+            (RotateTarget::Root, "distributing") => (
+                "root",
+                "A new root is given to the members; `weft identity show` says how far it is",
+            ),
+            (RotateTarget::Root, _) => (
+                "root",
+                "A new root is in use; the old one goes when nothing depends on it",
+            ),
+            (RotateTarget::Issuer, _) => ("issuer", "A new issuer is in use"),
+            _ => ("leaves", "Members and workloads are told to get new certificates"),
+        };
+        let value = json!({ "target": name, "phase": reply.phase });
+        print_done(text, &value, self.output)
     }
 }

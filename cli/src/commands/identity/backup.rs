@@ -2,10 +2,11 @@
 
 use crate::{
     connect::{AgentArgs, identity_error},
-    output::print_text,
+    output::{Format, print_done},
 };
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::json;
 use std::{
     fs::{self, OpenOptions},
     io::Write,
@@ -28,6 +29,9 @@ pub struct Backup {
     /// File whose first line is the passphrase, at least 16 characters
     #[arg(long, value_name = "FILE")]
     passphrase_file: PathBuf,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -61,7 +65,9 @@ impl Backup {
             file.sync_all()
         };
         write().with_context(|| format!("cannot write {}", self.out.display()))?;
-        print_text(&format!("{} bytes in {}", backup.len(), self.out.display()))
+        let text = format!("{} bytes in {}", backup.len(), self.out.display());
+        let value = json!({ "file": self.out, "bytes": backup.len() });
+        print_done(&text, &value, self.output)
     }
 }
 
@@ -95,6 +101,9 @@ pub struct Restore {
     /// The key-encryption key's file, if it is not in the state folder; made when it is not there
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
 }
 
 #[cfg(feature = "dev")]
@@ -114,8 +123,9 @@ impl Restore {
         let now = weft_tls::Now::unix_seconds(&weft_tls::SystemClock);
         let trust_domain =
             weft_identity::restore(&config, &backup, &passphrase(&self.passphrase_file)?, now).await?;
-        print_text(&format!(
+        let text = format!(
             "The authority of {trust_domain} is restored; start weft-identity with this trust domain"
-        ))
+        );
+        print_done(&text, &json!({ "trustDomain": trust_domain }), self.output)
     }
 }

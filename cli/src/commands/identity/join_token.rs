@@ -2,10 +2,11 @@
 
 use crate::{
     connect::{AgentArgs, identity_error, is_passing},
-    output::print_text,
+    output::{Format, print_done, print_value, time},
 };
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
+use serde_json::json;
 use std::{
     fs::OpenOptions,
     io::{ErrorKind, Write},
@@ -14,7 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tonic::{Status, transport::Channel};
-use weft_proto::weft::identity::v1::{CreateJoinTokenRequest, HostPattern, admin_client::AdminClient};
+use weft_proto::weft::identity::v1::{
+    CreateJoinTokenRequest, CreateJoinTokenResponse, HostPattern, admin_client::AdminClient,
+};
 
 /// Between two tries of `--wait`.
 const PAUSE: Duration = Duration::from_millis(300);
@@ -67,6 +70,9 @@ pub struct Create {
     /// Seconds to wait for a certificate authority that does not answer yet
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=3600))]
     wait: u32,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -117,8 +123,8 @@ impl Create {
             );
         }
         let request = CreateJoinTokenRequest {
-            kind: self.kind,
-            name: self.name,
+            kind: self.kind.clone(),
+            name: self.name.clone(),
             may_host: self.may_host,
             ttl_seconds: self.ttl,
         };
@@ -129,12 +135,24 @@ impl Create {
         let made = ask(channel, request, wait)
             .await
             .map_err(|status| identity_error(&status, &socket));
+        let mut told = json!({ "kind": self.kind, "name": self.name });
         match (made, file, &self.out) {
-            (Ok(token), Some(mut file), Some(path)) => file
-                .write_all(token.as_bytes())
-                .and_then(|()| file.sync_all())
-                .with_context(|| format!("cannot write {}", path.display())),
-            (Ok(token), ..) => print_text(&token),
+            (Ok(made), Some(mut file), Some(path)) => {
+                file.write_all(made.token.as_bytes())
+                    .and_then(|()| file.sync_all())
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                if matches!(self.output, Format::Table) {
+                    return Ok(());
+                }
+                told["expires"] = time(made.expires_at).into();
+                told["file"] = path.display().to_string().into();
+                print_value(&told, self.output)
+            }
+            (Ok(made), ..) => {
+                told["expires"] = time(made.expires_at).into();
+                told["token"] = made.token.as_str().into();
+                print_done(&made.token, &told, self.output)
+            }
             (Err(error), _, path) => {
                 if let Some(path) = path {
                     // It is empty, and the next try wants to make it.
@@ -146,12 +164,16 @@ impl Create {
     }
 }
 
-async fn ask(channel: Channel, request: CreateJoinTokenRequest, wait: Duration) -> Result<String, Status> {
+async fn ask(
+    channel: Channel,
+    request: CreateJoinTokenRequest,
+    wait: Duration,
+) -> Result<CreateJoinTokenResponse, Status> {
     let until = Instant::now() + wait;
     let mut authority = AdminClient::new(channel);
     loop {
         match authority.create_join_token(request.clone()).await {
-            Ok(reply) => return Ok(reply.into_inner().token),
+            Ok(reply) => return Ok(reply.into_inner()),
             Err(status) if is_passing(&status) && Instant::now() < until => {
                 tokio::time::sleep(PAUSE).await;
             }

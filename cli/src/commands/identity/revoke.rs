@@ -2,7 +2,7 @@
 
 use crate::{
     connect::{AgentArgs, identity_error},
-    output::{Format, print_text, print_value, table, time},
+    output::{Format, print_done, print_text, print_value, table, time},
 };
 use anyhow::Result;
 use clap::Args;
@@ -25,6 +25,9 @@ pub struct Revoke {
     /// Why, for the audit record
     #[arg(long)]
     reason: String,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -35,6 +38,9 @@ pub struct Reinstate {
     /// The revoked identity
     #[arg(value_name = "SPIFFE-ID")]
     spiffe_id: String,
+    /// Form of the output
+    #[arg(long, short, value_enum, default_value_t = Format::Table)]
+    output: Format,
     #[command(flatten)]
     agent: AgentArgs,
 }
@@ -54,13 +60,14 @@ impl Revoke {
         let (channel, socket) = self.agent.identity()?;
         let request = RevokeRequest {
             target: self.target.clone(),
-            reason: self.reason,
+            reason: self.reason.clone(),
         };
         AdminClient::new(channel)
             .revoke(request)
             .await
             .map_err(|status| identity_error(&status, &socket))?;
-        print_text(&format!("{} is revoked", self.target))
+        let value = json!({ "target": self.target, "reason": self.reason });
+        print_done(&format!("{} is revoked", self.target), &value, self.output)
     }
 }
 
@@ -74,10 +81,11 @@ impl Reinstate {
             .reinstate(request)
             .await
             .map_err(|status| identity_error(&status, &socket))?;
-        print_text(&format!(
+        let text = format!(
             "{} may have certificates again; those from before stay revoked",
             self.spiffe_id
-        ))
+        );
+        print_done(&text, &json!({ "spiffeId": self.spiffe_id }), self.output)
     }
 }
 

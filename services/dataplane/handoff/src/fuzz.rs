@@ -33,7 +33,9 @@ fn packets(mut input: &[u8]) -> Vec<(&[u8], usize)> {
 
 fn descriptors(n: usize) -> Vec<OwnedFd> {
     let null = std::fs::File::open("/dev/null").expect("/dev/null");
-    (0..n).map(|_| null.try_clone().expect("a descriptor").into()).collect()
+    (0..n)
+        .map(|_| null.try_clone().expect("a descriptor").into())
+        .collect()
 }
 
 /// The messages that are whole, until the link is lost.
@@ -89,7 +91,10 @@ fn node_holds(decode: &FromAgent, input: &[u8]) {
                 assert!(matches!(family, Family::V4 | Family::V6));
             }
             AgentRequest::GatewayPorts(ports) => {
-                assert!(ports.len() <= MAX_GATEWAY_PORTS && !ports.contains(&0), "{ports:?}");
+                assert!(
+                    ports.len() <= MAX_GATEWAY_PORTS && !ports.contains(&0),
+                    "{ports:?}"
+                );
             }
             AgentRequest::CloseSockets(backends) => assert!(backends.len() <= MAX_BACKENDS),
             _ => {}
@@ -165,7 +170,9 @@ fn from_node() -> Corpus {
     let messages: Vec<_> = messages.collect();
     // One after another on one link.
     let link = messages.concat();
-    Corpus::of(messages).and([link]).words(["\x57\x01\x00\x00", "\x57\x01\x01\x00", "\x12", "\x1a"])
+    Corpus::of(messages)
+        .and([link])
+        .words(["\x57\x01\x00\x00", "\x57\x01\x01\x00", "\x12", "\x1a"])
 }
 
 fn from_agent() -> Corpus {
@@ -216,14 +223,13 @@ fn the_target_notices_descriptors_that_are_dropped() {
         if proto::NodeMessage::decode(&*message).is_ok_and(|m| m.message.is_some()) {
             descriptors.truncate(listed(&message));
         }
-        incoming::decode(Received {
-            message,
-            descriptors,
-        })
+        incoming::decode(Received { message, descriptors })
     };
-    assert!(weft_fuzz::finds!(20_000, from_node(), |input: &[u8]| agent_holds(
-        &forgiving, input
-    )));
+    assert!(weft_fuzz::finds!(
+        20_000,
+        from_node(),
+        |input: &[u8]| agent_holds(&forgiving, input)
+    ));
 }
 
 #[test]
@@ -251,9 +257,11 @@ fn the_target_notices_a_count_that_is_not_bounded() {
         }
         node::decode(message)
     };
-    assert!(weft_fuzz::finds!(20_000, from_agent(), |input: &[u8]| node_holds(
-        &boundless, input
-    )));
+    assert!(weft_fuzz::finds!(
+        20_000,
+        from_agent(),
+        |input: &[u8]| node_holds(&boundless, input)
+    ));
 }
 
 #[test]
@@ -267,7 +275,9 @@ fn what_is_sent_is_taken() {
     }
     let mut taken = 0;
     for seed in from_node().seeds() {
-        assembled(seed, &mut |received| taken += usize::from(incoming::decode(received).is_ok()));
+        assembled(seed, &mut |received| {
+            taken += usize::from(incoming::decode(received).is_ok())
+        });
     }
     assert_eq!(taken, 6 + 6);
 }

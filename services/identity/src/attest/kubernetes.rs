@@ -255,7 +255,10 @@ impl Kubernetes {
         for _ in 0..MAX_PAGES {
             let found = self.ask("list the node's pods", api.list(&page)).await?;
             // The selector is the server's to obey; what it sends is looked at all the same.
-            let alive = found.items.into_iter().filter_map(|pod| live(pod, namespace).ok());
+            let alive = found
+                .items
+                .into_iter()
+                .filter_map(|pod| live(pod, namespace).ok());
             pods.extend(alive.filter(|pod| pod.node == node));
             match found.metadata.continue_.filter(|more| !more.is_empty()) {
                 Some(more) => page.continue_token = Some(more),

@@ -57,7 +57,10 @@ async fn the_pods_of_a_node_are_found_on_every_page() {
     let ask = async |id: &str| sign(&rig, &node.svid, id, SvidUse::Workload).await;
     let lists = || {
         let asked = &cluster.state.lock().asked;
-        asked.iter().filter(|a| a.ends_with("/namespaces/shop/pods")).count()
+        asked
+            .iter()
+            .filter(|a| a.ends_with("/namespaces/shop/pods"))
+            .count()
     };
     ask("n1/shop/last/1").await.unwrap();
     assert_eq!(lists(), 3, "pages of a hundred");

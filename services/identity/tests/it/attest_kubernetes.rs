@@ -304,10 +304,7 @@ pub async fn join_as_node(
     std::fs::write(&by.trust_anchors_file, root).unwrap();
     let (trigger, drain) = weft_drain::channel();
     let enrollment = rig.enrollment(td().node(node).unwrap(), &format!("{pod}-{node}"));
-    (
-        enrollment.kubernetes(by).enroll(drain).await.unwrap(),
-        trigger,
-    )
+    (enrollment.kubernetes(by).enroll(drain).await.unwrap(), trigger)
 }
 
 #[tokio::test]

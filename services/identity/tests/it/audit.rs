@@ -46,7 +46,9 @@ async fn calls_that_no_method_decides_on_are_recorded() {
     let admin = "/weft.identity.v1.Admin/ListAudit";
     let before = rig.refused("ROLE_NOT_ADMITTED");
     list(world.node()).await.unwrap_err();
-    list(rig.channel(Some(&world.workload_cell().await))).await.unwrap_err();
+    list(rig.channel(Some(&world.workload_cell().await)))
+        .await
+        .unwrap_err();
     list(rig.channel(None)).await.unwrap_err();
     // The twins leave nothing behind.
     list(rig.local()).await.unwrap();
@@ -102,7 +104,9 @@ async fn a_flood_is_counted_and_leaves_room_for_others() {
     world.join("no token", csr()).await.unwrap_err();
     let audit = rig.audit().await;
     let refused = |action: &str| {
-        let of = audit.iter().filter(|e| e.action == action && e.outcome == "refuse");
+        let of = audit
+            .iter()
+            .filter(|e| e.action == action && e.outcome == "refuse");
         of.count()
     };
     assert_eq!((refused("sign-workload"), refused("join")), (RECORDED, 1));
@@ -112,10 +116,17 @@ async fn a_flood_is_counted_and_leaves_room_for_others() {
     let told = entries(rig, "left-out", 1).await;
     assert_eq!(told.len(), 1, "{told:?}");
     assert_eq!(told[0].caller, "spiffe://cluster.local/weft/node/n1");
-    assert!(told[0].reason.starts_with("7 more refusals"), "{}", told[0].reason);
+    assert!(
+        told[0].reason.starts_with("7 more refusals"),
+        "{}",
+        told[0].reason
+    );
     // One by one again.
     world.ask("n2/shop/pay/1").await.unwrap_err();
-    assert_eq!(entries(rig, "sign-workload", RECORDED + 1).await.len(), RECORDED + 1);
+    assert_eq!(
+        entries(rig, "sign-workload", RECORDED + 1).await.len(),
+        RECORDED + 1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,8 +178,14 @@ async fn orders_that_fail_are_recorded_when_the_database_is_back() {
                 let passphrase = "correct horse battery".into();
                 admin().backup(BackupRequest { passphrase }).await.map(drop)
             }
-            "get-authority" => admin().get_authority(Request::new(Default::default())).await.map(drop),
-            _ => admin().list_audit(Request::new(Default::default())).await.map(drop),
+            "get-authority" => admin()
+                .get_authority(Request::new(Default::default()))
+                .await
+                .map(drop),
+            _ => admin()
+                .list_audit(Request::new(Default::default()))
+                .await
+                .map(drop),
         }
     };
     let actions = [

@@ -183,12 +183,18 @@ impl State {
                     value.parse::<usize>().ok()
                 };
                 let (from, most) = (number("continue").unwrap_or(0), number("limit").unwrap());
-                let items: Vec<Value> = all.iter().skip(from).take(most).map(|pod| (*pod).clone()).collect();
+                let items: Vec<Value> = all
+                    .iter()
+                    .skip(from)
+                    .take(most)
+                    .map(|pod| (*pod).clone())
+                    .collect();
                 let mut metadata = json!({});
                 if from + items.len() < all.len() {
                     metadata["continue"] = json!((from + items.len()).to_string());
                 }
-                let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items});
+                let list =
+                    json!({"kind": "PodList", "apiVersion": "v1", "metadata": metadata, "items": items});
                 (200, published::<List<Pod>>(list))
             }
             _ => panic!("{method} {path} is not asked for attestation"),

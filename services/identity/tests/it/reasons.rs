@@ -115,7 +115,11 @@ async fn shown(rig: &Rig, reason: Reason, outcome: Result<(), Status>, twin: Res
     } else {
         DOMAIN
     };
-    assert_eq!((&*info.reason, &*info.domain), (reason.as_str(), domain), "{status}");
+    assert_eq!(
+        (&*info.reason, &*info.domain),
+        (reason.as_str(), domain),
+        "{status}"
+    );
     assert!(rig.refused(reason.as_str()) >= 1, "{reason:?} is not counted");
     // Of what failed the record knows more than the caller.
     let failed = matches!(
@@ -150,7 +154,11 @@ async fn until(reason: Reason, attempt: impl AsyncFn() -> Result<(), Status>) ->
     let tries = async {
         loop {
             match attempt().await {
-                Err(status) if status.get_details_error_info().is_some_and(|i| i.reason == reason.as_str()) => {
+                Err(status)
+                    if status
+                        .get_details_error_info()
+                        .is_some_and(|i| i.reason == reason.as_str()) =>
+                {
                     return Err(status);
                 }
                 Err(status) => panic!("{reason:?}: {status}"),
@@ -257,10 +265,7 @@ async fn in_file(world: &World, reason: Reason, cart: &str) -> Pair {
             let short = world.token("node", "n8", &[], 60).await.unwrap();
             let long = world.token("node", "n8", &[], 62).await.unwrap();
             world.rig.clock.advance(Duration::from_secs(61));
-            (
-                world.join(&short, csr()).await,
-                world.join(&long, csr()).await,
-            )
+            (world.join(&short, csr()).await, world.join(&long, csr()).await)
         }
         R::WorkloadsDoNotJoin => {
             let workload = world.workload_cell().await;
@@ -536,7 +541,8 @@ async fn of_a_service_whose_database_is_changed_under_it() {
                 ))
                 .await;
                 let outcome = until(reason, revoke).await;
-                hand.changes("DELETE FROM revocations WHERE kind = 'serial'").await;
+                hand.changes("DELETE FROM revocations WHERE kind = 'serial'")
+                    .await;
                 (outcome, until_answered(revoke).await)
             }
             R::IssuerReplaced => {

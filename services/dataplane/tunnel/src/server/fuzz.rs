@@ -33,7 +33,10 @@ fn literal(name: &str, value: &str) -> Vec<u8> {
 }
 
 fn headers(stream: u32, end: bool, fields: &[(&str, &str)]) -> Vec<u8> {
-    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| literal(name, value)).collect();
+    let block: Vec<u8> = fields
+        .iter()
+        .flat_map(|(name, value)| literal(name, value))
+        .collect();
     frame(1, 0x4 | u8::from(end), stream, &block)
 }
 
@@ -61,8 +64,16 @@ fn corpus() -> Corpus {
     let begun = |frames: &[Vec<u8>]| [PREFACE, &frame(4, 0, 0, &[]), &frames.concat()].concat();
     Corpus::of([
         begun(&[connect(1, "pay.shop:50002")]),
-        begun(&[connect(1, "10.0.0.2:8080"), frame(0, 0, 1, b"hello"), frame(0, 1, 1, b"")]),
-        begun(&[connect(1, "[fd00::2]:8080"), connect(3, "pay.shop:50002"), frame(3, 0, 1, &[0, 0, 0, 8])]),
+        begun(&[
+            connect(1, "10.0.0.2:8080"),
+            frame(0, 0, 1, b"hello"),
+            frame(0, 1, 1, b""),
+        ]),
+        begun(&[
+            connect(1, "[fd00::2]:8080"),
+            connect(3, "pay.shop:50002"),
+            frame(3, 0, 1, &[0, 0, 0, 8]),
+        ]),
         begun(&[get(1)]),
         begun(&[get(1), connect(3, "pay.shop:50002")]),
         begun(&[
@@ -113,7 +124,11 @@ fn holds(runtime: &tokio::runtime::Runtime, asked: Asked, input: &[u8]) {
     streams(runtime, input, |(request, mut respond)| {
         let (head, body) = request.into_parts();
         let (method, uri) = (head.method.clone(), head.uri.clone());
-        assert!(seen.insert(respond.stream_id()), "{:?} twice", respond.stream_id());
+        assert!(
+            seen.insert(respond.stream_id()),
+            "{:?} twice",
+            respond.stream_id()
+        );
         match asked(head) {
             Ok((authority, headers)) => {
                 assert_eq!(method, Method::CONNECT);
@@ -147,7 +162,9 @@ fn the_target_notices_when_any_method_is_taken() {
         Ok((authority, head.headers))
     };
     let runtime = runtime();
-    assert!(weft_fuzz::finds!(20_000, corpus(), |input: &[u8]| holds(&runtime, any, input)));
+    assert!(weft_fuzz::finds!(20_000, corpus(), |input: &[u8]| holds(
+        &runtime, any, input
+    )));
 }
 
 /// How many streams of each input are handed on, and how many are refused.
@@ -157,9 +174,11 @@ fn what_of_the_corpus_is_a_connect_is_handed_on() {
     let corpus = corpus();
     let counted = corpus.seeds().iter().map(|seed| {
         let (mut taken, mut refused) = (0, 0);
-        streams(&runtime, seed, |(request, _)| match asked(request.into_parts().0) {
-            Ok(_) => taken += 1,
-            Err(_) => refused += 1,
+        streams(&runtime, seed, |(request, _)| {
+            match asked(request.into_parts().0) {
+                Ok(_) => taken += 1,
+                Err(_) => refused += 1,
+            }
         });
         (taken, refused)
     });

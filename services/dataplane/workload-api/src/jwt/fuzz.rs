@@ -46,11 +46,7 @@ fn corpus() -> Corpus {
     ])
 }
 
-fn holds(
-    verify: impl Fn(&ValidateJwtsvidRequest) -> Result<Claims, JwtError>,
-    keys: &[Value],
-    bytes: &[u8],
-) {
+fn holds(verify: impl Fn(&ValidateJwtsvidRequest) -> Result<Claims, JwtError>, keys: &[Value], bytes: &[u8]) {
     let Ok(request) = ValidateJwtsvidRequest::decode(bytes) else {
         return;
     };
@@ -192,5 +188,7 @@ fn the_target_notices_a_key_without_a_name() {
             set,
         })
     };
-    assert!(weft_fuzz::finds!(20_000, sets(), |json: &[u8]| is_sound(careless, json)));
+    assert!(weft_fuzz::finds!(20_000, sets(), |json: &[u8]| is_sound(
+        careless, json
+    )));
 }
