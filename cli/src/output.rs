@@ -73,22 +73,38 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// How long ago, as kubectl tells it: the two largest units.
+/// How long ago.
 pub fn age(since: Option<prost_types::Timestamp>, now: i64) -> String {
-    let Some(since) = since else { return String::new() };
-    let seconds = now.saturating_sub(since.seconds).max(0);
-    let units = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
-    let first = units.iter().position(|(unit, _)| seconds >= *unit).unwrap_or(3);
-    let (large, name) = units[first];
-    let mut text = format!("{}{name}", seconds / large);
-    // Of days alone the hours matter little after ten of them.
-    if let Some((small, name)) = units.get(first + 1)
-        && (seconds % large) / small > 0
-        && seconds < 10 * 86_400
-    {
-        text.push_str(&format!("{}{name}", (seconds % large) / small));
+    let seconds = since.map(|since| u64::try_from(now.saturating_sub(since.seconds)).unwrap_or(0));
+    seconds.map(duration).unwrap_or_default()
+}
+
+/// As kubectl shortens times: two units while they are small, then one.
+pub fn duration(seconds: u64) -> String {
+    const MINUTE: u64 = 60;
+    const HOUR: u64 = 60 * MINUTE;
+    const DAY: u64 = 24 * HOUR;
+    const YEAR: u64 = 365 * DAY;
+    let two = |large: u64, l: &str, small: u64, s: &str| {
+        let rest = seconds % large / small;
+        let first = seconds / large;
+        if rest == 0 {
+            format!("{first}{l}")
+        } else {
+            format!("{first}{l}{rest}{s}")
+        }
+    };
+    match seconds {
+        s if s < 2 * MINUTE => format!("{s}s"),
+        s if s < 10 * MINUTE => two(MINUTE, "m", 1, "s"),
+        s if s < 3 * HOUR => format!("{}m", s / MINUTE),
+        s if s < 8 * HOUR => two(HOUR, "h", MINUTE, "m"),
+        s if s < 2 * DAY => format!("{}h", s / HOUR),
+        s if s < 8 * DAY => two(DAY, "d", HOUR, "h"),
+        s if s < 2 * YEAR => format!("{}d", s / DAY),
+        s if s < 8 * YEAR => two(YEAR, "y", DAY, "d"),
+        s => format!("{}y", s / YEAR),
     }
-    text
 }
 
 /// RFC 3339 in UTC, seconds.
@@ -106,23 +122,26 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        let since = |seconds: i64| {
-            let seconds = 1_800_000_000 - seconds;
-            age(Some(prost_types::Timestamp { seconds, nanos: 0 }), 1_800_000_000)
-        };
-        for (seconds, text) in [
-            (-5, "0s"),
+        for (seconds, expected) in [
             (0, "0s"),
-            (59, "59s"),
-            (60, "1m"),
-            (3_725, "1h2m"),
-            (86_400 + 7_200, "1d2h"),
-            (9 * 86_400 + 60, "9d"),
-            (400 * 86_400 + 3600, "400d"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (600, "10m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 300, "3h5m"),
+            (9 * 3600, "9h"),
+            (3 * 86_400 + 7200, "3d2h"),
+            (9 * 86_400, "9d"),
+            (3 * 365 * 86_400, "3y"),
         ] {
-            assert_eq!(since(seconds), text, "{seconds}");
+            assert_eq!(duration(seconds), expected);
         }
-        assert_eq!(age(None, 5), "");
+        let since = |seconds| age(Some(prost_types::Timestamp { seconds, nanos: 0 }), 1000);
+        assert_eq!(
+            (since(995), since(1001), age(None, 5)),
+            ("5s".into(), "0s".into(), String::new())
+        );
     }
 
     #[test]

@@ -4,12 +4,16 @@
 //! The token alone is not believed: a pod that is gone, that another of its name has replaced, or
 //! that has ended gets nothing, however long its token would still be good for.
 
+mod pod;
+
+pub(super) use pod::Pod;
+
 use super::config::{KubernetesConfig, NodeAgent};
 use crate::{core::Decision, error::StartError, pattern::HostPattern, reason::Reason, refused::Refused};
 use http_body_util::{LengthLimitError, Limited};
 use hyper::Response;
 use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authentication::v1::{TokenReview, TokenReviewSpec},
     core::v1 as core_v1,
 };
 use kube::{
@@ -19,6 +23,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use parking_lot::Mutex;
+use pod::{ACCOUNT, Bound, bound, check_pod, live};
 use std::{
     collections::HashMap,
     future::Future,
@@ -27,15 +32,9 @@ use std::{
 };
 use tokio::sync::Semaphore;
 use tower::util::MapResponseLayer;
-use weft_model::{SvidForm, TrustDomain, check_app_id};
+use tracing::{instrument::WithSubscriber, subscriber::NoSubscriber};
+use weft_model::{SvidForm, TrustDomain};
 
-/// Extra fields of a token that is bound to a pod (KEP-1205).
-const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
-const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-/// The annotation by which Dapr's users name their apps.
-const APP_ID: &str = "dapr.io/app-id";
-/// How Kubernetes writes the name of a service account.
-const ACCOUNT: &str = "system:serviceaccount:";
 /// Questions on their way to the API server at once; more wait.
 const AT_ONCE: usize = 64;
 /// Bytes of one answer that are read. The API server takes no object of more than 1.5 MiB, and a page
@@ -47,26 +46,6 @@ const MAX_PAGES: usize = 10;
 /// How long the pods of a node are remembered. A pod that left keeps its name so much longer.
 const REMEMBERED: Duration = Duration::from_secs(2);
 const MAX_REMEMBERED: usize = 4096;
-
-/// A pod that runs, as the API server knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pod {
-    pub namespace: String,
-    pub name: String,
-    pub service_account: String,
-    /// Its annotation; empty for none.
-    pub app_id: String,
-    pub node: String,
-}
-
-/// What a token says of itself, after the API server has vouched for it.
-#[derive(Debug, PartialEq, Eq)]
-struct Bound {
-    namespace: String,
-    service_account: String,
-    pod: String,
-    uid: String,
-}
 
 type Names = Arc<Vec<Pod>>;
 
@@ -273,7 +252,7 @@ impl Kubernetes {
         let answer = tokio::time::timeout(self.timeout, async {
             // The semaphore is never closed.
             let _place = self.at_once.acquire().await;
-            question.await
+            quietly(question).await
         });
         let why = match answer.await {
             Ok(Ok(answer)) => return Ok(answer),
@@ -306,6 +285,12 @@ impl Kubernetes {
     }
 }
 
+/// Without a word in the log: of an answer that it can not read, the client writes down all, and a
+/// review's has the token in it.
+fn quietly<F: Future>(question: F) -> impl Future<Output = F::Output> {
+    question.with_subscriber(NoSubscriber::new())
+}
+
 fn list(all: &[String]) -> String {
     match all {
         [] => "no audience".into(),
@@ -313,81 +298,43 @@ fn list(all: &[String]) -> String {
     }
 }
 
-/// Namespace, account and pod of a token that was vouched for.
-fn bound(user: &UserInfo) -> Decision<Bound> {
-    let name = user.username.as_deref().unwrap_or_default();
-    let account = name.strip_prefix(ACCOUNT).and_then(|rest| rest.split_once(':'));
-    let Some((namespace, service_account)) = account.filter(|(n, a)| !n.is_empty() && !a.is_empty()) else {
-        let reason = format!("the token is of {name:?}, which is no service account");
-        return Err(Refused::denied(Reason::TokenUnbound, reason));
-    };
-    let extra = |key: &str| match user.extra.as_ref().and_then(|e| e.get(key)).map(Vec::as_slice) {
-        Some([one]) if !one.is_empty() => Some(one.clone()),
-        _ => None,
-    };
-    let (Some(pod), Some(uid)) = (extra(POD_NAME), extra(POD_UID)) else {
-        let reason = format!(
-            "the token of {name} is bound to no pod: project one into the pod (serviceAccountToken), a token of \
-             a Secret is not taken"
-        );
-        return Err(Refused::denied(Reason::TokenUnbound, reason));
-    };
-    Ok(Bound {
-        namespace: namespace.into(),
-        service_account: service_account.into(),
-        pod,
-        uid,
-    })
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tracing::{Event, Metadata, Subscriber, span};
 
-fn check_pod(bound: &Bound, found: Option<core_v1::Pod>) -> Decision<Pod> {
-    let which = format!("pod {}/{}", bound.namespace, bound.pod);
-    let Some(found) = found else {
-        return Err(Refused::denied(Reason::PodGone, format!("{which} is gone")));
-    };
-    if found.metadata.uid.as_ref() != Some(&bound.uid) {
-        let reason = format!("{which} was replaced by another of its name since the token was made");
-        return Err(Refused::denied(Reason::PodReplaced, reason));
-    }
-    let pod = live(found, &bound.namespace)
-        .map_err(|why| Refused::denied(Reason::PodGone, format!("{which} {why}")))?;
-    if pod.service_account != bound.service_account {
-        let reason = format!(
-            "{which} runs as service account {:?}, the token is of {:?}",
-            pod.service_account, bound.service_account
-        );
-        return Err(Refused::denied(Reason::OtherIdentity, reason));
-    }
-    if !pod.app_id.is_empty()
-        && let Err(error) = check_app_id(&pod.app_id)
-    {
-        return Err(Refused::denied(
-            Reason::OtherIdentity,
-            format!("{which}, annotation {APP_ID}: {error}"),
-        ));
-    }
-    Ok(pod)
-}
+    /// Counts what is logged.
+    struct Count(Arc<AtomicUsize>);
 
-/// A pod that was placed and has not ended, or why it is none.
-fn live(pod: core_v1::Pod, namespace: &str) -> Result<Pod, String> {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Err("is being deleted".into());
+    impl Subscriber for Count {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
     }
-    let phase = pod.status.and_then(|s| s.phase).unwrap_or_default();
-    if matches!(phase.as_str(), "Succeeded" | "Failed") {
-        return Err(format!("has ended ({phase})"));
+
+    #[tokio::test]
+    async fn what_the_client_would_log_is_not_logged() {
+        let logged = Arc::new(AtomicUsize::new(0));
+        let _guard = tracing::subscriber::set_default(Count(logged.clone()));
+        let question = async || {
+            tracing::warn!("a token");
+            tokio::task::yield_now().await;
+            tracing::warn!("and again");
+        };
+        question().await;
+        assert_eq!(logged.load(Ordering::Relaxed), 2);
+        quietly(question()).await;
+        assert_eq!(logged.load(Ordering::Relaxed), 2);
     }
-    let spec = pod.spec.unwrap_or_default();
-    let Some(node) = spec.node_name.filter(|node| !node.is_empty()) else {
-        return Err("is on no node yet".into());
-    };
-    let app_id = pod.metadata.annotations.and_then(|mut all| all.remove(APP_ID));
-    Ok(Pod {
-        namespace: namespace.to_owned(),
-        name: pod.metadata.name.unwrap_or_default(),
-        service_account: spec.service_account_name.unwrap_or_default(),
-        app_id: app_id.unwrap_or_default(),
-        node,
-    })
 }

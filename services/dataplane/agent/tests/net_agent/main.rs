@@ -10,6 +10,7 @@ mod control;
 mod openssl;
 mod packets;
 mod requests;
+mod revocation;
 mod rig;
 mod rotation;
 mod shared;

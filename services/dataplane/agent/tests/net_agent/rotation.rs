@@ -105,7 +105,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// The chain of a workload's tunnel certificate, as its node keeps it.
-fn tunnel_chain(node: &Running, app: &str) -> Vec<CertificateDer<'static>> {
+pub fn tunnel_chain(node: &Running, app: &str) -> Vec<CertificateDer<'static>> {
     let id = format!("spiffe://cluster.local/ns/default/{app}");
     let files = std::fs::read_dir(node.data_dir().join("svids")).unwrap();
     // A magic line and a checksum come before the content.
@@ -121,12 +121,12 @@ fn tunnel_chain(node: &Running, app: &str) -> Vec<CertificateDer<'static>> {
     chains.into_iter().find(named).expect("it has a certificate")
 }
 
-fn leaf(chain: &[CertificateDer<'static>]) -> PeerIdentity {
+pub fn leaf(chain: &[CertificateDer<'static>]) -> PeerIdentity {
     PeerIdentity::from_leaf(&chain[0]).unwrap()
 }
 
 /// How many tunnels an agent opened, and how many attempts failed.
-fn tunnels(node: &Running) -> (u64, u64) {
+pub fn tunnels(node: &Running) -> (u64, u64) {
     let mut stream = node.node.namespace().connect("127.0.0.1:7314").unwrap();
     let get = b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     stream.write_all(get).unwrap();
