@@ -132,6 +132,7 @@ impl Stage {
             format!("--policy={}", self.address(7303)),
             format!("--join-token-file={}", token.display()),
             format!("--listen={}:7304", net.v4()),
+            format!("--hubble-listen={}:4244", net.v4()),
             "--log-format=text".into(),
         ];
         command.args(arguments.iter().map(|a| format!("--agent-arg={a}")));

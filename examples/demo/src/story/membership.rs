@@ -31,7 +31,10 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
                 "default/billing",
                 "default/reports",
                 "default/archive",
+                // Pods without app-id, and shared endpoints.
                 "default/default",
+                "default/ingress",
+                "default/whoami",
             ],
         )
         .await?;
@@ -53,7 +56,7 @@ pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
         again.map_or_else(|e| shorten(&format!("{e:#}")), |_| "it was taken again".into()),
     );
 
-    // n2 may host billing, reports, archive and pods without app-id; asking for another app's identity is refused and recorded.
+    // n2 may host what is named there; asking for another app's identity is refused and recorded.
     let refused = stage.start_pod("n2", "vault", App::Rust).await;
     let why = refused.err().map(|e| format!("{e:#}")).unwrap_or_default();
     report.check(

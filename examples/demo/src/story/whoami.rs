@@ -2,7 +2,10 @@
 
 mod explained;
 mod gateway;
+mod policies;
 mod proven;
+mod redirect;
+mod shared;
 mod split;
 mod told;
 
@@ -22,6 +25,12 @@ const WHOAMI: &str = include_str!("../../../whoami/whoami.yaml");
 const SERVICES: &str = include_str!("../../../whoami/services.yaml");
 const GATEWAY: &str = include_str!("../../../whoami/gateway.yaml");
 const ROUTE_DIRECT: &str = include_str!("../../../whoami/route-direct.yaml");
+const ROUTE_RUNTIME: &str = include_str!("../../../whoami/route-runtime.yaml");
+const SHARED_INGRESS: &str = include_str!("../../../whoami/shared-ingress.yaml");
+const SHARED_WHOAMI: &str = include_str!("../../../whoami/shared-whoami.yaml");
+const LOCAL_REDIRECT: &str = include_str!("../../../whoami/local-redirect.yaml");
+const POLICIES: &str = include_str!("../../../whoami/policies.yaml");
+const POLICY_PODS: &str = include_str!("../../../whoami/policy-pods.yaml");
 const ROUTE_ITSELF: &str = include_str!("../../../whoami/route-itself.yaml");
 const SPLIT_EVENLY: &str = include_str!("../../../whoami/split-50-50.yaml");
 const SPLIT_MOSTLY: &str = include_str!("../../../whoami/split-90-10.yaml");
@@ -49,10 +58,13 @@ struct Cast {
 
 pub async fn play(stage: &mut Stage, report: &mut Report) -> Result<()> {
     let cast = gateway::play(stage, report).await?;
+    let runtime = shared::play(stage, &cast, report).await?;
     split::play(stage, &cast, report).await?;
+    redirect::play(stage, &cast, runtime, report).await?;
+    policies::play(stage, &cast, runtime, report).await?;
     proven::play(stage, &cast, report).await?;
     told::play(stage, &cast, report).await?;
-    explained::play(stage, &cast, report).await?;
+    explained::play(stage, &cast, runtime, report).await?;
     let hints = hints(stage, &cast)?;
     stage.hints.push(hints);
     Ok(())
@@ -101,12 +113,7 @@ impl Cast {
         ] {
             stage.apply(file, text)?;
         }
-        let service = wait_for("the Service's address", SOON, || async {
-            let service = stage.object("services", "whoami").await?;
-            let address = service["spec"]["clusterIP"].as_str().context("it has none")?;
-            Ok(SocketAddr::new(address.parse()?, 80))
-        })
-        .await?;
+        let service = SocketAddr::new(address(stage, "whoami").await?, 80);
         let gateways = NODES
             .iter()
             .map(|node| Ok((stage.node(node)?.net.v4(), 80).into()))
@@ -125,6 +132,16 @@ impl Cast {
     fn whoami(&self, stage: &Stage, name: &str) -> Result<SocketAddr> {
         Ok((stage.pod(name)?.net.v4(), 80).into())
     }
+}
+
+/// The address that a Service was given.
+async fn address(stage: &Stage, service: &str) -> Result<IpAddr> {
+    wait_for("the Service's address", SOON, || async {
+        let service = stage.object("services", service).await?;
+        let address = service["spec"]["clusterIP"].as_str().context("it has none")?;
+        Ok(address.parse()?)
+    })
+    .await
 }
 
 /// Asks until it is as wanted: a change takes a moment from its file to both nodes.
@@ -170,6 +187,17 @@ async fn flow(stage: &Stage, node: &str, filters: &[&str], wanted: impl Fn(&Valu
                 flows.last()
             )
         })
+    })
+    .await
+}
+
+/// The same on whichever node tells of it.
+async fn anywhere(stage: &Stage, filters: &[&str], wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+    wait_for("the flow", SOON, || async {
+        let mut all = flows(stage, NODES[0], filters).await?;
+        all.extend(flows(stage, NODES[1], filters).await?);
+        let found = all.iter().rev().find(|flow| wanted(flow)).cloned();
+        found.with_context(|| format!("{} flows with {filters:?}, none is that", all.len()))
     })
     .await
 }

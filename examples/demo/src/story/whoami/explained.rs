@@ -3,7 +3,7 @@
 use super::{Cast, REQUESTS, until};
 use crate::{
     report::Report,
-    stage::{Seat, Stage, Target},
+    stage::{API, Seat, Stage, Target},
 };
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
@@ -12,11 +12,12 @@ use tokio::task::JoinSet;
 
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-pub async fn play(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()> {
+pub async fn play(stage: &Stage, cast: &Cast, runtime: SocketAddr, report: &mut Report) -> Result<()> {
     report.chapter("`weft explain` of every pair says what the kernel and the proxy then do");
     stage.apply("whoami-requests.yaml", REQUESTS)?;
     connections(stage, cast, report).await?;
-    requests(stage, cast, report).await
+    requests(stage, cast, report).await?;
+    calls(stage, cast, runtime, report).await
 }
 
 /// A question and what became of it.
@@ -138,5 +139,40 @@ async fn requests(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()>
     }
     let result = differ(pairs).await;
     report.check_result("requests likewise: 200 or 403", result, told);
+    Ok(())
+}
+
+/// The calls that meet at shared endpoints: of a runtime API, and of apps.
+async fn calls(stage: &Stage, cast: &Cast, runtime: SocketAddr, report: &mut Report) -> Result<()> {
+    let gateway = format!("http://{}/", cast.gateways[0].ip());
+    let runtime = format!("http://{runtime}/v1.0/invoke/whoami.default/method/");
+    let invoke = |app: &str| format!("http://{API}/v1.0/invoke/{app}/method/echo");
+    let (cart, orders) = (stage.seat("cart")?, stage.seat("orders")?);
+    let stranger = stage.seat("stranger")?;
+    let near = "ingress-shared-n1";
+    // By the gateway all of its three hops come about, or none would.
+    let asked = [
+        ("reserved:ingress", near, 3500, &cast.outside, gateway.clone()),
+        (near, "whoami", 50002, &cast.outside, gateway.clone()),
+        ("whoami", "whoami-v1-0", 80, &cast.outside, gateway),
+        ("visitor-0", near, 3500, &cast.visitors[0], runtime.clone()),
+        ("cart", near, 3500, &cart, runtime),
+        ("cart", "whoami", 50002, &cart, invoke("whoami")),
+        ("orders", "whoami", 50002, &orders, invoke("whoami")),
+        ("orders", "cart", 50002, &orders, invoke("cart")),
+        ("stranger", "cart", 50002, &stranger, invoke("cart")),
+        ("cart", "billing", 50002, &cart, invoke("billing")),
+    ];
+    let mut pairs = Vec::new();
+    for (from, to, port, seat, url) in asked {
+        let reply = stage.curl(seat, &url, &["-m", "2"]).await;
+        pairs.push(Pair {
+            text: format!("{from} -> {to}:{port}"),
+            explain: explain(stage, from, to, port),
+            done: reply.is_ok_and(|r| r.status == 200),
+        });
+    }
+    let result = differ(pairs).await;
+    report.check_result("calls of runtimes and apps likewise", result, told);
     Ok(())
 }

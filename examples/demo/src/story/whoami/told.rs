@@ -1,7 +1,12 @@
 //! What flows tell of all this, in each of the forms in which Hubble's clients read them.
 
-use super::{Cast, SOON, flow, flows, observe, until};
-use crate::{command::wait_for, report::Report, stage::Stage, story::unique};
+use super::{Cast, NODES, SOON, flows, observe, until};
+use crate::{
+    command::{output, wait_for},
+    report::Report,
+    stage::Stage,
+    story::unique,
+};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -12,56 +17,68 @@ pub async fn play(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()>
     report.chapter("`weft observe`: each hop and each refusal, as Hubble's clients read them");
     hops(stage, cast, report).await?;
     forms(stage, cast, report).await;
-    refusals(stage, cast, report).await
+    refusals(stage, cast, report).await?;
+    elsewhere(stage, report).await
 }
 
-/// A line of `weft observe` that has all of these texts.
-async fn line(stage: &Stage, node: &str, arguments: &[&str], texts: &[&str]) -> Result<String> {
+/// A line of `weft observe` of either node that has all of these texts.
+async fn line(stage: &Stage, arguments: &[&str], texts: &[&str]) -> Result<String> {
     wait_for("the line", SOON, || async {
-        let text = observe(stage, node, arguments).await?;
+        let mut text = observe(stage, NODES[0], arguments).await?;
+        text += "\n";
+        text += &observe(stage, NODES[1], arguments).await?;
         let found = text.lines().find(|line| texts.iter().all(|t| line.contains(t)));
-        let found = found.map(str::to_owned);
-        found.with_context(|| format!("no line with {texts:?} of {} lines", text.lines().count()))
+        found
+            .map(str::to_owned)
+            .with_context(|| format!("no line with {texts:?} in:\n{text}"))
     })
     .await
 }
 
+/// What curl through the gateway becomes: three requests, each with its answer.
 async fn hops(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()> {
     let path = format!("/{}", unique("hop"));
-    let reply = stage
-        .curl(
-            &cast.visitors[0],
-            &format!("http://{}{path}", cast.service.ip()),
-            &[],
-        )
-        .await?;
-    let pod = reply.line("Hostname").unwrap_or("none").to_owned();
-    let only = format!("^{path}$");
+    let gateway = cast.gateways[0].ip();
+    let url = format!("http://{gateway}{path}");
+    let reply = stage.curl(&cast.outside, &url, &[]).await?;
+    let pod = reply.line("Hostname").unwrap_or("none");
+    let only = format!("{path}$");
     let arguments = ["--all", "--http-path", &only];
-    let to = format!("default/{pod}:80 ");
-    let get = format!("GET http://{}{path}", cast.service.ip());
-    for (kind, arrow, says) in [
-        ("http-request", "->", format!("(HTTP/1.1 {get})")),
-        ("http-response", "<-", format!("ms ({get}))")),
+    let version = format!("default/{pod}:80 ");
+    for (what, from, to) in [
+        (
+            "gateway to ingress",
+            "(ingress)",
+            "default/ingress-shared-n1:3500 ",
+        ),
+        ("ingress to whoami", "default/ingress-shared-n1", ":50002 "),
+        (
+            "whoami to the version that its route picked",
+            "default/whoami-shared-",
+            &version,
+        ),
     ] {
-        let texts = ["default/visitor-0:", arrow, &to, kind, "FORWARDED", &says];
-        let line = line(stage, "n1", &arguments, &texts).await;
-        report.check_result(
-            &format!("{kind} of a visitor to the version that the route picked"),
-            line,
-            |line| (true, line.clone()),
-        );
+        for (kind, arrow) in [("http-request", "->"), ("http-response", "<-")] {
+            let texts = [from, arrow, to, kind, "FORWARDED", &path];
+            let line = line(stage, &arguments, &texts).await;
+            report.check_result(&format!("{what}: {kind}"), line, |line| {
+                // An answer says how long it took.
+                let timed = line.contains("(HTTP/1.1 200 ") && line.contains("ms (GET ");
+                (timed == (kind == "http-response"), line.clone())
+            });
+        }
     }
-    // Past the Service: a connection, which the other node tells of as well.
     let far = format!("http://{}/", cast.whoami(stage, FAR)?);
     until(stage, &cast.visitors[0], &far, &[], |r| r.status == 200).await?;
     let to = format!("default/{FAR}:80 ");
     let arguments = ["--all", "--from-pod", "visitor-0", "--to-pod", FAR];
     let texts = ["->", &to, "to-endpoint", "FORWARDED", "TCP Flags: SYN"];
-    let line = line(stage, "n2", &arguments, &texts).await;
-    report.check_result("to-endpoint where its connection arrives", line, |line| {
-        (true, line.clone())
-    });
+    let line = line(stage, &arguments, &texts).await;
+    report.check_result(
+        "a visitor's connection to the other node: to-endpoint there",
+        line,
+        |line| (true, line.clone()),
+    );
     Ok(())
 }
 
@@ -142,29 +159,8 @@ async fn forms_of(stage: &Stage, cast: &Cast) -> Result<String> {
     Ok(format!("{} flows in each of five forms", known.len()))
 }
 
+/// By the kernel, of two pods of one node.
 async fn refusals(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()> {
-    // The gateway is in no rule of whoami's pods.
-    let path = format!("/{}", unique("refused"));
-    let url = format!("http://{}{path}", cast.gateways[0].ip());
-    let reply = stage.curl(&cast.outside, &url, &[]).await;
-    report.check_result(
-        "what whoami's policies do not name is refused at the gateway",
-        reply,
-        |reply| (reply.status == 403, reply.status.to_string()),
-    );
-    let only = format!("^{path}$");
-    let filters = ["--http-path", &only, "--verdict", "DROPPED"];
-    let told = flow(stage, "n1", &filters, |_| true).await;
-    report.check_result("its flow says who asked, and why not", told, |f| {
-        (
-            f["source"]["labels"][0] == "reserved:ingress" && f["drop_reason_desc"] == "POLICY_DENIED",
-            format!(
-                "{} {} {}",
-                f["source"]["labels"], f["drop_reason_desc"], f["weft"]["rule"]
-            ),
-        )
-    });
-    // And by the kernel, on one node.
     let teller = stage.seat("teller")?;
     let near = format!("http://{}/", cast.whoami(stage, NEAR)?);
     let reply = stage.curl(&teller, &near, &["-m", "1"]).await;
@@ -186,12 +182,49 @@ async fn refusals(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()>
         "policy-verdict:none INGRESS",
         "DENIED BY",
         "whoami-visitors (CiliumNetworkPolicy)",
+        "whoami-pods (CiliumNetworkPolicy)",
     ];
-    let line = line(stage, "n1", &arguments, &texts).await;
+    let line = line(stage, &arguments, &texts).await;
     report.check_result(
         "the kernel's verdict is told with the policies' names",
         line,
         |line| (true, line.clone()),
     );
+    Ok(())
+}
+
+/// Of another node, by an operator's certificate.
+async fn elsewhere(stage: &Stage, report: &mut Report) -> Result<()> {
+    let folder = stage.dir().join("operator");
+    std::fs::create_dir_all(&folder)?;
+    let mut cert = stage.weft(&stage.identity_run_dir());
+    cert.args(["admin", "cert", "--ttl", "60", "--out"]).arg(&folder);
+    output(cert).await?;
+    let file = |name: &str| folder.join(name).display().to_string();
+    let (ca, client, key) = (file("ca.pem"), file("client.pem"), file("client-key.pem"));
+    let server = format!("tls://{}:4244", stage.node("n2")?.net.v4());
+    let own = ["--tls-client-cert-file", &client, "--tls-client-key-file", &key];
+    for (what, certificate, admitted) in [
+        (
+            "with an operator's certificate n2 tells its flows on port 4244",
+            &own[..],
+            true,
+        ),
+        ("its twin: without one it does not", &[], false),
+    ] {
+        let mut observe = stage.weft(&stage.node("n1")?.run_dir);
+        observe.args(["observe", "--last", "3", "--print-node-name", "--server", &server]);
+        observe.args(["--tls-ca-cert-files", &ca]).args(certificate);
+        // Whoever asks is anywhere that has a way there.
+        let namespace = stage.node("n1")?.net.namespace().clone();
+        let asked = tokio::task::spawn_blocking(move || namespace.run(|| observe.output())).await???;
+        let said = String::from_utf8_lossy(if admitted { &asked.stdout } else { &asked.stderr }).into_owned();
+        let told = said.lines().filter(|l| l.contains(" [n2]: ")).count();
+        report.check(
+            what,
+            asked.status.success() == admitted && told == if admitted { 3 } else { 0 },
+            said.lines().last().unwrap_or("nothing"),
+        );
+    }
     Ok(())
 }
