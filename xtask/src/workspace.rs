@@ -50,6 +50,11 @@ impl Workspace {
         self.venv().join("bin/python")
     }
 
+    /// The folder with packages from npm.
+    pub fn node(&self) -> PathBuf {
+        self.target.join("node")
+    }
+
     /// Programs that were built from source for tests.
     pub fn tools(&self) -> PathBuf {
         self.target.join("tools")

@@ -135,6 +135,13 @@ impl Shared {
         }
     }
 
+    /// Dapr's gRPC API on a connection that is known to be this app's.
+    pub async fn serve_grpc(&self, app: Arc<AppContext>, stream: TcpStream) {
+        if let Err(error) = self.runtime.serve_grpc(&app, stream, self.drain.clone()).await {
+            tracing::debug!(workload = %app.workload(), %error, "gRPC connection of an app ended");
+        }
+    }
+
     /// The building blocks of the apps here.
     pub fn blocks(&self) -> &Blocks {
         self.runtime.blocks()

@@ -185,13 +185,18 @@ impl Answers for RuntimeApi {
     }
 }
 
-/// Dapr's gRPC API: it says that it is not served.
+/// Dapr's gRPC API at a shared endpoint: it says that it is not served there.
 struct GrpcApi;
+
+const NO_GRPC: &str = "Dapr's gRPC API is not served at shared endpoints yet; use the HTTP API on port 3500";
 
 impl Answers for GrpcApi {
     fn answer(&self, _: &Arc<Party>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
-        let response =
-            crate::grpc::unimplemented().map(|_: http_body_util::Empty<bytes::Bytes>| Body::empty());
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from_static("12"));
+        headers.insert("grpc-message", HeaderValue::from_static(NO_GRPC));
         Box::pin(std::future::ready(response))
     }
 }

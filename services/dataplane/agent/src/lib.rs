@@ -17,7 +17,6 @@ mod endpoints;
 mod error;
 mod facts;
 mod gateways;
-mod grpc;
 pub mod harden;
 mod host;
 mod hubble;

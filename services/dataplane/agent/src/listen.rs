@@ -6,7 +6,6 @@
 
 use crate::{
     agent::Shared,
-    grpc,
     locals::{Local, Member},
     metrics::{Listener, Reason},
 };
@@ -141,7 +140,7 @@ fn serve(
             let _ = stream.set_nodelay(true);
             match api {
                 Api::Http => shared.serve_http(member.context.clone(), stream).await,
-                Api::Grpc => grpc::serve(stream, shared.drain.clone()).await,
+                Api::Grpc => shared.serve_grpc(member.context.clone(), stream).await,
             }
         };
         tokio::select! {

@@ -11,6 +11,10 @@ pub(crate) struct ApiError {
     pub message: String,
 }
 
+/// Marks an answer as the runtime's own and not the app's; with its message.
+#[derive(Debug, Clone)]
+pub(crate) struct Own(pub String);
+
 const MALFORMED: &str = "ERR_MALFORMED_REQUEST";
 const DIRECT_INVOKE: &str = "ERR_DIRECT_INVOKE";
 
@@ -96,6 +100,7 @@ impl From<ApiError> for Response<Body> {
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        response.extensions_mut().insert(Own(e.message));
         response
     }
 }

@@ -1,4 +1,4 @@
-//! Dapr's HTTP API for every app of the node.
+//! Dapr's HTTP and gRPC APIs for every app of the node.
 //!
 //! Owns: what a path means, the building blocks ([`Blocks`]), whose token is asked for, which headers are true, and service
 //! invocation in both directions. Who is there, who may call whom and how sockets are made comes
@@ -11,6 +11,7 @@ mod call;
 mod context;
 mod env;
 mod error;
+mod grpc;
 mod inbound;
 mod path;
 mod pools;

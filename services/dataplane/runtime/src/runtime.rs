@@ -253,7 +253,12 @@ impl Runtime {
     }
 
     /// Calls `part` (`<app-id>[.<namespace>]`) with a request whose path is the app's own.
-    async fn invoke(&self, app: &Arc<AppContext>, part: &str, mut request: Request<Body>) -> Response<Body> {
+    pub(crate) async fn invoke(
+        &self,
+        app: &Arc<AppContext>,
+        part: &str,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
         let Some(Callee { app_id, namespace }) = path::callee(part) else {
             return ApiError::bad_app_id(part).into();
         };

@@ -26,9 +26,13 @@ mod state_http;
 mod subscriptions;
 
 pub(crate) use app::AppBlocks;
+pub(crate) use binding::invoke as invoke_binding;
 pub(crate) use channel::{Consumer, Surroundings};
 pub(crate) use error::BlockError;
+pub(crate) use publish::{Entry, Publisher, Trace};
+pub(crate) use rules::Rule;
 pub(crate) use serve::{Call, serve};
+pub(crate) use state::{StateCall, Write, WriteOperation, item_metadata};
 pub(crate) use subscriptions::Subscription;
 
 use crate::{AppContext, Endpoint, Place};

@@ -34,6 +34,22 @@ pub(crate) struct Trace {
     pub state: String,
 }
 
+impl Trace {
+    /// That of a request: its own, or a new one.
+    pub fn of(headers: &mut http::HeaderMap) -> Self {
+        let id = weft_l7::trace::trace(headers);
+        let text = |name: &str| {
+            let value = headers.get(name).and_then(|value| value.to_str().ok());
+            value.unwrap_or_default().to_owned()
+        };
+        Self {
+            id,
+            parent: text("traceparent"),
+            state: text("tracestate"),
+        }
+    }
+}
+
 /// One of a bulk.
 #[derive(Debug)]
 pub(crate) struct Entry {

@@ -11,7 +11,7 @@ use crate::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -49,20 +49,6 @@ fn content(event: &Value, kind: &str) -> Result<Bytes, String> {
     Err(MISMATCH.into())
 }
 
-/// The trace of a request: its own, or a new one.
-pub(crate) fn trace(headers: &mut HeaderMap) -> Trace {
-    let id = weft_l7::trace::trace(headers);
-    let text = |name: &str| {
-        let value = headers.get(name).and_then(|value| value.to_str().ok());
-        value.unwrap_or_default().to_owned()
-    };
-    Trace {
-        id,
-        parent: text("traceparent"),
-        state: text("tracestate"),
-    }
-}
-
 /// One request to publish to `topic` of broker `name`.
 pub(crate) async fn serve(
     blocks: &Blocks,
@@ -76,7 +62,7 @@ pub(crate) async fn serve(
         return empty(StatusCode::METHOD_NOT_ALLOWED);
     }
     let metadata = Query::of(request.uri()).metadata();
-    let trace = trace(request.headers_mut());
+    let trace = Trace::of(request.headers_mut());
     let publisher = match Publisher::new(blocks, app, name, topic, metadata, trace) {
         Ok(publisher) => publisher,
         Err(e) => return e.into(),

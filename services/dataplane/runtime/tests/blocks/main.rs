@@ -7,6 +7,7 @@ mod world;
 
 mod bindings;
 mod errors;
+mod grpc;
 mod manifests;
 mod publish;
 mod stage;

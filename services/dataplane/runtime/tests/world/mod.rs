@@ -313,6 +313,7 @@ impl World {
             },
             health: health.clone(),
         });
+        let grpc_context = context.clone();
         agent.runtime.blocks().app_here(&context).await;
         agent.runtime.blocks().app_ready(&context, &endpoint);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -323,7 +324,23 @@ impl World {
                 .clone()
                 .serve_listener(context.clone(), listener, drain.clone()),
         );
-        Workload { id, api, health }
+        {
+            let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let grpc_api = grpc.local_addr().unwrap();
+            let (runtime, drain) = (agent.runtime.clone(), agent.drain.clone());
+            tokio::spawn(async move {
+                while let Ok((socket, _)) = grpc.accept().await {
+                    let (runtime, context, drain) = (runtime.clone(), grpc_context.clone(), drain.clone());
+                    tokio::spawn(async move { runtime.serve_grpc(&context, socket, drain).await });
+                }
+            });
+            Workload {
+                id,
+                api,
+                grpc: grpc_api,
+                health,
+            }
+        }
     }
 }
 
@@ -347,6 +364,7 @@ impl Agent {
 pub struct Workload {
     pub id: Arc<str>,
     pub api: SocketAddr,
+    pub grpc: SocketAddr,
     pub health: Arc<AppHealth>,
 }
 
