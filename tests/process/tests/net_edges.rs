@@ -1,9 +1,10 @@
-//! A full disk, on a file system of a mount namespace of its own: needs root.
+//! What needs root to be staged: a full disk, on a file system of a mount namespace of its own, and the
+//! namespaces of containers.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use nix::sys::signal::Signal;
 use std::{fs, path::Path, process::Command, time::Duration};
-use weft_process_tests::{Ended, Home, Mesh, Serving, run};
+use weft_process_tests::{Ended, Home, Mesh, Serving, binary, run};
 
 /// The command, in a mount namespace in which `folder` is on a disk of so many KiB that is filled up to
 /// the last block, except for what it held before. The mount is gone with the process.
@@ -119,4 +120,43 @@ fn a_disk_that_fills_up_stops_nobody() {
     assert!(again, "it does not get over a disk that was full");
     process.signal(Signal::SIGTERM);
     assert_eq!(process.ended().code, Some(0));
+}
+
+/// A privileged container on a machine that has cgroup v2 alone sees its own part of it, unless it joins the
+/// machine's processes.
+#[test]
+fn in_a_container_with_the_machines_processes_it_sees_the_machines_cgroups() {
+    // Whoever opens the pipe for writing waits for its reader, which has been through `main` by then.
+    const SCRIPT: &str = r#"
+        mkfifo "$2"
+        unshare --cgroup sleep 60 & other=$!
+        $3 "$1" --config "$2" --check-config >/dev/null & node=$!
+        exec 3>"$2"
+        until [ "$(cat /proc/$other/comm)" = sleep ]; do :; done
+        readlink /proc/1/ns/cgroup /proc/$node/ns/cgroup /proc/$other/ns/cgroup
+        exec 3>&-
+        wait $node; kill $other"#;
+    let home = Home::new();
+    let look = |pipe: &str, unshare: &[&str], within: &str| {
+        let mut script = Command::new("unshare");
+        script
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            .args(unshare)
+            .args(["sh", "-euc", SCRIPT, "sh"])
+            .arg(binary("weft-node"))
+            .arg(home.at(pipe))
+            .arg(within);
+        let ended = run(&mut script);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let lines: Vec<String> = ended.stdout.lines().map(str::to_owned).collect();
+        <[String; 3]>::try_from(lines).unwrap()
+    };
+    // The machine's processes, and a cgroup namespace of its own, as the one beside it.
+    let [first, node, other] = look("shared", &[], "unshare --cgroup");
+    assert_eq!(node, first);
+    assert_ne!(other, first);
+    // A container of which all is its own: the first process is the container's.
+    let [inside, node, _] = look("own", &["--cgroup"], "");
+    assert_eq!(node, inside);
+    assert_ne!(inside, first);
 }

@@ -24,6 +24,7 @@ mod error;
 mod kept;
 mod kernel;
 mod listen;
+mod machine;
 mod meters;
 mod namespace;
 mod netlink;
@@ -38,6 +39,7 @@ mod wiring;
 
 pub use config::{Config, Encryption, Flags};
 pub use error::NodeError;
+pub use machine::join_machine_cgroups;
 pub use user::AgentUser;
 
 use crate::{

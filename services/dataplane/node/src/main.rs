@@ -17,6 +17,10 @@ const INFO: Info = Info {
 };
 
 fn main() -> ExitCode {
+    if let Err(error) = weft_node::join_machine_cgroups() {
+        // Pods are served all the same; what is missing then is told by `weft status`.
+        eprintln!("weft-node: cannot see the machine's cgroups: {error}");
+    }
     weft_service::main::<Config, Flags, NodeError, _, _>(
         INFO,
         |config| &config.telemetry,
