@@ -5,6 +5,7 @@
 //! cargo, the tests and the demo, as processes.
 
 mod fuzz;
+mod images;
 mod layers;
 mod run;
 mod setup;
@@ -75,6 +76,8 @@ enum Command {
     /// The published gRPC descriptors
     #[command(subcommand)]
     Proto(Proto),
+    /// The images of docker-compose.yml, from static binaries that are compiled here
+    Images(images::Args),
     /// What CI runs: all tests, nothing may be left out
     Ci,
     /// Remove everything that was built or downloaded into the target folder
@@ -195,6 +198,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
             run::succeed(publish)
         }
+        Command::Images(args) => images::run(&workspace, &args),
         Command::Clean => run::succeed(workspace.cargo(&["clean"])),
     }
 }
