@@ -110,6 +110,8 @@ pub(crate) struct Owner {
     move_after: Duration,
     /// What nodes may host.
     hosts: Hosts,
+    /// Shared endpoints that could not be made, as they were wanted: said once.
+    unmade: std::collections::BTreeMap<String, pb::Workload>,
     /// Followers' numbers with the signal that tells them of news.
     followers: Vec<(u64, watch::Sender<()>)>,
     next_follower: u64,
@@ -169,6 +171,7 @@ impl Owner {
             node_timeout: config.node_timeout(),
             move_after: config.shared_move_after(),
             hosts,
+            unmade: Default::default(),
             followers: Vec::new(),
             next_follower: 1,
             absent: Default::default(),
@@ -365,6 +368,8 @@ impl Owner {
 
     async fn remove(&mut self, ids: &[String]) -> Result<(), StoreError> {
         let now = now();
+        // There may be room for what there was none for.
+        self.unmade.clear();
         for id in ids {
             self.state.write(&self.world.plan_removal(id, now)).await?;
             self.world.deregister(id, now);
@@ -417,15 +422,25 @@ impl Owner {
                     (id, removed.map_err(Refused::from))
                 }
                 SharedChange::Put(message) => {
-                    let id = message.id.clone();
-                    (id, self.put_shared(*message).await)
+                    if self.unmade.get(&message.id) == Some(&*message) {
+                        continue;
+                    }
+                    let (id, wanted) = (message.id.clone(), (*message).clone());
+                    let made = self.put_shared(*message).await;
+                    if let Err(Refused::Register(_)) = &made {
+                        self.unmade.insert(id.clone(), wanted);
+                    }
+                    (id, made)
                 }
             };
             match made {
-                Ok(()) => tracing::info!(workload = id, "shared endpoint changed"),
+                Ok(()) => {
+                    self.unmade.remove(&id);
+                    tracing::info!(workload = id, "shared endpoint changed");
+                }
                 Err(error) => {
                     tracing::error!(workload = id, %error, "a shared endpoint is not as desired");
-                    // What can not be stored now can be later; what is refused is not asked for again.
+                    // What can not be stored now can be later.
                     if matches!(error, Refused::Store(_)) {
                         self.world.look_at_shared();
                         return;

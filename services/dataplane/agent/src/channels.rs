@@ -19,7 +19,6 @@ use std::{
     time::{Duration, Instant},
 };
 use weft_capture::{Found, Mesh as _};
-use weft_drain::Watcher;
 use weft_flows::{Direction, Flow, FlowLog, Kind, Party, Verdict};
 use weft_l7::Body;
 use weft_proxy::{Answerer, Answers, Caller, Front, Member, Outlet, Proxy, To, Unanswered};
@@ -41,13 +40,16 @@ const NAME_FOR: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Copy)]
 struct Hops(u8);
 
+/// In whose place, to which host or Service, at which port.
+type WayKey = (Arc<str>, Arc<str>, u16);
+
 /// The parts that requests go on to. They hold the view in which this is, so it holds them weakly.
 pub struct Channels {
     proxy: Weak<Proxy>,
     runtime: Weak<Runtime>,
     flows: FlowLog,
-    drain: Watcher,
-    kept: Mutex<HashMap<(Arc<str>, Arc<str>, u16), Kept>>,
+    /// None once the drain has begun: what is kept holds the parts.
+    kept: Mutex<Option<HashMap<WayKey, Kept>>>,
 }
 
 struct Kept {
@@ -60,20 +62,19 @@ struct Kept {
 impl std::fmt::Debug for Channels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Channels")
-            .field("kept", &self.kept.lock().len())
+            .field("kept", &self.kept.lock().as_ref().map(HashMap::len))
             .finish_non_exhaustive()
     }
 }
 
 impl Channels {
     /// Between these parts.
-    pub fn new(proxy: &Arc<Proxy>, runtime: &Arc<Runtime>, flows: FlowLog, drain: Watcher) -> Self {
+    pub fn new(proxy: &Arc<Proxy>, runtime: &Arc<Runtime>, flows: FlowLog) -> Self {
         Self {
             proxy: Arc::downgrade(proxy),
             runtime: Arc::downgrade(runtime),
             flows,
-            drain,
-            kept: Mutex::default(),
+            kept: Mutex::new(Some(HashMap::new())),
         }
     }
 }
@@ -278,7 +279,7 @@ impl View {
                 context: ingress.clone(),
                 client: client.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
             };
-            return Ok(self.outlet(channels, &proxy, (as_whom, To::Gateway(listeners), at)));
+            return Ok(outlet(&proxy, (as_whom, To::Gateway(listeners), at)));
         }
         let name: Arc<str> = format!("{}/{}", service.namespace, service.name).into();
         if let Some(kept) = self.kept(channels, caller, &name, service.port) {
@@ -291,7 +292,7 @@ impl View {
             To::Service { service, routes },
             at,
         );
-        let outlet = self.outlet(channels, &proxy, front);
+        let outlet = outlet(&proxy, front);
         self.keep(channels, caller, name, port, &outlet);
         Ok(outlet)
     }
@@ -331,31 +332,23 @@ impl View {
             Found::Other(party) => To::Outside(party, at),
             Found::Nobody => return Err(ChannelError::Unreachable("nobody is there")),
         };
-        let outlet = self.outlet(channels, &proxy, (Caller::Runtime(caller.clone()), to, at));
+        let outlet = outlet(&proxy, (Caller::Runtime(caller.clone()), to, at));
         self.keep(channels, caller, host, remote.port, &outlet);
         Ok(outlet)
     }
 
-    fn outlet(&self, channels: &Channels, proxy: &Arc<Proxy>, front: (Caller, To, SocketAddr)) -> Outlet {
-        let (caller, to, address) = front;
-        let front = Front {
-            caller,
-            to,
-            address,
-            source_port: 0,
-        };
-        proxy.outlet(front, channels.drain.clone())
-    }
-
     fn kept(&self, channels: &Channels, caller: &AppContext, name: &Arc<str>, port: u16) -> Option<Outlet> {
         let kept = channels.kept.lock();
-        let kept = kept.get(&(caller.workload().clone(), name.clone(), port))?;
+        let kept = kept
+            .as_ref()?
+            .get(&(caller.workload().clone(), name.clone(), port))?;
         let fresh = kept.at == *self.mesh.touched().borrow() && kept.since.elapsed() < NAME_FOR;
         fresh.then(|| kept.outlet.clone())
     }
 
     fn keep(&self, channels: &Channels, caller: &AppContext, name: Arc<str>, port: u16, outlet: &Outlet) {
         let mut all = channels.kept.lock();
+        let Some(all) = all.as_mut() else { return };
         if all.len() >= MAX_KEPT {
             all.clear();
         }
@@ -404,9 +397,27 @@ impl View {
     }
 }
 
+fn outlet(proxy: &Arc<Proxy>, (caller, to, address): (Caller, To, SocketAddr)) -> Outlet {
+    proxy.outlet(Front {
+        caller,
+        to,
+        address,
+        source_port: 0,
+    })
+}
+
 /// Lets requests of shared apps go on.
 pub fn connect(shared: &Shared, runtime: &Arc<Runtime>) {
-    let channels = Channels::new(&shared.proxy, runtime, shared.flows.clone(), shared.drain.clone());
+    let channels = Channels::new(&shared.proxy, runtime, shared.flows.clone());
     // Set once: this is called at the start only.
     let _ = shared.view.channels.set(channels);
+    let (kept, mut drain) = (Arc::downgrade(&shared.view.channels), shared.drain.clone());
+    tokio::spawn(async move {
+        drain.draining().await;
+        if let Some(channels) = kept.upgrade()
+            && let Some(channels) = channels.get()
+        {
+            *channels.kept.lock() = None;
+        }
+    });
 }

@@ -249,7 +249,13 @@ impl Served {
     /// Carries a WebSocket until it ends, its workload is gone, policy allows it no more, or the time
     /// of the drain is over.
     async fn carry(self: Arc<Self>, upgraded: weft_l7::Upgraded, way: Arc<Way>, request: Request<()>) {
-        let (mut drain, mut changes) = (self.drain.clone(), self.changes());
+        let mut changes = self.changes();
+        let forced = async {
+            match self.drain.clone() {
+                Some(mut drain) => drain.forced().await,
+                None => std::future::pending().await,
+            }
+        };
         let forbidden = async {
             while changes.changed().await.is_ok() {
                 let Some(source) = self.source() else { return };
@@ -271,7 +277,7 @@ impl Served {
             },
             () = forbidden => {}
             () = self.gone.cancelled() => {}
-            () = drain.forced() => {}
+            () = forced => {}
         }
     }
 

@@ -4,7 +4,6 @@ use crate::{Front, Proxy, answer::Failure, served::Served};
 use http::{Request, Response};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
-use weft_drain::Watcher;
 use weft_l7::Body;
 
 /// Where such requests enter: each is routed, judged and written down as on a connection.
@@ -29,9 +28,10 @@ impl std::fmt::Debug for Outlet {
 }
 
 impl Proxy {
-    /// Lets requests enter as `front` says, until the drain.
-    pub fn outlet(self: &Arc<Self>, front: Front, drain: Watcher) -> Outlet {
-        Outlet(Served::new(self.clone(), front, CancellationToken::new(), drain))
+    /// Lets requests enter as `front` says. None of them becomes anything but HTTP, so no drain is waited
+    /// for.
+    pub fn outlet(self: &Arc<Self>, front: Front) -> Outlet {
+        Outlet(Served::new(self.clone(), front, CancellationToken::new(), None))
     }
 }
 

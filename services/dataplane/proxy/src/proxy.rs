@@ -71,7 +71,7 @@ impl Proxy {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let served = Served::new(self.clone(), front, gone.clone(), drain.clone());
+        let served = Served::new(self.clone(), front, gone.clone(), Some(drain.clone()));
         let serving = serve_any(io, &self.limits.server, drain, |request| {
             served.clone().handle(request)
         });

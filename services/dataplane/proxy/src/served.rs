@@ -84,7 +84,8 @@ pub(crate) struct Served {
     pub service: Option<Arc<ServiceName>>,
     /// Ends what has become of the connection, when it is no HTTP any more.
     pub gone: CancellationToken,
-    pub drain: Watcher,
+    /// Likewise; none where requests come by no connection.
+    pub drain: Option<Watcher>,
     changes: watch::Receiver<u64>,
     /// Only ever locked by this connection's own requests.
     known: Mutex<Known>,
@@ -100,7 +101,12 @@ struct Known {
 }
 
 impl Served {
-    pub fn new(proxy: Arc<Proxy>, front: Front, gone: CancellationToken, drain: Watcher) -> Arc<Self> {
+    pub fn new(
+        proxy: Arc<Proxy>,
+        front: Front,
+        gone: CancellationToken,
+        drain: Option<Watcher>,
+    ) -> Arc<Self> {
         let changes = proxy.mesh.changes();
         let service = match &front.to {
             To::Service { service, .. } => Some(Arc::new(ServiceName {

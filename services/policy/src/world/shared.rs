@@ -147,7 +147,7 @@ impl World {
         let mut taken: BTreeSet<IpAddr> = kept.filter_map(|a| a.parse().ok()).collect();
         for (name, one, node) in wanted {
             let old = there.get(id(name, one, node).as_str()).copied();
-            let message = self.shared_message(name, one, node, old, &mut taken);
+            let (message, used_up) = self.shared_message(name, one, node, old, &mut taken);
             // What was derived is not to be compared.
             let same = old.is_some_and(|old| {
                 *old == pb::Workload {
@@ -157,6 +157,9 @@ impl World {
                 }
             });
             if !same {
+                if let Some(range) = used_up {
+                    tracing::error!(workload = message.id, %range, "no address is left; configure a larger --shared-cidr");
+                }
                 changes.push(SharedChange::Put(Box::new(message)));
             }
         }
@@ -206,7 +209,7 @@ impl World {
         node: &str,
         old: Option<&pb::Workload>,
         taken: &mut BTreeSet<IpAddr>,
-    ) -> pb::Workload {
+    ) -> (pb::Workload, Option<IpNet>) {
         let id = id(name, one, node);
         let node_addresses = self.node_facts.addresses_of(node);
         let has = |v4: bool| {
@@ -216,7 +219,7 @@ impl World {
         // One that tells no address is reached on its own machine only.
         let v6 = has(false);
         let v4 = has(true) || !v6;
-        let mut addresses = Vec::new();
+        let (mut addresses, mut used_up) = (Vec::new(), None);
         for range in &self.shared.ranges {
             let is_v4 = range.addr().is_ipv4();
             if !(is_v4 && v4 || !is_v4 && v6) {
@@ -242,9 +245,7 @@ impl World {
                     taken.insert(address);
                     addresses.push(address.to_string());
                 }
-                None => {
-                    tracing::error!(workload = id, %range, "no address is left; configure a larger --shared-cidr")
-                }
+                None => used_up = Some(*range),
             }
         }
         let ports = PORTS.map(|(name, port)| pb::NamedPort {
@@ -252,7 +253,7 @@ impl World {
             port,
             protocol: 6,
         });
-        pb::Workload {
+        let message = pb::Workload {
             node: node.to_owned(),
             namespace: name.0.clone(),
             name: workload_name(one, node),
@@ -270,7 +271,8 @@ impl World {
             }),
             id,
             ..Default::default()
-        }
+        };
+        (message, used_up)
     }
 
     /// What a node may not say of a workload because of those that are made here.

@@ -8,5 +8,6 @@ mod failures;
 mod hubble;
 mod hubble_live;
 mod invocation;
+mod shared;
 mod support;
 mod surface;
