@@ -69,6 +69,7 @@ impl Drop for Stack<'_> {
 pub(super) fn run(workspace: &Workspace) -> Result<()> {
     let manifests = workspace.root.join("target/images-trial");
     let _ = fs::remove_dir_all(&manifests);
+    fs::create_dir_all(manifests.with_file_name(""))?;
     let mut copy = Command::new("cp");
     copy.arg("--archive")
         .arg(workspace.root.join("examples/whoami"))
