@@ -62,7 +62,8 @@ fn ask(target: &str, patience: Duration) -> io::Result<String> {
 fn tcp(address: SocketAddr, patience: Duration) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
-    writeln!(stream, "{WORD}")?;
+    // In one piece: servers of other protocols refuse a line, and some wait for more behind a part of one.
+    stream.write_all(format!("{WORD}\n").as_bytes())?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     if answer.is_empty() {
@@ -132,7 +133,7 @@ fn icmp(address: IpAddr, patience: Duration) -> io::Result<String> {
 
 /// For `talk` as well: one line there and back.
 pub fn line(stream: &mut (impl Read + Write), said: &str) -> io::Result<String> {
-    writeln!(stream, "{said}")?;
+    stream.write_all(format!("{said}\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut byte = [0];
     loop {

@@ -10,11 +10,17 @@ use futures::future::try_join_all;
 use std::{net::SocketAddr, process::Command, time::Duration};
 use tokio::task::JoinSet;
 
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(2000);
 
 pub async fn play(stage: &Stage, cast: &Cast, runtime: SocketAddr, report: &mut Report) -> Result<()> {
     report.chapter("`weft explain` of every pair says what the kernel and the proxy then do");
     stage.apply("whoami-requests.yaml", REQUESTS)?;
+    // What is held against each other is said of one state: the last policy has come to both nodes.
+    let cart = stage.seat("cart")?;
+    for pod in &cast.pods {
+        let url = format!("http://{}/public/x", cast.whoami(stage, pod)?);
+        until(stage, &cart, &url, &["-m", "1"], |r| r.status == 200).await?;
+    }
     connections(stage, cast, report).await?;
     requests(stage, cast, report).await?;
     calls(stage, cast, runtime, report).await
@@ -94,7 +100,12 @@ async fn connections(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<
     for ((from, _), answers) in callers.iter().zip(answers) {
         for ((to, address), answer) in callees.iter().zip(answers) {
             pairs.push(Pair {
-                text: format!("{from} -> {to}:{}", address.port()),
+                text: format!(
+                    "{from} -> {to}:{} ({} {})",
+                    address.port(),
+                    answer.outcome,
+                    answer.text
+                ),
                 explain: explain(stage, from, to, address.port()),
                 done: answer.is_ok(),
             });
@@ -112,11 +123,6 @@ async fn connections(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<
 /// App cart may ask for what is public.
 async fn requests(stage: &Stage, cast: &Cast, report: &mut Report) -> Result<()> {
     let cart = stage.seat("cart")?;
-    // The policy has come to both nodes.
-    for pod in ["whoami-v1-0", "whoami-v1-1"] {
-        let url = format!("http://{}/public/x", cast.whoami(stage, pod)?);
-        until(stage, &cart, &url, &["-m", "1"], |r| r.status == 200).await?;
-    }
     let mut pairs = Vec::new();
     for pod in &cast.pods {
         let address = cast.whoami(stage, pod)?;
