@@ -10,7 +10,7 @@ mod stand;
 use crate::{
     Options,
     rows::{Row, median, spread},
-    sample::{cpu_seconds, rss_mib},
+    sample::{anonymous_mib, cpu_seconds, rss_mib},
 };
 use anyhow::{Result, bail};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -36,6 +36,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let mut issued = COLD;
     let busy = rss_mb(pid);
     let first = at_rest(pid).await;
+    let anonymous = anonymous_mib(pid) * 1.048_576;
     let (mut rates, mut per_core, mut p50s, mut p99s) = (vec![], vec![], vec![], vec![]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
@@ -99,6 +100,7 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
             &[first],
             Some(("under 30", first < 30.0)),
         ),
+        row("memory/10000-anonymous", "MB", &[anonymous], None),
         row(&format!("memory/{issued}-issued"), "MB", &[last], None),
     ])
 }

@@ -58,8 +58,17 @@ pub fn cpu_seconds(pid: i32) -> Result<f64> {
 
 /// Resident memory of a process.
 pub fn rss_mib(pid: i32) -> f64 {
+    status_mib(pid, "VmRSS:")
+}
+
+/// The part of it that no file backs: what the process has for itself.
+pub fn anonymous_mib(pid: i32) -> f64 {
+    status_mib(pid, "RssAnon:")
+}
+
+fn status_mib(pid: i32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    let line = status.lines().find_map(|l| l.strip_prefix(field));
     line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok())
         .unwrap_or(0.0)
         / 1024.0
