@@ -4,7 +4,7 @@
 //! kernel, `tests/clients_*.rs` needs programs of other people, everything else runs anywhere.
 
 use crate::{
-    Layer,
+    Layer, Story,
     run::{Prepare, Stage, Work},
     setup::{self, Purpose},
     workspace::{Workspace, user_id},
@@ -180,8 +180,13 @@ fn kernel() -> Option<String> {
 }
 
 /// The demo's program with the paths it needs.
-pub fn demo_command(workspace: &Workspace, strict: bool) -> Command {
-    staged(workspace, "weft-demo", "debug", strict)
+pub fn demo_command(workspace: &Workspace, story: Story, strict: bool) -> Command {
+    let mut command = staged(workspace, "weft-demo", "debug", strict);
+    if story == Story::Pipeline {
+        let modules = workspace.node().join("node_modules");
+        command.arg("--node-modules").arg(modules).arg("pipeline");
+    }
+    command
 }
 
 /// The areas that weft-bench measures; a wrong one is said before a long build.
@@ -206,5 +211,6 @@ fn staged(workspace: &Workspace, name: &str, profile: &str, strict: bool) -> Com
 }
 
 fn demo(workspace: &Workspace, strict: bool) -> Work {
-    Work::Count(vec![demo_command(workspace, strict)])
+    let stories = [Story::Walkthrough, Story::Pipeline];
+    Work::Count(stories.map(|story| demo_command(workspace, story, strict)).into())
 }

@@ -55,8 +55,11 @@ enum Command {
         #[arg(default_value = "")]
         filter: String,
     },
-    /// Two nodes, two apps: every claim shown and checked
+    /// Two nodes and their apps: every claim shown and checked
     Demo {
+        /// Which story
+        #[arg(value_enum, default_value = "walkthrough")]
+        story: Story,
         /// Leave everything running and print how to use it
         #[arg(long)]
         keep: bool,
@@ -82,6 +85,15 @@ enum Command {
     Ci,
     /// Remove everything that was built or downloaded into the target folder
     Clean,
+}
+
+/// The demo's stories.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Story {
+    /// What the mesh does between two nodes
+    Walkthrough,
+    /// Events through Dapr's building blocks, apps in Python and JavaScript
+    Pipeline,
 }
 
 #[derive(Debug, Args)]
@@ -166,7 +178,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             jobs,
             filter,
         } => fuzz::run(&workspace, seconds, jobs, &filter),
-        Command::Demo { keep, rest } => demo(&workspace, keep, &rest),
+        Command::Demo { story, keep, rest } => demo(&workspace, story, keep, &rest),
         Command::Bench { area, rest } => {
             setup::install(&workspace, Purpose::Bench)?;
             let what = [
@@ -219,13 +231,13 @@ fn test(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, strict: b
     })
 }
 
-fn demo(workspace: &Workspace, keep: bool, rest: &[String]) -> Result<ExitCode> {
+fn demo(workspace: &Workspace, story: Story, keep: bool, rest: &[String]) -> Result<ExitCode> {
     if let Err(error) = setup::install(workspace, Purpose::Demo) {
         // The demo plays what works and says itself what it had to leave out.
         eprintln!("setup is not complete: {error:#}");
     }
     run::succeed(workspace.cargo(&["build", "--workspace", "--bins"])).context("the demo was not built")?;
-    let mut demo = layers::demo_command(workspace, in_ci());
+    let mut demo = layers::demo_command(workspace, story, in_ci());
     if keep {
         demo.arg("--keep");
     }

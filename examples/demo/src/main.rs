@@ -21,9 +21,23 @@ struct Options {
     /// A Python with the `dapr` package; its app is left out without it
     #[arg(long, value_name = "FILE")]
     python: Option<PathBuf>,
+    /// Folder `node_modules` with `@dapr/dapr`, for the pipeline
+    #[arg(long, value_name = "DIR")]
+    node_modules: Option<PathBuf>,
+    /// Which story
+    #[arg(value_enum, default_value = "walkthrough")]
+    story: Story,
     /// Leave everything running at the end, with a cheat-sheet, until Ctrl-C
     #[arg(long)]
     keep: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Story {
+    /// Two nodes and what the mesh does between their apps
+    Walkthrough,
+    /// Events from a timer through state, another app and a broker to a viewer, with Dapr's own SDKs
+    Pipeline,
 }
 
 fn main() -> ExitCode {
@@ -85,7 +99,13 @@ async fn play(options: Options) -> Result<ExitCode> {
     };
     match root_and_kernel() {
         Ok(()) => {
-            let mut stage = story::play(&stage, &mut report).await?;
+            let mut stage = match options.story {
+                Story::Walkthrough => story::play(&stage, &mut report).await?,
+                Story::Pipeline => {
+                    let modules = options.node_modules.unwrap_or_default();
+                    story::pipeline::play(&stage, &modules, &mut report).await?
+                }
+            };
             let fine = report.summary();
             if options.keep {
                 let _ = writeln!(std::io::stdout(), "{}", stage.cheat_sheet());
@@ -97,6 +117,10 @@ async fn play(options: Options) -> Result<ExitCode> {
             } else {
                 ExitCode::FAILURE
             });
+        }
+        Err(why) if options.story == Story::Pipeline => {
+            report.left_out("the pipeline", &why);
+            return Ok(ExitCode::FAILURE);
         }
         Err(why) => report.left_out(
             "two nodes, the Python app, kernel attribution, mTLS between nodes, kill -9 of each service",

@@ -7,11 +7,13 @@ mod host;
 mod manifests;
 mod members;
 mod pods;
+mod script;
 
 pub use client::{Client, Reply};
 pub use echo::{Answer, Seat, Talk, Target};
 pub use host::{agent_of, terminate};
 pub use pods::RunningLoad;
+pub use script::Interpreter;
 
 use crate::command::wait_for;
 use anyhow::{Context, Result};

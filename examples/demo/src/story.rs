@@ -7,6 +7,7 @@ mod flows;
 mod invocation;
 mod membership;
 mod mesh;
+pub mod pipeline;
 mod policy;
 mod whoami;
 mod wire;

@@ -60,7 +60,7 @@ impl Runtime {
             async move {
                 match admitted(&app, request) {
                     Ok(request) => server.call(request).await,
-                    Err(refused) => Ok(refused),
+                    Err(refused) => Ok(*refused),
                 }
             }
         });
@@ -83,7 +83,7 @@ impl Runtime {
 fn admitted(
     app: &AppContext,
     mut request: Request<Incoming>,
-) -> Result<Request<Incoming>, Response<tonic::body::Body>> {
+) -> Result<Request<Incoming>, Box<Response<tonic::body::Body>>> {
     let shown = request.headers_mut().remove(truth::API_TOKEN);
     let Some(token) = app.token() else {
         return Ok(request);
@@ -93,7 +93,7 @@ fn admitted(
         Some(_) => "authentication error: api token mismatch",
         None => "missing api token in request metadata",
     };
-    Err(convert::of_http(401, why).into_http())
+    Err(Box::new(convert::of_http(401, why).into_http()))
 }
 
 type Answer<T> = Result<tonic::Response<T>, Status>;

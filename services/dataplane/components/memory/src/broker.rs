@@ -71,10 +71,10 @@ impl Waiting {
 
     /// The next that is due; else until when to wait for one that was put off.
     fn take(&mut self, now: Instant) -> Result<Queued, Option<Instant>> {
-        if let Some(first) = self.later.first_entry() {
-            if first.key().0 <= now {
-                return Ok(first.remove());
-            }
+        if let Some(first) = self.later.first_entry()
+            && first.key().0 <= now
+        {
+            return Ok(first.remove());
         }
         let due = self.later.keys().next().map(|(at, _)| *at);
         self.queue.pop_front().ok_or(due)

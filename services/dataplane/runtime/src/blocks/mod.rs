@@ -56,13 +56,17 @@ const MAX_DELIVERIES: usize = 64;
 #[derive(Clone)]
 pub struct Blocks(Arc<Shared>);
 
+/// The apps of a namespace, by app-id.
+type Apps = HashMap<Arc<str>, Arc<Slot>>;
+
 struct Shared {
     drivers: Drivers,
     /// Each app's files are in `<files>/<namespace>/<app-id>`.
     files: PathBuf,
     surroundings: Surroundings,
     desired: RwLock<Desired>,
-    apps: RwLock<HashMap<Arc<str>, HashMap<Arc<str>, Arc<Slot>>>>,
+    /// By namespace.
+    apps: RwLock<HashMap<Arc<str>, Apps>>,
 }
 
 /// What manifests say, by namespace and name.
