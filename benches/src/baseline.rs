@@ -6,22 +6,17 @@
 
 use crate::{
     Options,
+    peers::{Config, envoy, id, nginx},
     rows::{Row, median, spread},
     sample::{Sample, measure, pin},
 };
-use anyhow::{Context, Result};
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
-};
+use anyhow::Result;
+use std::{collections::BTreeMap, time::Duration};
 use weft_demo::{
     command::wait_for,
     stage::{App, Stage, StageOptions},
 };
-use weft_testnet::{Namespace, Process, Spawn};
+use weft_testnet::{Namespace, Spawn};
 
 const CONNECTIONS: [u32; 3] = [1, 16, 128];
 /// CPU of one agent hop, microseconds per request.
@@ -62,19 +57,13 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     let dir = stage.dir().to_owned();
     for (node, app) in [("n1", "near"), ("n2", "far")] {
         let namespace = stage.place_pod(node, app).await?;
-        processes.push(nginx("backend", app, &dir, &namespace, 0)?);
+        processes.push(nginx(Config::Backend, app, &dir, &namespace, 0)?);
     }
     stage.apply("bench.yaml", POLICY)?;
     let near = stage.pod_namespace("near")?;
     let client = stage.pod_namespace("client")?;
-    let proxy = nginx("nginx", "proxy", &dir, &near, 1)?;
-    let envoy = match envoy_binary(options.python.as_deref()) {
-        Some(binary) => Some(envoy(&binary, &near)?),
-        None => {
-            eprintln!("Envoy is left out: `cargo xtask bench baseline` installs it");
-            None
-        }
-    };
+    let proxy = nginx(Config::Proxy, "proxy", &dir, &near, 1)?;
+    let envoy = envoy(options.python.as_deref(), &near)?;
     let agents = [stage.agent_pid("n1")?, stage.agent_pid("n2")?];
     let nodes = [stage.node_pid("n1")?, stage.node_pid("n2")?];
 
@@ -122,9 +111,10 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
             ),
         );
     }
+    let nobody = Spawn::nobody();
     for p in &paths {
         wait_for(p.name, Duration::from_secs(20), || {
-            measure(&p.from, &p.url, 1, 1, &[])
+            measure((&p.from, &nobody), &p.url, 1, 1, &[])
         })
         .await?;
         for (_, pid) in &p.under_test {
@@ -136,7 +126,14 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
         eprintln!("round {round} of {}", options.rounds);
         for connections in CONNECTIONS {
             for p in &paths {
-                let sample = measure(&p.from, &p.url, connections, options.seconds, &p.under_test).await?;
+                let sample = measure(
+                    (&p.from, &nobody),
+                    &p.url,
+                    connections,
+                    options.seconds,
+                    &p.under_test,
+                )
+                .await?;
                 samples.entry((p.name, connections)).or_default().push(sample);
             }
         }
@@ -144,10 +141,6 @@ pub async fn run(options: &Options) -> Result<Vec<Row>> {
     drop(processes);
     stage.stop().await;
     Ok(rows(&samples))
-}
-
-fn id(process: &Process) -> i32 {
-    i32::try_from(process.id()).unwrap_or(0)
 }
 
 /// Figures of ours beside nginx's; of the peers beside nothing.
@@ -204,53 +197,4 @@ fn rows(samples: &BTreeMap<(&str, u32), Vec<Sample>>) -> Vec<Row> {
         }
     }
     rows
-}
-
-fn nginx(config: &str, name: &str, dir: &Path, namespace: &Namespace, core: usize) -> Result<Process> {
-    let own = dir.join(format!("nginx-{name}"));
-    fs::create_dir_all(&own)?;
-    let text = match config {
-        "backend" => include_str!("../peers/backend.conf"),
-        _ => include_str!("../peers/nginx.conf"),
-    };
-    let text = text
-        .replace("@DIR@", &own.display().to_string())
-        .replace("@BODY@", &"x".repeat(1024));
-    let file = own.join("nginx.conf");
-    fs::write(&file, text)?;
-    let mut command = Command::new("nginx");
-    command
-        .arg("-p")
-        .arg(&own)
-        .arg("-c")
-        .arg(&file)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
-    let process = namespace.spawn(command, &Spawn::root()).context("nginx")?;
-    pin(id(&process), core)?;
-    Ok(process)
-}
-
-/// The binary inside the Python package.
-fn envoy_binary(python: Option<&Path>) -> Option<PathBuf> {
-    let script = "import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), '_bin', 'envoy'))";
-    let output = Command::new(python?).args(["-c", script]).output().ok()?;
-    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
-    path.exists().then_some(path)
-}
-
-fn envoy(binary: &Path, namespace: &Namespace) -> Result<Process> {
-    let mut command = Command::new(binary);
-    command
-        .args(["--config-yaml", include_str!("../peers/envoy.yaml")])
-        .args([
-            "--concurrency",
-            "1",
-            "--disable-hot-restart",
-            "--log-level",
-            "error",
-        ])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    namespace.spawn(command, &Spawn::root()).context("Envoy")
 }

@@ -8,10 +8,12 @@ mod baseline;
 mod identity;
 mod lookup;
 mod mesh;
+mod peers;
 mod rows;
 mod sample;
 mod tables;
 mod traffic;
+mod walkthrough;
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -50,12 +52,19 @@ enum Area {
     Mesh,
     /// Certificates per second, the time one takes, memory
     Identity,
+    /// One hop of the L7 proxy beside nginx and Envoy, rules, route changes, the chain, memory
+    Walkthrough,
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if arguments.get(1).is_some_and(|first| first == "traffic") {
-        return match traffic::main(&arguments[2..]) {
+    let role = match arguments.get(1).map(String::as_str) {
+        Some("traffic") => Some(traffic::main as fn(&[String]) -> Result<()>),
+        Some("idle") => Some(walkthrough::idle as fn(&[String]) -> Result<()>),
+        _ => None,
+    };
+    if let Some(role) = role {
+        return match role(&arguments[2..]) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("weft-bench: {error:#}");
@@ -100,6 +109,7 @@ async fn run(options: &Options) -> Result<bool> {
         Area::Baseline => baseline::run(options).await?,
         Area::Mesh => mesh::run(options).await?,
         Area::Identity => identity::run(options).await?,
+        Area::Walkthrough => walkthrough::run(options).await?,
     };
     let name = options
         .area

@@ -17,11 +17,14 @@ pub struct Sample {
     pub p50: f64,
     /// Milliseconds.
     pub p99: f64,
-    /// CPU of the processes under test, microseconds per request.
+    /// CPU of the processes under test and of softirq beside them, microseconds per request.
     pub cpu: f64,
     /// Resident memory of each process under test, MiB.
     pub rss: Vec<(&'static str, f64)>,
 }
+
+/// The core of what is under test; clients and backends have core 0.
+pub const PROXY_CORE: usize = 1;
 
 /// Puts a process with all its threads on one core.
 pub fn pin(pid: i32, core: usize) -> Result<()> {
@@ -56,6 +59,47 @@ pub fn cpu_seconds(pid: i32) -> Result<f64> {
     Ok(ticks as f64 / per_second as f64)
 }
 
+/// What the proxies' core spent on packets outside of any process that is measured: the kernel's own
+/// thread for them, and where the kernel takes such time off the process that was interrupted
+/// (CONFIG_IRQ_TIME_ACCOUNTING), that too. Elsewhere it is in the process's own.
+pub fn softirq_seconds() -> Result<f64> {
+    let name = format!("ksoftirqd/{PROXY_CORE}");
+    let thread = fs::read_dir("/proc")?.flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        (comm.trim() == name).then_some(pid)
+    });
+    let own = thread.map_or(Ok(0.0), cpu_seconds)?;
+    if !takes_irq_time() {
+        return Ok(own);
+    }
+    let stat = fs::read_to_string("/proc/stat")?;
+    let line = stat
+        .lines()
+        .find_map(|l| l.strip_prefix(&format!("cpu{PROXY_CORE} ")));
+    // user nice system idle iowait irq softirq
+    let ticks: f64 = line
+        .and_then(|l| l.split_whitespace().nth(6))
+        .context("/proc/stat")?
+        .parse()?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.unwrap_or(100);
+    Ok(own + ticks / per_second as f64)
+}
+
+/// Where the configuration can not be read it is counted: rather twice than not at all.
+fn takes_irq_time() -> bool {
+    static KNOWN: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let read = Command::new("zcat").arg("/proc/config.gz").output();
+        let text = read
+            .ok()
+            .filter(|read| read.status.success())
+            .map(|read| read.stdout);
+        let text = text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        text.is_none_or(|text| text.contains("CONFIG_IRQ_TIME_ACCOUNTING=y"))
+    })
+}
+
 /// Resident memory of a process.
 pub fn rss_mib(pid: i32) -> f64 {
     status_mib(pid, "VmRSS:")
@@ -74,16 +118,19 @@ fn status_mib(pid: i32, field: &str) -> f64 {
         / 1024.0
 }
 
-/// Runs wrk inside `from` on core 0 while `under_test` work.
+/// Runs wrk inside a namespace, as `spawn` says, on core 0 while `under_test` work.
 pub async fn measure(
-    from: &Namespace,
+    (from, spawn): (&Namespace, &Spawn),
     url: &str,
     connections: u32,
     seconds: u32,
     under_test: &[(&'static str, i32)],
 ) -> Result<Sample> {
-    let total = |f: fn(i32) -> Result<f64>| under_test.iter().map(|(_, pid)| f(*pid)).sum::<Result<f64>>();
-    let before = total(cpu_seconds)?;
+    let total = || {
+        let own = under_test.iter().map(|(_, pid)| cpu_seconds(*pid));
+        Ok::<_, anyhow::Error>(own.sum::<Result<f64>>()? + softirq_seconds()?)
+    };
+    let before = total()?;
     let mut command = Command::new("taskset");
     command.args(["-c", "0", "wrk", "--latency", "-t1"]);
     command.args([
@@ -91,8 +138,8 @@ pub async fn measure(
         format!("-d{seconds}s"),
         url.to_owned(),
     ]);
-    let text = capture(from, command).await?;
-    let used = total(cpu_seconds)? - before;
+    let text = capture(from, spawn, command).await?;
+    let used = total()? - before;
     let parsed = parse(&text).with_context(|| format!("wrk on {url}: {text}"))?;
     Ok(Sample {
         rate: parsed.rate,
@@ -106,11 +153,11 @@ pub async fn measure(
     })
 }
 
-async fn capture(from: &Namespace, mut command: Command) -> Result<String> {
+async fn capture(from: &Namespace, spawn: &Spawn, mut command: Command) -> Result<String> {
     command
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped());
-    let mut process = from.spawn(command, &Spawn::nobody())?;
+    let mut process = from.spawn(command, spawn)?;
     let (out, err) = (process.stdout.take(), process.stderr.take());
     tokio::task::spawn_blocking(move || {
         let text = |pipe: Option<Box<dyn std::io::Read>>| {

@@ -1,7 +1,8 @@
 //! Requests: which of them a rule about HTTP means.
 //!
 //! Rules say so with regular expressions. Each is compiled once for a set, and most are none: a text
-//! without anything special in it, and a beginning (`/public/.*`), are compared as they are.
+//! without anything special in it, several of them (`GET|HEAD`), and a beginning (`/public/.*`), are
+//! compared as they are. Others are only asked about texts that begin as they do.
 
 use crate::{
     Entry,
@@ -46,9 +47,11 @@ impl RequestFacts<'_> {
 #[derive(Debug, Clone)]
 enum Text {
     Exactly(String),
+    OneOf(Vec<String>),
     /// And then anything that is one line.
     Beginning(String),
-    Fitting(regex::bytes::Regex),
+    /// Nothing fits that begins otherwise.
+    Fitting(String, regex::bytes::Regex),
 }
 
 impl Text {
@@ -59,15 +62,22 @@ impl Text {
         if let Some(beginning) = pattern.strip_suffix(".*").filter(|p| !p.contains(is_special)) {
             return Ok(Self::Beginning(beginning.to_owned()));
         }
-        expression(pattern).map(Self::Fitting)
+        if !pattern.contains(|c| c != '|' && is_special(c)) {
+            return Ok(Self::OneOf(pattern.split('|').map(str::to_owned).collect()));
+        }
+        let regex = expression(pattern)?;
+        Ok(Self::Fitting(beginning(pattern).to_owned(), regex))
     }
 
     fn fits(&self, text: &str) -> bool {
         match self {
             _ if made(Fault::RequestIsNotAnchored) => self.is_in(text),
             Self::Exactly(expected) => text == expected,
+            Self::OneOf(expected) => expected.iter().any(|e| text == e),
             Self::Beginning(beginning) => text.strip_prefix(&**beginning).is_some_and(|r| !r.contains('\n')),
-            Self::Fitting(regex) => regex.is_match(text.as_bytes()),
+            Self::Fitting(beginning, regex) => {
+                text.starts_with(&**beginning) && regex.is_match(text.as_bytes())
+            }
         }
     }
 
@@ -75,7 +85,8 @@ impl Text {
     fn is_in(&self, text: &str) -> bool {
         match self {
             Self::Exactly(expected) | Self::Beginning(expected) => text.contains(&**expected),
-            Self::Fitting(regex) => regex.is_match(text.as_bytes()),
+            Self::OneOf(expected) => expected.iter().any(|e| text.contains(&**e)),
+            Self::Fitting(_, regex) => regex.is_match(text.as_bytes()),
         }
     }
 }
@@ -83,6 +94,43 @@ impl Text {
 /// What has a meaning of its own in a regular expression.
 fn is_special(c: char) -> bool {
     r"\.+*?()|[]{}^$".contains(c)
+}
+
+/// What all that fits a pattern begins with, as far as can be seen without reading all of it: nothing
+/// where there are alternatives outside of parentheses.
+fn beginning(pattern: &str) -> &str {
+    let end = pattern.find(is_special).unwrap_or(pattern.len());
+    let (start, rest) = pattern.split_at(end);
+    if has_alternatives(rest) {
+        return "";
+    }
+    match rest.chars().next() {
+        // The last character may be missing.
+        Some('*' | '?' | '{') => start
+            .char_indices()
+            .next_back()
+            .map_or("", |(at, _)| &start[..at]),
+        _ => start,
+    }
+}
+
+/// Whether there is a `|` that is not surely inside parentheses.
+fn has_alternatives(pattern: &str) -> bool {
+    if !pattern.contains('|') {
+        return false;
+    }
+    let mut depth = 0_usize;
+    for c in pattern.chars() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            '|' if depth == 0 => return true,
+            // A parenthesis may be meant as itself there.
+            '[' | '\\' => return true,
+            _ => {}
+        }
+    }
+    false
 }
 
 #[derive(Debug, Clone)]
@@ -190,13 +238,43 @@ mod tests {
         /// The short ways mean what the expression means.
         #[test]
         fn a_short_way_is_the_expression(
-            pattern in r"[/ab\n-]{0,4}(\.\*)?",
+            pattern in r"[/ab\n-]{0,4}(\.\*)?|([ab]{0,2}\|){1,3}[ab]{0,2}",
             text in r"[/ab\n.*-]{0,6}",
         ) {
             let short = Text::compile(&pattern).map_err(TestCaseError::fail)?;
-            prop_assert!(!matches!(short, Text::Fitting(_)));
+            prop_assert!(!matches!(short, Text::Fitting(..)));
             let regex = expression(&pattern).map_err(TestCaseError::fail)?;
             prop_assert_eq!(short.fits(&text), regex.is_match(text.as_bytes()), "{:?}", pattern);
+        }
+    }
+
+    proptest! {
+        /// What an expression must begin with is left out of no text that fits.
+        #[test]
+        fn a_beginning_is_that_of_all_that_fits(
+            pattern in r"[ab]{0,3}(a\?|b\*|a\+|a\{0,1\}|\(a\|b\)|\(a\)|\|b|\[ab\|\]|\.|\\\||[ab]){1,3}",
+            text in r"[ab|]{0,5}",
+        ) {
+            let text_match = Text::compile(&pattern).map_err(TestCaseError::fail)?;
+            let regex = expression(&pattern).map_err(TestCaseError::fail)?;
+            prop_assert_eq!(text_match.fits(&text), regex.is_match(text.as_bytes()), "{:?}", pattern);
+        }
+    }
+
+    #[test]
+    fn beginnings() {
+        for (pattern, expected) in [
+            ("/team/v[0-9]+/items", "/team/v"),
+            ("/team(/.*)?", "/team"),
+            ("/team/?", "/team"),
+            ("/a|/b.", ""),
+            ("/a(b|c)", "/a"),
+            ("/a(b)|c", ""),
+            (r"/a\.b", "/a"),
+            ("(?i)/a", ""),
+            ("/a{0}", "/"),
+        ] {
+            assert_eq!(beginning(pattern), expected, "{pattern}");
         }
     }
 }

@@ -181,6 +181,11 @@ impl SvidCell {
         self.current.load_full()
     }
 
+    /// Whether there is one.
+    pub fn is_set(&self) -> bool {
+        self.current.load().is_some()
+    }
+
     /// Notified after each [`SvidCell::set`].
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()

@@ -96,6 +96,7 @@ pub struct Stage {
     bin: PathBuf,
     python: Option<PathBuf>,
     orders: PathBuf,
+    workers: Option<u32>,
     // Last: dropping it kills what is left and removes namespaces, cgroups, mounts and the folder.
     net: Testnet,
 }
@@ -129,8 +130,15 @@ impl Stage {
             bin,
             python,
             orders,
+            workers: None,
             net,
         })
+    }
+
+    /// Nodes started from now on have so many worker threads in each of their processes, instead of one
+    /// per core.
+    pub fn set_workers(&mut self, workers: u32) {
+        self.workers = Some(workers);
     }
 
     /// Whether the Python app can be started.

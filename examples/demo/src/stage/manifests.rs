@@ -103,7 +103,7 @@ impl Stage {
     }
 
     /// A pod as its specification says, with a network namespace of its own.
-    pub(super) async fn place(&mut self, node: &str, spec: WorkloadSpec) -> Result<()> {
+    pub async fn place(&mut self, node: &str, spec: WorkloadSpec) -> Result<()> {
         let name = spec.name.clone();
         let net = self.node(node)?.net.pod(&name)?;
         let spec = WorkloadSpec {

@@ -106,6 +106,10 @@ impl Stage {
         // The agent's default user where no user `weft` exists.
         let token = self.join_token("node", name, patterns, AGENT_USER).await?;
         let mut command = self.binary("weft-node");
+        if let Some(workers) = self.workers {
+            // tokio's own; weft-node passes it on to its agent.
+            command.env("TOKIO_WORKER_THREADS", workers.to_string());
+        }
         command
             .args([
                 "--node-name",

@@ -203,7 +203,7 @@ pub(crate) fn is_local(endpoint: &Endpoint) -> bool {
 }
 
 fn is_proven(caller: &AppContext) -> bool {
-    caller.proof() != Proof::PortToken && caller.svid().is_some_and(|svid| svid.get().is_some())
+    caller.proof() != Proof::PortToken && caller.svid().is_some_and(|svid| svid.is_set())
 }
 
 fn has_svid(mesh: &dyn Mesh, endpoint: &Endpoint) -> bool {

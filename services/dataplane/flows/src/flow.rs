@@ -255,7 +255,7 @@ pub struct Flow {
     /// HTTP method; empty for connections.
     pub method: MethodText,
     /// Path without query, at most [`MAX_PATH_BYTES`].
-    pub path: Box<str>,
+    pub path: Arc<str>,
     /// HTTP status of the answer; 0 when there is none.
     pub status: u16,
     /// Until the head of the answer; of a connection that has ended, its duration.
@@ -277,7 +277,7 @@ pub struct Flow {
     /// By which HTTP the request came.
     pub version: HttpVersion,
     /// Host and port that the request is for, at most [`MAX_AUTHORITY_BYTES`]; empty when it names none.
-    pub authority: Box<str>,
+    pub authority: Arc<str>,
     /// Headers that claimed what was not so, and were overwritten.
     pub forged: Box<[&'static str]>,
     /// Policy lets it pass with both ends proven only.
@@ -305,7 +305,7 @@ impl Flow {
             rule: None,
             route: None,
             method: MethodText::default(),
-            path: Box::default(),
+            path: Arc::default(),
             status: 0,
             latency: Duration::ZERO,
             via: None,
@@ -316,7 +316,7 @@ impl Flow {
             source_port: 0,
             service: None,
             version: HttpVersion::default(),
-            authority: Box::default(),
+            authority: Arc::default(),
             forged: Box::default(),
             auth: false,
         }
@@ -376,16 +376,16 @@ impl MethodText {
 }
 
 /// The part of a path that a flow keeps.
-pub fn bounded_path(path: &str) -> Box<str> {
+pub fn bounded_path(path: &str) -> Arc<str> {
     bounded(path, MAX_PATH_BYTES)
 }
 
 /// The part of an authority that a flow keeps.
-pub fn bounded_authority(authority: &str) -> Box<str> {
+pub fn bounded_authority(authority: &str) -> Arc<str> {
     bounded(authority, MAX_AUTHORITY_BYTES)
 }
 
-fn bounded(text: &str, most: usize) -> Box<str> {
+fn bounded(text: &str, most: usize) -> Arc<str> {
     let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -5,9 +5,11 @@ use crate::{
     server::{Busy, RequestBusy},
 };
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use std::{
     pin::Pin,
     sync::{
@@ -45,6 +47,9 @@ pub enum BodyError {
     /// Its time is over.
     #[error("the time for this message is over")]
     Deadline,
+    /// It may not go on.
+    #[error("this message may not go on")]
+    Cut,
     /// It is larger than what may be kept of it.
     #[error("more than {0} bytes")]
     TooLarge(usize),
@@ -64,6 +69,17 @@ pub struct Body {
     pub(crate) stream: Option<InFlight>,
     /// When it must have ended.
     deadline: Option<Pin<Box<Sleep>>>,
+    /// What breaks it off.
+    cut: Option<Cut>,
+}
+
+/// The lock is never taken; it makes the future one that may be shared.
+struct Cut(Mutex<BoxFuture<'static, ()>>);
+
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cut")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -127,6 +143,13 @@ impl Body {
         }
     }
 
+    /// Breaks off with [`BodyError::Cut`] when that comes about before it has ended.
+    pub fn cut_when(&mut self, end: impl Future<Output = ()> + Send + 'static) {
+        if !self.is_end_stream() {
+            self.cut = Some(Cut(Mutex::new(Box::pin(end))));
+        }
+    }
+
     /// Whether all of it is here, so that it can be sent more than once.
     pub fn is_kept(&self) -> bool {
         !matches!(self.source, Source::Incoming(_))
@@ -171,6 +194,26 @@ impl Body {
         self.request_busy = None;
         self.stream = None;
         self.deadline = None;
+        self.cut = None;
+    }
+
+    /// Why it must not go on, if it must not. Neither connection is in a state to be used again then.
+    fn poll_break(&mut self, cx: &mut Context<'_>) -> Option<BodyError> {
+        let late = self
+            .deadline
+            .as_mut()
+            .is_some_and(|d| d.as_mut().poll(cx).is_ready());
+        let cut = |cut: &mut Cut| cut.0.get_mut().as_mut().poll(cx).is_ready();
+        let error = match late {
+            true => BodyError::Deadline,
+            false if self.cut.as_mut().is_some_and(cut) => BodyError::Cut,
+            false => return None,
+        };
+        self.lease = None;
+        self.source = Source::Empty;
+        self.deadline = None;
+        self.cut = None;
+        Some(error)
     }
 }
 
@@ -213,14 +256,8 @@ impl http_body::Body for Body {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        if let Some(deadline) = &mut this.deadline
-            && deadline.as_mut().poll(cx).is_ready()
-        {
-            // Neither connection is in a state to be used again.
-            this.lease = None;
-            this.source = Source::Empty;
-            this.deadline = None;
-            return Poll::Ready(Some(Err(BodyError::Deadline)));
+        if let Some(error) = this.poll_break(cx) {
+            return Poll::Ready(Some(Err(error)));
         }
         match &mut this.source {
             Source::Empty => {
@@ -232,7 +269,10 @@ impl http_body::Body for Body {
                 this.end();
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Source::Incoming(incoming) => match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            Source::Incoming(incoming) => match ready!(match &mut this.lease {
+                Some(lease) => lease.poll(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
+                None => Pin::new(&mut *incoming).poll_frame(cx),
+            }) {
                 Some(Ok(frame)) => {
                     // Known now rather than at the next poll, which may never come.
                     if incoming.is_end_stream() {

@@ -25,8 +25,14 @@ pub enum HeadError {
 /// Takes out what was meant for this hop only: what `Connection` names, and the fixed ones. The
 /// framing headers of the next hop are made anew from the body.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) -> Result<(), HeadError> {
-    // The usual message has none or a plain keep-alive or close.
-    if headers.contains_key(header::CONNECTION) {
+    // The usual message has none, or a plain keep-alive or close, which name nothing.
+    let usual = |value: &HeaderValue| {
+        let is = |text: &[u8]| value.as_bytes().eq_ignore_ascii_case(text);
+        is(b"keep-alive") || is(b"close")
+    };
+    if headers.get_all(header::CONNECTION).iter().all(usual) {
+        headers.remove(header::CONNECTION);
+    } else {
         let mut named: [Option<HeaderName>; MAX_NAMED] = [const { None }; MAX_NAMED];
         let mut count = 0;
         for value in headers.get_all(header::CONNECTION) {

@@ -11,6 +11,7 @@
 
 mod body;
 mod detect;
+mod drive;
 pub mod hygiene;
 mod mux;
 mod pool;

@@ -3,21 +3,37 @@
 //! The last connection used is the first used again, so that what a quiet time does not need goes
 //! idle and is closed. A request is sent a second time only if nothing of it was sent the first.
 
-use crate::{Body, InFlight};
+use crate::{Body, InFlight, drive::Driver};
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{
+    body::Incoming,
+    client::conn::{
+        TrySendError,
+        http1::{self, SendRequest},
+    },
+};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use std::{
+    future::poll_fn,
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::unconstrained,
+};
+
+/// A request's body that is longer, or does not say how long it is, is sent by a task: its answer may
+/// come and be read first.
+const SHORT_BODY: usize = 64 * 1024;
 
 /// Bounds of one pool.
 #[derive(Debug, Clone)]
@@ -53,13 +69,13 @@ pub trait Connector: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct Connection {
     sender: SendRequest<Body>,
+    driver: Driver,
     /// Set by whoever knows that it must not be used for further requests.
     retired: Option<Arc<AtomicBool>>,
 }
 
 impl Connection {
-    /// Speaks HTTP/1.1 over `io`, driven by a task that ends with the connection. Once `retired`
-    /// is set, no further request is sent on it.
+    /// Speaks HTTP/1.1 over `io`. Once `retired` is set, no further request is sent on it.
     pub async fn handshake<T>(io: T, retired: Option<Arc<AtomicBool>>) -> io::Result<Self>
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -73,12 +89,28 @@ impl Connection {
             .handshake(TokioIo::new(io))
             .await
             .map_err(io::Error::other)?;
-        tokio::spawn(async move {
+        let driver = Driver::new(async move {
             if let Err(e) = driver.with_upgrades().await {
                 tracing::debug!(error = %e, "connection to a peer ended");
             }
         });
-        Ok(Self { sender, retired })
+        Ok(Self {
+            sender,
+            driver,
+            retired,
+        })
+    }
+
+    async fn send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        if !request.body().is_short(SHORT_BODY) {
+            self.driver.send_away();
+        }
+        // Without a budget: what has used it up would ask to be woken, and here nobody listens.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
+        poll_fn(|cx| self.driver.poll(cx, |cx| answer.as_mut().poll(cx))).await
     }
 
     fn is_usable(&self) -> bool {
@@ -177,10 +209,13 @@ impl Pool {
                     Err(failure) => return Err(SendError::untouched(failure, request)),
                 },
             };
-            match connection.sender.try_send_request(request).await {
+            match connection.send(request).await {
                 Ok(response) => {
                     // One that becomes something else is used for no further request.
                     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    if switched {
+                        connection.driver.send_away();
+                    }
                     let lease = Lease {
                         connection: (!switched).then_some(connection),
                         slot: Some(slot),
@@ -206,14 +241,19 @@ impl Pool {
         }
     }
 
-    /// Closes what was idle for too long. Call now and then.
+    /// Closes what was idle for too long, and what its peer has closed. Call now and then.
     pub fn sweep(&self) {
         let now = Instant::now();
         let mut closed = Vec::new();
         let mut idle = self.idle.lock();
         let mut at = 0;
         while at < idle.len() {
-            let there = &idle[at];
+            let there = &mut idle[at];
+            // Reads at most what came unasked: two system calls that do not wait.
+            there
+                .connection
+                .driver
+                .drive(&mut Context::from_waker(Waker::noop()));
             if there.connection.is_usable() && now.duration_since(there.since) < self.limits.idle_timeout {
                 at += 1;
             } else {
@@ -264,9 +304,13 @@ impl Pool {
         }
     }
 
-    fn give_back(&self, connection: Connection) {
+    fn give_back(&self, mut connection: Connection) {
         if !connection.is_usable() {
             return;
+        }
+        if !connection.sender.is_ready() {
+            // Its request is not sent to the end, and nobody waits for that any more.
+            connection.driver.send_away();
         }
         let idle = Idle {
             connection,
@@ -315,6 +359,14 @@ impl Lease {
             connection: None,
             slot: None,
             _counted: [Some(open), Some(under_way), counted],
+        }
+    }
+
+    /// Lets the connection go on, then polls what comes of it.
+    pub fn poll<T>(&mut self, cx: &mut Context<'_>, wait: impl FnOnce(&mut Context<'_>) -> T) -> T {
+        match &mut self.connection {
+            Some(connection) => connection.driver.poll(cx, wait),
+            None => wait(cx),
         }
     }
 

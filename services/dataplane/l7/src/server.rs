@@ -259,8 +259,9 @@ where
         let chunked = request.headers().contains_key(header::TRANSFER_ENCODING);
         let (busy, sound) = watch.begin(chunked);
         let request = request.map(|incoming| Body::received(incoming, || busy.with_body()));
-        // Only made when it is used.
-        let answer = sound.then(|| handle(request));
+        // Only made when it is used. On the heap: hyper keeps room for what is returned here with each
+        // connection, also while it is idle, and moves it there.
+        let answer = sound.then(|| Box::pin(handle(request)));
         let leaving = &leaving;
         async move {
             let mut response = match answer {

@@ -9,12 +9,13 @@ use crate::{
     outgoing::{Outgoing, Plan, address},
     record::{Asked, Record},
     served::Served,
-    way::{Goal, Source, Way},
+    way::{Goal, Sides, Source, Way},
 };
-use http::{Request, Response, StatusCode, Version, header};
-use std::{sync::Arc, time::Duration};
+use futures::future::{BoxFuture, Either, select};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
-use weft_flows::{DropReason, bounded_authority, bounded_path};
+use weft_flows::{DropReason, bounded_path};
 use weft_l7::{Body, SendFailure, Upgrade, hygiene};
 use weft_route::spec::Retry;
 use weft_runtime::RequestLine;
@@ -43,6 +44,7 @@ impl Served {
         let (plan, mut head) = match planned {
             Ok(planned) => planned,
             Err(failure) => {
+                record.path = bounded_path(request.uri().path());
                 record.answered_here(&self.proxy, &source, self.asked(), Err(failure));
                 return Err(failure);
             }
@@ -61,7 +63,7 @@ impl Served {
 
     fn prepare(&self, request: &mut Request<Body>, record: &mut Record) -> Result<(Plan, Head), Failure> {
         let mut head = head::read(request).map_err(Failure::Malformed)?;
-        record.authority = bounded_authority(head.host.to_str().unwrap_or_default());
+        record.authority = self.authority(&head.host);
         let headers = request.headers_mut();
         record.forged = match &self.front.caller {
             Caller::Gateway { client, .. } => gateway::enter(headers, *client, &head.host),
@@ -121,7 +123,8 @@ impl Served {
             deadline,
         };
         if tries.left > 0 || !mirrors.is_empty() {
-            request = self.keep(request).await;
+            // Rare, and large.
+            request = Box::pin(self.keep(request)).await;
         }
         if !mirrors.is_empty() {
             self.mirror(source, &mirrors, head, &request, record);
@@ -156,14 +159,24 @@ impl Served {
                 Goal::Workload(member) => Some(member.endpoint.begin()),
                 Goal::Outside(..) => None,
             };
-            let copy = (tries.left > 0).then(|| again(&request)).flatten();
-            let remembered = upgrade.is_some().then(|| remember(&request));
-            let sending = peer.send(request, counted);
+            let copy = (tries.left > 0).then(|| again(&request)).flatten().map(Box::new);
+            let asked = Remembered::of(&request, upgrade.is_some() || way.is_by_request());
             let until = timeouts.backend_request.map(|time| Instant::now() + time);
             let until = until.into_iter().chain(deadline).min();
-            let sent = match until {
-                Some(until) => timeout_at(until, sending).await.ok(),
-                None => Some(sending.await),
+            let is_long = !request.body().is_short(LONG);
+            let sending = within(until, peer.send(request, counted));
+            let sent = if is_long {
+                // Perhaps for hours: policy may change its mind meanwhile.
+                let forbidden = Box::pin(self.clone().forbidden(way.clone(), asked.with(head)));
+                match select(pin!(sending), forbidden).await {
+                    Either::Left((sent, _)) => sent,
+                    Either::Right(((sides, failure), _)) => {
+                        record.judged(&self.proxy, &way, sides, Err(failure));
+                        return Err(failure);
+                    }
+                }
+            } else {
+                sending.await
             };
             let (failure, unsent) = match sent {
                 Some(Ok(response)) => {
@@ -173,10 +186,11 @@ impl Served {
                         record.judged(&self.proxy, &way, sides, Ok(response.status()));
                         drop(response);
                         tries.pause().await;
-                        request = copy;
+                        request = *copy;
                         continue;
                     }
-                    let ended = self.finish(response, upgrade, rule.as_ref(), deadline, (&way, remembered));
+                    let known = (&way, (&asked, &*head), &*record);
+                    let ended = self.finish(response, upgrade, rule.as_ref(), deadline, known);
                     let end = ended.as_ref().map(Response::status).map_err(|failure| *failure);
                     record.judged(&self.proxy, &way, sides, end);
                     return ended;
@@ -199,7 +213,7 @@ impl Served {
             };
             tries.pause().await;
             tried.clear();
-            request = copy;
+            request = *copy;
         }
     }
 
@@ -210,7 +224,7 @@ impl Served {
         upgrade: Option<Upgrade>,
         rule: Option<&(Arc<weft_route::spec::Rule>, usize)>,
         deadline: Option<Instant>,
-        (way, remembered): (&Arc<Way>, Option<Request<()>>),
+        (way, (asked, head), record): (&Arc<Way>, (&Remembered, &Head), &Record),
     ) -> Result<Response<Body>, Failure> {
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let upgraded = match upgrade.map(|upgrade| upgrade.answered(&mut response)) {
@@ -232,43 +246,34 @@ impl Served {
             rule.filters.response_headers.apply(headers);
         }
         *response.version_mut() = Version::HTTP_11;
-        match (upgraded, remembered) {
-            (Some(upgraded), Some(request)) => {
-                Upgrade::ask(response.headers_mut());
-                tokio::spawn(self.clone().carry(upgraded, way.clone(), request));
-            }
-            _ => {
-                if let Some(deadline) = deadline {
-                    response.body_mut().set_deadline(deadline);
-                }
-            }
+        if let Some(upgraded) = upgraded {
+            Upgrade::ask(response.headers_mut());
+            let forbidden = self
+                .clone()
+                .cut_off(way.clone(), asked.with(head), record.clone());
+            tokio::spawn(self.clone().carry(upgraded, forbidden));
+            return Ok(response);
+        }
+        let body = response.body_mut();
+        if let Some(deadline) = deadline {
+            body.set_deadline(deadline);
+        }
+        if !body.is_short(LONG) {
+            body.cut_when(
+                self.clone()
+                    .cut_off(way.clone(), asked.with(head), record.clone()),
+            );
         }
         Ok(response)
     }
 
     /// Carries a WebSocket until it ends, its workload is gone, policy allows it no more, or the time
     /// of the drain is over.
-    async fn carry(self: Arc<Self>, upgraded: weft_l7::Upgraded, way: Arc<Way>, request: Request<()>) {
-        let mut changes = self.changes();
+    async fn carry(self: Arc<Self>, upgraded: weft_l7::Upgraded, forbidden: impl Future<Output = ()>) {
         let forced = async {
             match self.drain.clone() {
                 Some(mut drain) => drain.forced().await,
                 None => std::future::pending().await,
-            }
-        };
-        let forbidden = async {
-            while changes.changed().await.is_ok() {
-                let Some(source) = self.source() else { return };
-                let now = self.way(&source, way.goal.clone(), way.two);
-                let line = RequestLine {
-                    method: request.method().as_str(),
-                    path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
-                    host: host(&request),
-                    headers: request.headers(),
-                };
-                if now.ask(&self.proxy, &line).1.is_err() {
-                    return;
-                }
             }
         };
         tokio::select! {
@@ -279,6 +284,30 @@ impl Served {
             () = self.gone.cancelled() => {}
             () = forced => {}
         }
+    }
+
+    /// Comes about when policy refuses a request that it has let pass; writes that down.
+    async fn cut_off(self: Arc<Self>, way: Arc<Way>, asked: Asking, record: Record) {
+        let (sides, failure) = self.clone().forbidden(way.clone(), asked).await;
+        record.judged(&self.proxy, &way, sides, Err(failure));
+    }
+
+    /// Comes about when policy, as it is by then, refuses a request, and says what each side said.
+    async fn forbidden(self: Arc<Self>, way: Arc<Way>, asked: Asking) -> (Sides, Failure) {
+        let mut changes = self.changes();
+        // What changed since the request was judged has not been asked of it.
+        changes.mark_changed();
+        while changes.changed().await.is_ok() {
+            let Some(source) = self.source() else {
+                return (Sides::default(), Failure::Denied(DropReason::UnknownCaller));
+            };
+            let now = self.way(&source, way.goal.clone(), way.two);
+            if let (sides, Err(failure)) = now.ask(&self.proxy, &asked.line()) {
+                return (sides, failure);
+            }
+        }
+        // Nobody judges any more: the agent ends, and its connections with it.
+        std::future::pending().await
     }
 
     /// With its body, where that is short: then it can be sent more than once.
@@ -318,12 +347,56 @@ impl Tries<'_> {
     }
 }
 
-fn host(request: &Request<()>) -> &str {
-    let named = request
-        .headers()
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    named.unwrap_or_default()
+/// What is sent or answered within these bytes is not judged again on its way.
+const LONG: usize = 64 * 1024;
+
+async fn within<T>(until: Option<Instant>, sending: BoxFuture<'_, T>) -> Option<T> {
+    match until {
+        Some(until) => timeout_at(until, sending).await.ok(),
+        None => Some(sending.await),
+    }
+}
+
+/// What is kept of a request when it is sent; the rest is in its head.
+struct Remembered {
+    method: Method,
+    /// Where rules speak of requests. Rules that come later and speak of headers find none.
+    headers: Option<HeaderMap>,
+}
+
+impl Remembered {
+    fn of(request: &Request<Body>, headers: bool) -> Self {
+        Self {
+            method: request.method().clone(),
+            headers: headers.then(|| request.headers().clone()),
+        }
+    }
+
+    fn with(&self, head: &Head) -> Asking {
+        Asking {
+            method: self.method.clone(),
+            headers: self.headers.clone().unwrap_or_default(),
+            head: head.clone(),
+        }
+    }
+}
+
+/// A request that was sent, to be judged again by.
+struct Asking {
+    method: Method,
+    headers: HeaderMap,
+    head: Head,
+}
+
+impl Asking {
+    fn line(&self) -> RequestLine<'_> {
+        RequestLine {
+            method: self.method.as_str(),
+            path: self.head.path.as_str(),
+            host: self.head.host.to_str().unwrap_or_default(),
+            headers: &self.headers,
+        }
+    }
 }
 
 fn line<'a>(request: &'a Request<Body>, head: &'a Head) -> RequestLine<'a> {
@@ -335,21 +408,14 @@ fn line<'a>(request: &'a Request<Body>, head: &'a Head) -> RequestLine<'a> {
     }
 }
 
-/// The head of a request, to be judged again by.
-fn remember(request: &Request<Body>) -> Request<()> {
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    copy
-}
-
 /// The same request once more, if its body is here.
 pub(crate) fn again(request: &Request<Body>) -> Option<Request<Body>> {
-    let body = request.body().again()?;
-    let (mut parts, ()) = remember(request).into_parts();
-    parts.version = request.version();
-    Some(Request::from_parts(parts, body))
+    let mut copy = Request::new(request.body().again()?);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 fn failure_of(failure: &SendFailure) -> Failure {

@@ -44,19 +44,22 @@ impl std::fmt::Debug for Peer {
 }
 
 impl Peer {
-    pub async fn send(
+    /// On the heap: within the future of the whole request it would be moved with that several times,
+    /// and an idle connection would keep room for it.
+    pub fn send(
         &self,
         request: Request<Body>,
         counted: Option<InFlight>,
-    ) -> Result<Response<Body>, Box<SendError>> {
+    ) -> BoxFuture<'_, Result<Response<Body>, Box<SendError>>> {
         match self {
-            Self::One(pool) => pool.send(request, counted).await,
-            Self::Two(pool) => pool.send(request, counted).await,
-            Self::Agent(answers, from) => {
+            Self::One(pool) => pool.send(request, counted).boxed(),
+            Self::Two(pool) => pool.send(request, counted).boxed(),
+            Self::Agent(answers, from) => async move {
                 let answer = answers.answer(from, request).await;
                 drop(counted);
                 Ok(answer)
             }
+            .boxed(),
         }
     }
 

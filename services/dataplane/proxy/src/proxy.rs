@@ -76,6 +76,7 @@ impl Proxy {
             served.clone().handle(request)
         });
         tokio::select! {
+            biased;
             ended = serving => ended,
             () = gone.cancelled() => Ok(()),
         }

@@ -9,9 +9,9 @@ use http::{Request, StatusCode, Version};
 use std::{
     net::IpAddr,
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
-use weft_flows::{Direction, Flow, HttpVersion, Kind, MethodText, Party, ServiceName, Verdict, bounded_path};
+use weft_flows::{Direction, Flow, HttpVersion, Kind, MethodText, Party, ServiceName, Verdict};
 use weft_l7::Body;
 use weft_model::NumericIdentity;
 
@@ -25,11 +25,11 @@ pub(crate) struct Record {
     source_port: u16,
     service: Option<Arc<ServiceName>>,
     /// For whom it is, as the client wrote it.
-    pub authority: Box<str>,
+    pub authority: Arc<str>,
     /// Headers that claimed what was not so.
     pub forged: Vec<&'static str>,
-    /// As it is forwarded; as it came until that is known.
-    pub path: Box<str>,
+    /// As it is forwarded; empty until that is known.
+    pub path: Arc<str>,
     pub route: Option<Arc<str>>,
     pub trace_id: [u8; 16],
 }
@@ -47,9 +47,9 @@ impl Record {
             },
             source_port,
             service,
-            authority: Box::default(),
+            authority: Arc::default(),
             forged: Vec::new(),
-            path: bounded_path(request.uri().path()),
+            path: Arc::default(),
             route: None,
             trace_id: [0; 16],
         }
@@ -59,14 +59,21 @@ impl Record {
         self.started
     }
 
-    fn flow(&self, source: &Source, direction: Direction, destination: &Arc<Party>, port: u16) -> Flow {
+    fn flow(
+        &self,
+        source: &Source,
+        direction: Direction,
+        destination: &Arc<Party>,
+        port: u16,
+        latency: Duration,
+    ) -> Flow {
         let (from, to) = (source.party.clone(), destination.clone());
         Flow {
             time: self.time,
             route: self.route.clone(),
             method: self.method,
             path: self.path.clone(),
-            latency: self.started.elapsed(),
+            latency,
             caller_proof: Some(source.proof),
             trace_id: self.trace_id,
             source_port: self.source_port,
@@ -82,6 +89,7 @@ impl Record {
     /// side had let it through is the last side's to tell.
     pub fn judged(&self, proxy: &Proxy, way: &Way, sides: Sides, end: Result<StatusCode, Failure>) {
         let status = end.unwrap_or_else(Failure::status).as_u16();
+        let latency = self.started.elapsed();
         let mut sides = sides.0.into_iter().flatten().peekable();
         while let Some((direction, decision)) = sides.next() {
             let (mut verdict, mut reason) = match (&end, sides.peek()) {
@@ -102,6 +110,7 @@ impl Record {
                     direction,
                     &way.destination,
                     way.goal.address().port(),
+                    latency,
                 )
             });
         }
@@ -137,7 +146,7 @@ impl Record {
             verdict,
             drop_reason,
             status: end.unwrap_or_else(Failure::status).as_u16(),
-            ..self.flow(source, direction, &party, asked.port)
+            ..self.flow(source, direction, &party, asked.port, self.started.elapsed())
         });
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     Backends, Listeners, Member, Proxy, Slot,
     way::{Goal, Source, Way},
 };
+use http::HeaderValue;
 use parking_lot::Mutex;
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,7 +14,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
-use weft_flows::{Party, Proof, ServiceName};
+use weft_flows::{Party, Proof, ServiceName, bounded_authority};
 use weft_route::spec::BackendRef;
 use weft_runtime::{AppContext, Endpoint};
 use weft_tls::PeerIdentity;
@@ -98,6 +99,8 @@ struct Known {
     source: Option<Arc<Source>>,
     ways: Vec<Arc<Way>>,
     backends: Vec<(BackendRef, Arc<Backends>)>,
+    /// Whom the last request was for: mostly the next one as well.
+    authority: Arc<str>,
 }
 
 impl Served {
@@ -178,6 +181,15 @@ impl Served {
                 egress: false,
             },
         })
+    }
+
+    /// Whom a request is for, as flows keep it.
+    pub fn authority(&self, host: &HeaderValue) -> Arc<str> {
+        let mut known = self.known();
+        if *known.authority.as_bytes() != *host.as_bytes() {
+            known.authority = bounded_authority(host.to_str().unwrap_or_default());
+        }
+        known.authority.clone()
     }
 
     /// The way to an endpoint.

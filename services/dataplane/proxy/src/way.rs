@@ -28,7 +28,7 @@ impl Source {
 }
 
 fn is_proven(context: &AppContext) -> bool {
-    context.proof() != Proof::PortToken && context.svid().is_some_and(|svid| svid.get().is_some())
+    context.proof() != Proof::PortToken && context.svid().is_some_and(|svid| svid.is_set())
 }
 
 /// Where a request goes.
@@ -166,6 +166,11 @@ impl Way {
     fn refused(&self) -> Option<DropReason> {
         let whole = self.sides.iter().filter(|(_, decision)| !decision.by_request);
         whole.filter_map(|(_, decision)| decision.refused).next()
+    }
+
+    /// Rules speak of single requests.
+    pub fn is_by_request(&self) -> bool {
+        self.sides.iter().any(|(_, decision)| decision.by_request)
     }
 
     fn connections(&self, proxy: &Proxy) -> Option<Peer> {

@@ -16,7 +16,7 @@ pub(crate) struct Call {
     started: Instant,
     time: SystemTime,
     method: MethodText,
-    path: Box<str>,
+    path: Arc<str>,
     trace_id: [u8; 16],
     /// Id of the calling workload, whose egress policy it is; empty when another node judged that.
     workload: Arc<str>,

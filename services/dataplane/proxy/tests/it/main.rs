@@ -4,6 +4,7 @@
 mod failing;
 mod gateway;
 mod judging;
+mod lasting;
 mod protocols;
 mod routing;
 mod world;
