@@ -62,10 +62,8 @@ fn node(net: &Testnet, entries: u32) -> Result<Kernel> {
         tables.policy.set(
             key,
             Entry {
-                deny: false,
-                redirect: false,
-                auth: false,
                 rule: number + 1,
+                ..Entry::default()
             },
         )?;
     }

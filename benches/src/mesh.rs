@@ -217,10 +217,8 @@ impl Meshed {
             let others = (0..RULES).map(|n| 2000 + n);
             for (rule, identity) in others.chain([identity(peer)]).enumerate() {
                 let entry = Entry {
-                    deny: false,
-                    redirect: false,
-                    auth: false,
                     rule: u32::try_from(rule)? + 1,
+                    ..Entry::default()
                 };
                 tables.policy.set(key(identity), entry)?;
             }

@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
-use weft_resources::{CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule};
+use weft_resources::{Authentication, CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule};
 
 /// What `world` means: outside the cluster, by either address family.
 const WORLD: [NumericIdentity; 3] = [NumericIdentity::WORLD, NumericIdentity(9), NumericIdentity(10)];
@@ -191,7 +191,11 @@ fn add(
                 ports,
                 redirect: http.is_some(),
                 http: http.unwrap_or_default(),
-                auth: rule.authenticated && !made(Fault::AuthenticationIsForgotten),
+                auth: if made(Fault::AuthenticationIsForgotten) {
+                    Authentication::Unsaid
+                } else {
+                    rule.authentication
+                },
                 peers,
             });
         }

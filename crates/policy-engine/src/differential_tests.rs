@@ -144,7 +144,8 @@ fn explained(told: &Explanation<'_>) -> Answer {
         Verdict::Denied { .. } if allows.is_empty() => Answer::DefaultDeny,
         _ => Answer::Allow {
             proxy: !allows.is_empty() && allows.iter().all(|s| s.entry.redirect),
-            proof: allows.iter().any(|s| s.entry.auth),
+            // Which of them counts is not told by one of them.
+            proof: matches!(told.verdict, Verdict::Allowed { auth: true, .. }),
         },
     }
 }

@@ -52,6 +52,11 @@ pub(crate) enum Fault {
     NamesAreOfAnyProtocol,
     GroupsByLabelAreForgotten,
     ServicesReachEverywhere,
+    ProofIsSticky,
+    WidestEntryCounts,
+    OthersProofIsForgotten,
+    ProxyComesLast,
+    BlocksHaveNoLength,
 }
 
 #[cfg(not(test))]
@@ -81,7 +86,7 @@ mod made {
         result
     }
 
-    pub(crate) const ALL: [Fault; 44] = [
+    pub(crate) const ALL: [Fault; 49] = [
         Fault::EmptyListMeansAnybody,
         Fault::PortsAreIgnored,
         Fault::DenyRuleAllows,
@@ -126,5 +131,10 @@ mod made {
         Fault::NamesAreOfAnyProtocol,
         Fault::GroupsByLabelAreForgotten,
         Fault::ServicesReachEverywhere,
+        Fault::ProofIsSticky,
+        Fault::WidestEntryCounts,
+        Fault::OthersProofIsForgotten,
+        Fault::ProxyComesLast,
+        Fault::BlocksHaveNoLength,
     ];
 }

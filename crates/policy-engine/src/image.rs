@@ -12,12 +12,14 @@ pub use diff::{Change, Step};
 use crate::{
     DenyReason, Direction, RuleRef, Verdict,
     fault::{Fault, made},
+    proof::{self, Said, Side},
 };
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 use weft_model::NumericIdentity;
+use weft_resources::Authentication;
 
 /// [`Image::flags`]: what no entry allows is refused, coming in.
 pub const DENY_IN: u32 = 1;
@@ -61,6 +63,15 @@ impl Shape {
             port,
         }
     }
+
+    /// How many bits of protocol and port it names.
+    const fn length(self) -> u8 {
+        match (self.protocol, self.port) {
+            (false, _) => 0,
+            (true, false) => 8,
+            (true, true) => 24,
+        }
+    }
 }
 
 /// A key of the policy map, but for the number of the set.
@@ -92,14 +103,21 @@ pub struct RangeKey {
 }
 
 /// What an entry says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Value {
-    /// Refuses; otherwise it allows, and the next two say how.
+    /// Refuses; otherwise it allows, and the others say how.
     pub deny: bool,
     /// Only by the proxy.
     pub redirect: bool,
-    /// Only with both ends proven.
-    pub auth: bool,
+    /// By the proxy, says a rule; another one may do without.
+    pub proxied: bool,
+    /// Only with both ends proven, or also without, whatever a wider entry says.
+    pub auth: Authentication,
+    /// `auth` is what a wider block of ports says.
+    pub derived: bool,
+    /// Of blocks of ports where some entry of the direction says something of proof: how many leading bits of
+    /// protocol and port the narrowest rule names.
+    pub length: u8,
     /// Number of the rule: its place in [`Image::rules`], from 1.
     pub rule: u32,
 }
@@ -155,7 +173,7 @@ impl Image {
 
     /// What the kernel decides: every shape in use is probed; any refusal wins, else any allowance does, else
     /// the direction's default. Of several entries that allow, one without `redirect` suffices to pass
-    /// directly, and one with `auth` suffices to demand it. The lowest rule number is told.
+    /// directly; of proof the narrowest speak (`proof`). The lowest rule number is told.
     pub fn judge(&self, direction: Direction, peer: NumericIdentity, protocol: u8, port: u16) -> Verdict {
         let egress = direction == Direction::Egress;
         let (deny_by_default, ranges) = if egress {
@@ -165,28 +183,44 @@ impl Image {
         };
         let shapes = self.shapes[usize::from(egress)];
         let mut found: Vec<&Value> = Vec::new();
-        for shape in SHAPES.iter().filter(|s| shapes & s.bit != 0) {
-            found.extend(self.entries.get(&Key {
-                identity: if shape.identity { peer.0 } else { 0 },
-                egress,
-                protocol: if shape.protocol { protocol } else { 0 },
-                port: if shape.port { port } else { 0 },
-            }));
-        }
-        if self.flags & ranges != 0 {
-            for identity in [peer.0, 0] {
-                if identity == 0 && made(Fault::RangesOfAnybodyAreNotAsked) {
-                    continue;
+        let mut sides = [Side::default(); 2];
+        for (side, identity) in sides.iter_mut().zip([peer.0, 0]) {
+            // From the widest to the narrowest.
+            let mut add = |value: &Value, length| {
+                if !value.deny {
+                    side.add(Said {
+                        length,
+                        proxied: value.proxied,
+                        auth: value.auth,
+                        derived: value.derived,
+                    });
                 }
-                let block = RangeKey {
+            };
+            for shape in SHAPES.iter().rev().filter(|s| s.identity == (identity != 0)) {
+                let asked = identity != 0 || !made(Fault::RangesOfAnybodyAreNotAsked);
+                if shape.port && self.flags & ranges != 0 && asked {
+                    let block = RangeKey {
+                        identity,
+                        egress,
+                        protocol,
+                        port,
+                        length: 16,
+                    };
+                    for value in [longest(&self.deny, block), longest(&self.allow, block)] {
+                        found.extend(value);
+                        value.into_iter().for_each(|value| add(value, value.length));
+                    }
+                }
+                let key = Key {
                     identity,
                     egress,
-                    protocol,
-                    port,
-                    length: 16,
+                    protocol: if shape.protocol { protocol } else { 0 },
+                    port: if shape.port { port } else { 0 },
                 };
-                found.extend(longest(&self.deny, block));
-                found.extend(longest(&self.allow, block));
+                if let Some(value) = self.entries.get(&key).filter(|_| shapes & shape.bit != 0) {
+                    found.push(value);
+                    add(value, shape.length());
+                }
             }
         }
         let rule = |deny: bool| {
@@ -202,7 +236,7 @@ impl Image {
                 rule,
                 redirect: found.iter().all(|v| v.redirect)
                     || found.iter().any(|v| v.redirect) && made(Fault::OneRedirectSuffices),
-                auth: found.iter().any(|v| v.auth),
+                auth: proof::demanded(sides[0], sides[1]),
             };
         }
         if self.flags & deny_by_default != 0 {

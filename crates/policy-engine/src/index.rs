@@ -9,6 +9,7 @@ use crate::{
     CidrPeer, Entry, Peers, Ports,
     fault::{Fault, made},
     judge::{PeerRef, is_local, is_outside},
+    proof::{self, Said},
 };
 use std::{
     collections::HashMap,
@@ -16,22 +17,25 @@ use std::{
     net::IpAddr,
 };
 use weft_model::NumericIdentity;
+use weft_resources::Authentication;
 
 /// Protocols that have ports, for entries that name a port of any protocol.
 pub(crate) const WITH_PORTS: [u8; 3] = [6, 17, 132];
 
 const NONE: u32 = u32::MAX;
 
-/// First matching entry of each kind, by position in the canonical order, and what those that allow say
-/// together.
+/// First matching entry of each kind, by position in the canonical order, and what those that allow say of
+/// the proxy and of proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hit {
     deny: u32,
     allow: u32,
     /// The first of them that does without the proxy.
     direct: u32,
-    /// One of them demands proof.
-    auth: bool,
+    /// One of them goes by the proxy.
+    proxied: bool,
+    /// What most is said of proof; from [`Index::find`] on, what it comes to.
+    auth: Authentication,
 }
 
 /// An entry as the tables hold it.
@@ -40,7 +44,16 @@ struct Line {
     position: u32,
     deny: bool,
     direct: bool,
-    auth: bool,
+    auth: Authentication,
+}
+
+/// A line that no key says.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    line: Line,
+    anybody: bool,
+    protocol: Option<u8>,
+    ports: Ports,
 }
 
 impl Line {
@@ -55,7 +68,8 @@ impl Default for Hit {
             deny: NONE,
             allow: NONE,
             direct: NONE,
-            auth: false,
+            proxied: false,
+            auth: Authentication::Unsaid,
         }
     }
 }
@@ -70,14 +84,14 @@ impl Hit {
         if line.direct {
             self.direct = self.direct.min(line.position);
         }
-        self.auth |= line.auth;
+        self.proxied |= !line.direct;
+        self.auth = self.auth.max(line.auth);
     }
 
     fn join(&mut self, other: &Self) {
         self.deny = self.deny.min(other.deny);
         self.allow = self.allow.min(other.allow);
         self.direct = self.direct.min(other.direct);
-        self.auth |= other.auth;
     }
 
     pub(crate) fn deny(self) -> Option<usize> {
@@ -97,7 +111,7 @@ impl Hit {
     }
 
     pub(crate) fn auth(self) -> bool {
-        self.auth
+        self.auth == Authentication::Required
     }
 }
 
@@ -125,6 +139,8 @@ pub(crate) struct Index {
     cidrs: HashMap<IpAddr, Vec<CidrEntry>>,
     /// Prefix lengths that occur among `cidrs`: IPv4, IPv6.
     lengths: [Vec<u8>; 2],
+    /// Some entry demands proof.
+    demands: bool,
 }
 
 /// The key of {peer, protocol, port}: wildcards are values that the parts can not have.
@@ -152,6 +168,7 @@ impl Index {
 
     fn add(&mut self, position: u32, entry: &Entry) {
         let peers = &entry.peers;
+        self.demands |= entry.auth == Authentication::Required;
         let line = Line {
             position,
             deny: entry.deny,
@@ -207,8 +224,51 @@ impl Index {
                 hit.join(found);
             }
         }
-        self.beside(peer, protocol, port, |line| hit.add(line));
+        let mut beside = Vec::new();
+        self.beside(peer, protocol, port, |found| {
+            hit.add(found.line);
+            if self.demands && !found.line.deny {
+                beside.push(found);
+            }
+        });
+        let demanded = self.demands && self.demands_proof(peer, protocol, port, &beside);
+        hit.auth = if demanded {
+            Authentication::Required
+        } else {
+            Authentication::Unsaid
+        };
         hit
+    }
+
+    /// With the lines that no key says.
+    fn demands_proof(&self, peer: PeerRef, protocol: u8, port: u16, beside: &[Found]) -> bool {
+        let side = |anybody: bool| {
+            let who = (!anybody).then(|| who(peer));
+            let widths = [
+                (0, key(who, None, None)),
+                (8, key(who, Some(protocol), None)),
+                (24, key(who, Some(protocol), Some(port))),
+            ];
+            let exact = widths.into_iter().filter_map(|(length, key)| {
+                let hit = self.exact.get(&key).filter(|hit| hit.allow != NONE)?;
+                let (proxied, auth, derived) = (hit.proxied, hit.auth, false);
+                Some(Said {
+                    length,
+                    proxied,
+                    auth,
+                    derived,
+                })
+            });
+            let beside = beside.iter().filter(|found| found.anybody == anybody);
+            let beside = beside.map(|found| Said {
+                length: proof::length(found.protocol, found.ports, port),
+                proxied: !found.line.direct,
+                auth: found.line.auth,
+                derived: false,
+            });
+            proof::side(exact.chain(beside).collect())
+        };
+        proof::demanded(side(false), side(true))
     }
 
     /// The entries that let the connection in for some requests, by position.
@@ -218,7 +278,7 @@ impl Index {
             let here = probes(peer, protocol, port).filter_map(|key| self.requests.get(&key));
             found.extend(here.flatten());
         }
-        self.beside(peer, protocol, port, |line| {
+        self.beside(peer, protocol, port, |Found { line, .. }| {
             if line.asks_requests() {
                 found.push(line.position);
             }
@@ -229,7 +289,7 @@ impl Index {
     }
 
     /// What no key says: ranges of ports, ranges of addresses.
-    fn beside(&self, peer: PeerRef, protocol: u8, port: u16, mut each: impl FnMut(Line)) {
+    fn beside(&self, peer: PeerRef, protocol: u8, port: u16, mut each: impl FnMut(Found)) {
         for who in [Some(who(peer)), None] {
             if self.ranges.is_empty() {
                 break;
@@ -238,7 +298,12 @@ impl Index {
             for range in self.ranges.get(&key).into_iter().flatten() {
                 let last = range.last - u16::from(made(Fault::LastPortIsExcluded));
                 if (range.first..=last).contains(&port) {
-                    each(range.line);
+                    each(Found {
+                        line: range.line,
+                        anybody: who.is_none(),
+                        protocol: Some(protocol),
+                        ports: Ports::Range(range.first, range.last),
+                    });
                 }
             }
         }
@@ -248,12 +313,18 @@ impl Index {
         }
     }
 
-    fn find_cidr(&self, address: Option<IpAddr>, protocol: u8, port: u16, mut each: impl FnMut(Line)) {
+    fn find_cidr(&self, address: Option<IpAddr>, protocol: u8, port: u16, mut each: impl FnMut(Found)) {
+        let found = |entry: &CidrEntry| Found {
+            line: entry.line,
+            anybody: false,
+            protocol: entry.protocol,
+            ports: entry.ports,
+        };
         let fits = |e: &CidrEntry| e.protocol.is_none_or(|p| p == protocol) && e.ports.contains(port);
         let Some(address) = address.map(|a| a.to_canonical()) else {
             // Without an address nothing shows that a refused range is not meant: stay closed.
             for entry in self.cidrs.values().flatten().filter(|e| e.line.deny && fits(e)) {
-                each(entry.line);
+                each(found(entry));
             }
             return;
         };
@@ -265,7 +336,7 @@ impl Index {
                 let meant = entry.peer.cidr.prefix_len() == *length
                     && !entry.peer.except.iter().any(|e| e.contains(&address));
                 if meant && fits(entry) {
-                    each(entry.line);
+                    each(found(entry));
                 }
             }
         }

@@ -7,7 +7,7 @@
 //! The rules of judgement, the same in both directions:
 //! 1. a deny entry that matches wins over everything;
 //! 2. else an allow entry that matches lets the connection in: by the proxy only if all that match say so
-//!    (rules add up), and with both ends proven if any that matches says so;
+//!    (rules add up), and with both ends proven if the narrowest that speaks of it says so (`proof`);
 //! 3. else it is refused if some rule selects the workload in that direction (default deny), and
 //!    allowed if none does.
 //!
@@ -24,6 +24,7 @@ mod fault;
 pub mod image;
 mod index;
 mod judge;
+mod proof;
 mod request;
 mod selector;
 mod set;
@@ -37,3 +38,4 @@ pub use image::Image;
 pub use judge::{DenyReason, Direction, PeerRef, Verdict};
 pub use request::RequestFacts;
 pub use set::{CidrPeer, DirectionPolicy, Entry, MAX_SELECTED_BY, Peers, PolicySet, Ports, RuleRef};
+pub use weft_resources::Authentication;

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 use weft_model::NumericIdentity;
-use weft_resources::HttpRule;
+use weft_resources::{Authentication, HttpRule};
 
 /// The rule that made an entry, for flows and for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -99,8 +99,8 @@ pub struct Entry {
     pub ports: Ports,
     /// Allows by the proxy only, which judges each request. No effect when it refuses.
     pub redirect: bool,
-    /// Allows with both ends proven only. No effect when it refuses.
-    pub auth: bool,
+    /// Allows with both ends proven only, or need not. No effect when it refuses.
+    pub auth: Authentication,
     /// With `redirect`: the requests that it allows, any of them.
     pub http: Arc<[HttpRule]>,
     /// Whom it is about; nobody when all of it is empty, which says that nobody it means is known.
@@ -269,7 +269,7 @@ fn write_request(text: &mut String, rule: &HttpRule) {
 /// SHA-256, cut to 128 bits, over an encoding in which every text carries its length: no two
 /// different sets write the same bytes.
 fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
-    let mut text = String::from("weft policy set 3\n");
+    let mut text = String::from("weft policy set 4\n");
     let name = |text: &mut String, rule: &RuleRef| {
         for part in [&rule.kind, &rule.namespace, &rule.name, &rule.path] {
             let _ = write!(text, "{}:{part} ", part.len());
@@ -291,7 +291,7 @@ fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
             let any = e.ports == Ports::Any;
             let _ = write!(
                 text,
-                "{} {} {} {:?} {any} {first} {last} {}",
+                "{} {} {:?} {:?} {any} {first} {last} {}",
                 e.deny, e.redirect, e.auth, e.protocol, e.peers.any
             );
             let _ = write!(text, " {}", e.peers.identities.len());

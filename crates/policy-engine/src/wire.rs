@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use std::sync::Arc;
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1 as pb;
-use weft_resources::{HttpRule, MAX_HEADERS, MAX_HTTP_RULES};
+use weft_resources::{Authentication, HttpRule, MAX_HEADERS, MAX_HTTP_RULES};
 
 /// Why a received set can not be used. The receiver refuses all of it: a set with a hole is open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,7 +99,8 @@ fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
         end_port: u32::from(end_port),
         rule: Some(rule_to_wire(&entry.rule)),
         redirect: entry.redirect,
-        authenticated: entry.auth,
+        authenticated: entry.auth == Authentication::Required,
+        unauthenticated: entry.auth == Authentication::Disabled,
         http: entry.http.iter().map(request_to_wire).collect(),
     }
 }
@@ -208,7 +209,11 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
         protocol: (protocol != 0).then_some(protocol),
         ports,
         redirect: entry.redirect,
-        auth: entry.authenticated,
+        auth: match (entry.authenticated, entry.unauthenticated) {
+            (true, _) => Authentication::Required,
+            (false, true) => Authentication::Disabled,
+            (false, false) => Authentication::Unsaid,
+        },
         http,
         peers: Peers {
             any: entry.any_peer,

@@ -9,7 +9,7 @@ use std::{
 };
 use weft_model::NumericIdentity;
 use weft_policy_engine::{
-    CidrIdentities, CidrPeer, Direction, DirectionPolicy, Entry, Image, PeerRef, Peers, PolicySet, Ports,
+    Authentication, CidrIdentities, CidrPeer, Direction, DirectionPolicy, Entry, Image, PeerRef, Peers, PolicySet, Ports,
     RuleRef, Verdict,
     image::{Change, RangeKey, Step, TooLarge, Value},
 };
@@ -59,11 +59,12 @@ fn entry() -> impl Strategy<Value = Entry> {
         1 => select(&PORTS[..]).prop_map(|p| Ports::Range(p, p)),
     ];
     let protocol = select(vec![None, Some(6), Some(17), Some(1)]);
-    let how = (
-        prop::bool::weighted(0.25),
-        any::<bool>(),
-        prop::bool::weighted(0.2),
-    );
+    let auth = prop_oneof![
+        3 => Just(Authentication::Unsaid),
+        1 => Just(Authentication::Disabled),
+        1 => Just(Authentication::Required),
+    ];
+    let how = (prop::bool::weighted(0.25), any::<bool>(), auth);
     (how, 0..9u8, protocol, ports, peers()).prop_map(|((deny, redirect, auth), n, protocol, ports, peers)| {
         let rule = RuleRef {
             kind: "CiliumNetworkPolicy".into(),
@@ -78,7 +79,7 @@ fn entry() -> impl Strategy<Value = Entry> {
             ports,
             redirect,
             http: Default::default(),
-            auth,
+            auth: if deny { Authentication::Unsaid } else { auth },
             peers,
         }
     })
@@ -269,7 +270,7 @@ fn allow(peers: Peers, ports: Ports) -> PolicySet {
         ports,
         redirect: false,
         http: Default::default(),
-        auth: false,
+        auth: Authentication::Unsaid,
         peers,
     };
     let ingress = DirectionPolicy {
@@ -404,10 +405,8 @@ fn a_block_stands_for_its_ports() {
         length: 14,
     };
     let value = Value {
-        deny: false,
-        redirect: false,
-        auth: false,
         rule: 1,
+        ..Value::default()
     };
     assert_eq!(image.allow, BTreeMap::from([(block, value)]));
     assert_eq!(image.rule(1).unwrap().name, "p");

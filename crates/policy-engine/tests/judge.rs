@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use proptest::prelude::*;
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use weft_model::NumericIdentity;
 use weft_policy_engine::{
-    CidrPeer, DenyReason, Direction, DirectionPolicy, Entry, PeerRef, Peers, PolicySet, Ports, RuleRef,
+    Authentication, CidrPeer, DenyReason, Direction, DirectionPolicy, Entry, PeerRef, Peers, PolicySet, Ports, RuleRef,
     Verdict,
 };
 use weft_proto::weft::policy::v1 as pb;
@@ -28,6 +28,51 @@ fn unconditionally() -> Verdict {
         redirect: false,
         auth: false,
     }
+}
+
+/// Of all entries that allow, for a peer by name and for anybody: how narrow, by proxy, what is said.
+fn must_be_proven(allows: &[&Entry], port: u16) -> bool {
+    type Side = Option<(bool, u32, bool, Authentication)>;
+    let side = |anybody: bool| -> Side {
+        let mut keys: BTreeMap<u32, (bool, Authentication)> = BTreeMap::new();
+        for entry in allows.iter().filter(|e| e.peers.any == anybody) {
+            let width = match (entry.protocol, entry.ports) {
+                (None, Ports::Any) => 0,
+                (Some(_), Ports::Any) => 8,
+                (_, Ports::Range(first, last)) => {
+                    let (first, last) = (u32::from(first), u32::from(last));
+                    let block = |bits: u32| {
+                        let start = u32::from(port) >> bits << bits;
+                        start >= first && start + (1 << bits) - 1 <= last
+                    };
+                    24 - (0..16).rev().find(|bits| block(*bits)).unwrap()
+                }
+            };
+            let key = keys.entry(width).or_insert((false, Authentication::Unsaid));
+            *key = (key.0 || entry.redirect, key.1.max(entry.auth));
+        }
+        let by_proxy = |below: u32| keys.range(..below).any(|(_, key)| key.0);
+        let counts = |(width, key): &(&u32, &(bool, Authentication))| {
+            key.0 || key.1 != Authentication::Unsaid || !by_proxy(**width)
+        };
+        let (width, (proxied, own)) = keys.iter().rev().find(counts)?;
+        let mut said = keys.range(..=width).rev().map(|(_, key)| key.1);
+        let said = said.find(|said| *said != Authentication::Unsaid);
+        let proxied = *proxied || by_proxy(*width);
+        Some((proxied, *width, *own != Authentication::Unsaid, said.unwrap_or_default()))
+    };
+    let required = |side: Side| side.is_some_and(|s| s.3 == Authentication::Required);
+    let (named, anybody) = (side(false), side(true));
+    let (Some(n), Some(a)) = (named, anybody) else {
+        return required(named) || required(anybody);
+    };
+    let (first, other) = if (a.0, a.1) > (n.0, n.1) {
+        (anybody, named)
+    } else {
+        (named, anybody)
+    };
+    let own = first.is_some_and(|s| s.2);
+    required(first) || !own && n.0 == a.0 && required(other)
 }
 
 fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Verdict {
@@ -72,7 +117,10 @@ fn naive(policy: &DirectionPolicy, peer: PeerRef, protocol: u8, port: u16) -> Ve
                 .iter()
                 .filter(|e| !e.deny && matches(e))
                 .all(|e| e.redirect),
-            auth: policy.entries.iter().any(|e| !e.deny && matches(e) && e.auth),
+            auth: {
+                let allows = policy.entries.iter().filter(|e| !e.deny && matches(e));
+                must_be_proven(&allows.collect::<Vec<_>>(), port)
+            },
         },
         None if policy.default_deny => Verdict::Denied {
             reason: DenyReason::PolicyDenied,
@@ -139,11 +187,12 @@ fn entry() -> impl Strategy<Value = Entry> {
         proptest::sample::select(&PORTS[..]).prop_map(|p| Ports::Range(p, p)),
     ];
     let protocol = proptest::sample::select(vec![None, Some(6), Some(17), Some(1)]);
-    let how = (
-        any::<bool>(),
-        prop::bool::weighted(0.2),
-        prop::collection::vec(http(), 0..3),
-    );
+    let auth = prop_oneof![
+        3 => Just(Authentication::Unsaid),
+        1 => Just(Authentication::Disabled),
+        1 => Just(Authentication::Required),
+    ];
+    let how = (any::<bool>(), auth, prop::collection::vec(http(), 0..3));
     (prop::bool::weighted(0.3), 0..9u8, protocol, ports, how, peers()).prop_map(
         |(deny, n, protocol, ports, (redirect, auth, http), peers)| {
             let rule = RuleRef {

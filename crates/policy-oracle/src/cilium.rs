@@ -1,7 +1,7 @@
 //! CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use crate::{
-    Direction, Peer, Said, Traffic, Way, callee, contains, is_named, list, port,
+    Direction, Peer, Said, Traffic, Way, bits, callee, contains, is_named, list, names_peer, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -45,15 +45,21 @@ pub(crate) fn ask(
         said.selects |= spec["enableDefaultDeny"][allow].as_bool().unwrap_or(has_section);
         let is_meant = |rule: &&Value| is_peer(rule, all, side, namespace, peer);
         for rule in list(&spec[deny]).iter().filter(is_meant) {
-            said.denies |= !ways(rule, traffic, called).is_empty();
+            said.denies |= !ways(rule, direction, traffic, called).is_empty();
         }
         for rule in list(&spec[allow]).iter().filter(is_meant) {
-            let proof = rule["authentication"]["mode"] == "required";
-            said.allows.extend(
-                ways(rule, traffic, called)
-                    .into_iter()
-                    .map(|http| Way { http, proof }),
-            );
+            let proof = match rule["authentication"]["mode"].as_str() {
+                Some("required") => Some(true),
+                Some("disabled") => Some(false),
+                _ => None,
+            };
+            let anybody = names_anybody(rule, side);
+            let ways = ways(rule, direction, traffic, called).into_iter();
+            said.allows.extend(ways.map(|way| Way {
+                proof,
+                anybody: anybody && way.anybody,
+                ..way
+            }));
         }
     }
     said
@@ -69,6 +75,14 @@ fn is_about(selector: &Value, namespace: Option<&str>, subject: &Labels) -> bool
         && conditions(selector)
             .iter()
             .all(|c| replaced(c) || holds(c, subject))
+}
+
+/// Whether a rule is for everybody: it names nobody, or all.
+fn names_anybody(rule: &Value, side: &str) -> bool {
+    let suffixes = ["Endpoints", "Entities", "CIDR", "CIDRSet", "Services"];
+    let named = |suffix: &&str| rule.get(format!("{side}{suffix}")).is_some_and(|v| !v.is_null());
+    let all = list(&rule[format!("{side}Entities")]).iter().any(|e| e == "all");
+    all || !suffixes.iter().any(|suffix| named(&suffix))
 }
 
 /// Whether a rule names this peer.
@@ -229,29 +243,40 @@ fn is_entity(entity: &str, peer: &Peer) -> bool {
     }
 }
 
-/// Each way in which a rule speaks of this traffic: the rules about requests, if the proxy is to look into it.
-fn ways(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> Vec<Option<Vec<Value>>> {
+/// Each way in which a rule speaks of this traffic, by what it says of it alone.
+fn ways(rule: &Value, direction: Direction, traffic: Traffic, called: Option<&Labels>) -> Vec<Way> {
+    let way = |http, bits| Way {
+        http,
+        proof: None,
+        anybody: true,
+        bits,
+    };
     let (ports, messages) = (list(&rule["toPorts"]), list(&rule["icmps"]));
     if ports.is_empty() && messages.is_empty() {
-        return vec![None];
+        return vec![way(None, 0)];
     }
     let mut ways = Vec::new();
     for group in ports {
         let rules = list(&group["rules"]["http"]);
         let http = (!rules.is_empty()).then(|| rules.to_vec());
-        let meant = list(&group["ports"])
-            .iter()
-            .filter(|p| is_port(p, traffic, called));
-        ways.extend(meant.map(|_| http.clone()));
+        for port in list(&group["ports"]) {
+            if let Some(bits) = port_of(port, traffic, called) {
+                ways.push(Way {
+                    anybody: !names_peer(direction, &port["port"]),
+                    ..way(http.clone(), bits)
+                });
+            }
+        }
     }
     for group in messages {
         let meant = list(&group["fields"]).iter().filter(|m| is_message(m, traffic));
-        ways.extend(meant.map(|_| None));
+        ways.extend(meant.map(|_| way(None, 24)));
     }
     ways
 }
 
-fn is_port(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> bool {
+/// How precisely a port is meant, if it is.
+fn port_of(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> Option<u8> {
     let number = match rule["protocol"].as_str() {
         None | Some("ANY") => None,
         Some("TCP") => Some(6),
@@ -261,16 +286,19 @@ fn is_port(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> bool {
         Some(_) => Some(112),
     };
     if let Some(named) = is_named(&rule["port"], number, traffic, called) {
-        return named;
+        return named.then_some(24);
     }
     let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
     // Port 0 is every port, and with any protocol also what has no ports.
     if first == 0 {
-        return number.is_none_or(|n| n == traffic.protocol);
+        let meant = number.is_none_or(|n| n == traffic.protocol);
+        return meant.then_some(if number.is_some() { 8 } else { 0 });
     }
     let has_ports = [6, 17, 132].contains(&traffic.protocol);
     let last = if end == 0 { first } else { end };
-    has_ports && number.is_none_or(|n| n == traffic.protocol) && (first..=last).contains(&traffic.number)
+    let meant =
+        has_ports && number.is_none_or(|n| n == traffic.protocol) && (first..=last).contains(&traffic.number);
+    meant.then(|| bits(first, last, traffic.number))
 }
 
 /// The few names of types that [`crate::generate`] makes use of.

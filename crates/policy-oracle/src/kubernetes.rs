@@ -1,7 +1,7 @@
 //! NetworkPolicy of Kubernetes.
 
 use crate::{
-    Direction, Peer, Said, Traffic, Way, callee, contains, is_named, list, port,
+    Direction, Peer, Said, Traffic, Way, bits, callee, contains, is_named, list, names_peer, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -33,22 +33,31 @@ pub(crate) fn ask(
         return Said::default();
     }
     let called = callee(direction, subject, peer);
-    let allowed = |rule: &&Value| {
+    let ways = |rule: &Value| -> Vec<Way> {
         let (peers, ports) = (list(&rule[side]), list(&rule["ports"]));
-        let who = peers.is_empty() || peers.iter().any(|p| is_peer(p, own, peer));
-        who && (ports.is_empty() || ports.iter().any(|p| is_port(p, traffic, called)))
+        if !peers.is_empty() && !peers.iter().any(|p| is_peer(p, own, peer)) {
+            return Vec::new();
+        }
+        let way = |anybody, bits| Way {
+            http: None,
+            proof: None,
+            anybody,
+            bits,
+        };
+        let anybody = peers.is_empty();
+        if ports.is_empty() {
+            return vec![way(anybody, 0)];
+        }
+        let meant = ports.iter().filter_map(|p| {
+            let bits = port_of(p, traffic, called)?;
+            Some(way(anybody && !names_peer(direction, &p["port"]), bits))
+        });
+        meant.collect()
     };
     Said {
         selects: true,
         denies: false,
-        allows: list(&spec[section])
-            .iter()
-            .filter(allowed)
-            .map(|_| Way {
-                http: None,
-                proof: false,
-            })
-            .collect(),
+        allows: list(&spec[section]).iter().flat_map(ways).collect(),
     }
 }
 
@@ -87,16 +96,25 @@ fn is_peer(rule: &Value, own: &str, peer: &Peer) -> bool {
     }
 }
 
-fn is_port(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> bool {
+/// How precisely a port is meant, if it is.
+fn port_of(rule: &Value, traffic: Traffic, called: Option<&Labels>) -> Option<u8> {
     let protocol = match rule["protocol"].as_str() {
         None | Some("TCP") => 6,
         Some("UDP") => 17,
         Some(_) => 132,
     };
     if let Some(named) = is_named(&rule["port"], Some(protocol), traffic, called) {
-        return named;
+        return named.then_some(24);
     }
     let (first, end) = (port(&rule["port"]), port(&rule["endPort"]));
     let last = if end == 0 { first } else { end };
-    traffic.protocol == protocol && (first == 0 || (first..=last).contains(&traffic.number))
+    if traffic.protocol != protocol {
+        None
+    } else if first == 0 {
+        Some(8)
+    } else {
+        (first..=last)
+            .contains(&traffic.number)
+            .then(|| bits(first, last, traffic.number))
+    }
 }

@@ -10,6 +10,7 @@
 mod cilium;
 pub mod generate;
 mod kubernetes;
+mod proof;
 mod request;
 mod selector;
 
@@ -83,7 +84,7 @@ pub enum Answer {
     Allow {
         /// As far as the proxy lets it: no rule allows it without looking into it.
         proxy: bool,
-        /// If both ends are proven: some rule that allows it demands so.
+        /// If both ends are proven: what says most precisely whom and what it allows demands so.
         proof: bool,
     },
     /// A rule refuses it.
@@ -107,8 +108,13 @@ struct Said {
 struct Way {
     /// By proxy, if one of these rules means the request.
     http: Option<Vec<Value>>,
-    /// With proof.
-    proof: bool,
+    /// What it says of proof, if anything: whether it is needed.
+    proof: Option<bool>,
+    /// It names nobody, but anybody.
+    anybody: bool,
+    /// How precisely it names what is sent: in bits, 8 for the protocol, 16 for a port, fewer for a block of
+    /// ports, the largest one inside of its range.
+    bits: u8,
 }
 
 /// What all `objects` together say about one connection of `subject`.
@@ -128,7 +134,7 @@ pub fn judge(
         let allows: Vec<_> = allows.collect();
         return Answer::Allow {
             proxy: allows.iter().all(|way| way.http.is_some()),
-            proof: allows.iter().any(|way| way.proof),
+            proof: proof::is_needed(&allows),
         };
     }
     if all.iter().any(|said| said.selects) {
@@ -208,6 +214,28 @@ fn is_named(port: &Value, protocol: Option<u8>, traffic: Traffic, callee: Option
             && *number == traffic.number
             && protocol.is_none_or(|wanted| wanted == traffic.protocol)
     }))
+}
+
+/// How precisely a range of ports names one of them.
+fn bits(first: u16, last: u16, port: u16) -> u8 {
+    let (first, last, mut block) = (u32::from(first), u32::from(last), 1u32);
+    // As long as twice as many ports around it are all of them in the range.
+    while block < 0x8000 {
+        let larger = block * 2;
+        let start = u32::from(port) / larger * larger;
+        if start < first || start + larger - 1 > last {
+            break;
+        }
+        block = larger;
+    }
+    // Eight bits of the protocol, and those that a block of this size leaves.
+    24 - block.ilog2() as u8
+}
+
+/// Going out, a port by name is the peer's own port of that name: it names the peer.
+fn names_peer(direction: Direction, port: &Value) -> bool {
+    let by_name = port.as_str().is_some_and(|p| p.parse::<u16>().is_err());
+    direction == Direction::Egress && by_name
 }
 
 /// Who is called.

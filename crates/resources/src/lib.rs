@@ -24,7 +24,7 @@ pub use dapr::DaprObject;
 pub use gateway::{Gateway, GatewayClass, Grant, Route};
 pub use meta::Meta;
 pub use policy::{
-    CidrGroup, CidrRange, CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy,
+    Authentication, CidrGroup, CidrRange, CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES, NetworkPolicy,
     PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
 };
 pub use redirect::{LocalRedirect, RedirectPort};

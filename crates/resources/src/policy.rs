@@ -70,8 +70,20 @@ pub struct PeerRule {
     pub ports: Option<Vec<PortRule>>,
     /// `icmps`, flattened; never beside `ports`.
     pub icmps: Option<Vec<IcmpRule>>,
-    /// `authentication.mode: required`.
-    pub authenticated: bool,
+    /// `authentication.mode`.
+    pub authentication: Authentication,
+}
+
+/// Whether what a rule allows must be proven. What says more counts more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Authentication {
+    /// The rule says nothing.
+    #[default]
+    Unsaid,
+    /// It need not, also where a wider rule says that it must.
+    Disabled,
+    /// Both ends must be.
+    Required,
 }
 
 /// Ranges of addresses with holes.

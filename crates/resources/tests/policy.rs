@@ -154,7 +154,7 @@ fn messages_requests_and_proof_are_read() {
     ));
     let PeerRule {
         icmps: Some(messages),
-        authenticated: true,
+        authentication: Authentication::Required,
         ports: None,
         ..
     } = &policy.rules[0].egress[0]

@@ -15,6 +15,7 @@ mod hosts;
 mod listing;
 mod metrics;
 mod owner;
+mod registrations;
 mod roles;
 mod serve;
 mod source;

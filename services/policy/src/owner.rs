@@ -1,4 +1,5 @@
-//! The task that owns the world: everything that happens reaches it by one channel, one thing at a time.
+//! The task that owns the world: everything that happens reaches it by one channel, one thing at a time,
+//! registrations and removals at the end of what waits ([`crate::registrations`]).
 //!
 //! What must outlive a restart is stored before the world changes; if it can not be stored, nothing
 //! changes and the caller is told.
@@ -9,12 +10,14 @@ use crate::{
     hosts::Hosts,
     listing,
     metrics::Counts,
+    registrations::Batch,
     starts::Starts,
     store::{State, Write},
     world::{ExplainError, RegisterError, Session, SharedChange, SharedNodes, World},
 };
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
@@ -31,13 +34,16 @@ const TICK: Duration = Duration::from_millis(500);
 /// Each follower costs memory for what it has not fetched yet.
 const MAX_FOLLOWERS: usize = 4_096;
 
+/// As many events are taken at once, so that no transaction is large.
+const AT_ONCE: usize = 128;
+
 /// Why a registration or its removal did not happen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     #[error(transparent)]
     Register(#[from] RegisterError),
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Arc<StoreError>),
 }
 
 /// Everything that can happen.
@@ -101,9 +107,9 @@ pub(crate) enum Event {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Owner {
-    world: World,
+    pub(crate) world: World,
     files: Files,
-    state: State,
+    pub(crate) state: State,
     grace: Duration,
     node_timeout: Duration,
     /// So long a node is away until what is there once for the cluster moves.
@@ -118,10 +124,11 @@ pub(crate) struct Owner {
     /// Known nodes that have no stream, and since when.
     absent: std::collections::BTreeMap<String, Instant>,
     counts: Counts,
-    starts: Starts,
+    pub(crate) starts: Starts,
 }
 
-fn now() -> u64 {
+/// Seconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs())
@@ -196,12 +203,19 @@ impl Owner {
         let mut hosts = self.hosts.changes();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut taken = Vec::with_capacity(AT_ONCE);
         loop {
             let overdue = self.starts.deadline();
             tokio::select! {
-                event = events.recv() => match event {
-                    Some(event) => self.handle(event).await,
-                    None => break,
+                count = events.recv_many(&mut taken, AT_ONCE) => match count {
+                    0 => break,
+                    _ => {
+                        let mut batch = Batch::default();
+                        for event in taken.drain(..) {
+                            self.handle(event, &mut batch).await;
+                        }
+                        self.commit(&mut batch).await;
+                    }
                 },
                 () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => {
                     let (count, nodes) = self.starts.overdue(Instant::now());
@@ -225,25 +239,15 @@ impl Owner {
         self.state.close().await;
     }
 
-    async fn handle(&mut self, event: Event) {
+    async fn handle(&mut self, event: Event, batch: &mut Batch) {
         // A caller that went away meanwhile does not want its answer any more.
         match event {
             Event::Register {
                 node,
                 workload,
                 reply,
-            } => match self.register(&node, *workload).await {
-                Ok(workload) => {
-                    self.world.settle();
-                    self.starts.begin(&self.world, workload, reply);
-                }
-                Err(refused) => {
-                    let _ = reply.send(Err(refused));
-                }
-            },
-            Event::Deregister { node, id, reply } => {
-                let _ = reply.send(self.deregister(&node, &id).await);
-            }
+            } => self.register(batch, &node, *workload, reply).await,
+            Event::Deregister { node, id, reply } => self.deregister(batch, &node, id, reply).await,
             Event::Follow { reply } => {
                 if self.followers.len() >= MAX_FOLLOWERS {
                     // The dropped reply says so.
@@ -329,41 +333,6 @@ impl Owner {
                 });
             }
         }
-    }
-
-    async fn register(&mut self, node: &str, workload: pb::Workload) -> Result<pb::Workload, Refused> {
-        let now = now();
-        let planned = self.world.plan_registration(node, workload, now)?;
-        self.state.write(&planned.writes).await?;
-        let registered = self.world.register(planned, now);
-        tracing::info!(
-            workload = registered.id,
-            identity = registered.identity,
-            spiffe_id = registered.spiffe_id,
-            "workload registered"
-        );
-        Ok(registered)
-    }
-
-    async fn deregister(&mut self, node: &str, id: &str) -> Result<(), Refused> {
-        match self.world.node_of(id) {
-            // Not there: that is what the caller wants. A name under another node is refused all the same.
-            None if id.starts_with(&format!("{node}/")) => return Ok(()),
-            Some(owner) if owner == node && !self.world.is_shared(id) => {}
-            // Who believes that it is gone does not say when it is.
-            Some(owner) if owner == node => return Ok(()),
-            owner => {
-                let owner = owner.or(id.split('/').next()).unwrap_or_default().to_owned();
-                return Err(RegisterError::NotYours {
-                    id: id.to_owned(),
-                    owner,
-                }
-                .into());
-            }
-        }
-        self.remove(&[id.to_owned()]).await?;
-        tracing::info!(workload = id, "workload deregistered");
-        Ok(())
     }
 
     async fn remove(&mut self, ids: &[String]) -> Result<(), StoreError> {

@@ -5,6 +5,7 @@ use crate::{
     CidrIdentities, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
     fault::{Fault, made},
     index::WITH_PORTS,
+    proof::{self, Said},
 };
 use ipnet::IpNet;
 use std::{
@@ -12,6 +13,7 @@ use std::{
     sync::Arc,
 };
 use weft_model::NumericIdentity;
+use weft_resources::Authentication;
 
 /// One port range of one {identity, direction, protocol}, before the blocks are cut.
 struct Range {
@@ -31,6 +33,8 @@ struct Builder<'a> {
     cidrs: &'a CidrIdentities,
     set: &'a PolicySet,
     max: usize,
+    /// Some entry says something of proof: coming in, going out.
+    says: [bool; 2],
 }
 
 impl Image {
@@ -60,6 +64,7 @@ impl Image {
             cidrs,
             set,
             max,
+            says: both.map(|(policy, _)| policy.entries.iter().any(|e| e.auth != Authentication::Unsaid)),
         };
         for (policy, egress) in both {
             for entry in &policy.entries {
@@ -86,8 +91,10 @@ fn shapes(policy: &DirectionPolicy) -> u32 {
     let of = |entry: &Entry| {
         let (protocol, port) = match (entry.protocol, entry.ports) {
             (protocol, Ports::Any) => (protocol.is_some(), false),
-            // Ranges lie elsewhere.
-            (_, Ports::Range(first, last)) if first != last => return 0,
+            // Ranges lie elsewhere, but for the single ports of some.
+            (_, Ports::Range(first, last)) if first != last && entry.auth == Authentication::Unsaid => {
+                return 0;
+            }
             _ => (true, true),
         };
         let identity = !entry.peers.any;
@@ -129,8 +136,10 @@ fn join(a: Value, b: Value) -> Value {
         _ => Value {
             deny: a.deny,
             redirect: a.redirect && b.redirect,
-            auth: a.auth || b.auth,
+            proxied: a.proxied || b.proxied,
+            auth: a.auth.max(b.auth),
             rule: a.rule.min(b.rule),
+            ..a
         },
     }
 }
@@ -140,8 +149,14 @@ impl Builder<'_> {
         let value = Value {
             deny: entry.deny,
             redirect: entry.redirect,
-            auth: entry.auth,
+            proxied: entry.redirect && !entry.deny,
+            auth: if entry.deny {
+                Authentication::Unsaid
+            } else {
+                entry.auth
+            },
             rule: self.numbers.get(&entry.rule).copied().unwrap_or(0),
+            ..Value::default()
         };
         let protocols: &[u8] = match (&entry.protocol, entry.ports) {
             (Some(protocol), _) => &[*protocol],
@@ -165,6 +180,12 @@ impl Builder<'_> {
                 let group = self.ranges.entry((identity, egress, protocol)).or_default();
                 group.push(Range { first, last, value });
                 self.waiting += 1;
+                // What it says of proof at a block of one port, it says as an entry for that port does.
+                let single = blocks(first.into(), u32::from(last) + 1).into_iter();
+                let single = single.filter(|(_, length)| *length == 16 && value.auth != Authentication::Unsaid);
+                for (port, _) in single {
+                    self.put(identity, egress, protocol, Ports::Range(port, port), value);
+                }
                 return;
             }
         };
@@ -209,13 +230,22 @@ impl Builder<'_> {
     fn cut(&mut self, (identity, egress, protocol): Group, ranges: &[&Range], deny: bool) {
         let mut edges: BTreeSet<u32> = ranges.iter().map(|r| u32::from(r.first)).collect();
         edges.extend(ranges.iter().map(|r| u32::from(r.last) + 1));
+        let says = self.says[usize::from(egress)] && !deny;
+        if says {
+            // How narrow a range is changes from block to block.
+            let blocks = ranges.iter().flat_map(|r| blocks(r.first.into(), u32::from(r.last) + 1));
+            edges.extend(blocks.map(|(port, _)| u32::from(port)));
+        }
         let edges: Vec<u32> = edges.into_iter().collect();
         for pair in edges.windows(2) {
             let (first, end) = (pair[0], pair[1]);
             let over = |r: &&&Range| u32::from(r.first) <= first && end <= u32::from(r.last) + 1;
-            let Some(value) = ranges.iter().filter(over).map(|r| r.value).reduce(join) else {
+            let Some(mut value) = ranges.iter().filter(over).map(|r| r.value).reduce(join) else {
                 continue;
             };
+            if says {
+                speak(&mut value, first as u16, ranges.iter().filter(over));
+            }
             let table = if deny {
                 &mut self.image.deny
             } else {
@@ -234,6 +264,22 @@ impl Builder<'_> {
                 );
             }
         }
+    }
+}
+
+/// What ranges that overlap at a port come to, where proof is concerned.
+fn speak<'r>(value: &mut Value, port: u16, ranges: impl Iterator<Item = &'r &'r Range>) {
+    let said = ranges.map(|r| Said {
+        length: 8 + proof::block(r.first, r.last, port),
+        proxied: r.value.proxied,
+        auth: r.value.auth,
+        derived: false,
+    });
+    if let Some(said) = proof::side(said.collect()).narrowest() {
+        value.proxied = said.proxied;
+        value.auth = said.auth;
+        value.derived = said.derived && said.auth != Authentication::Unsaid;
+        value.length = if made(Fault::BlocksHaveNoLength) { 0 } else { said.length };
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Image, Key, RangeKey, Value};
 use std::collections::{BTreeMap, HashSet};
+use weft_resources::Authentication;
 
 /// One write: a value, or none to remove the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +114,7 @@ impl Image {
 fn caution(step: &Step) -> u8 {
     match step.value() {
         Some(value) if value.deny => 0,
-        Some(value) if value.auth => 1,
+        Some(value) if value.auth == Authentication::Required => 1,
         _ => 2,
     }
 }

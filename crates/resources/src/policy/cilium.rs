@@ -1,7 +1,7 @@
 //! `cilium.io/v2` CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use super::{
-    NetworkPolicy, PeerRule, PolicyRule, icmp,
+    Authentication, NetworkPolicy, PeerRule, PolicyRule, icmp,
     parts::{cidr, cidr_set, entity, to_ports},
     services,
 };
@@ -119,7 +119,7 @@ fn peer_rule(
         f.fail(problems, "can not stand beside toPorts; write one rule for each");
     }
     let icmps = icmps.and_then(|f| icmp::read(&f, problems));
-    let authenticated = object.take("authentication").is_some_and(|f| {
+    let authentication = object.take("authentication").map(|f| {
         if deny {
             f.fail(problems, "a deny rule refuses whoever it is; leave it out");
         }
@@ -147,20 +147,21 @@ fn peer_rule(
         services,
         ports,
         icmps,
-        authenticated,
+        authentication: authentication.unwrap_or_default(),
     })
 }
 
 /// Whether both ends must be proven.
-fn authentication(field: &Field<'_>, problems: &mut Problems) -> bool {
+fn authentication(field: &Field<'_>, problems: &mut Problems) -> Authentication {
+    let mut said = Authentication::Unsaid;
     let Some(mut object) = field.object(problems) else {
-        return false;
+        return said;
     };
-    let mut required = false;
     if let Some(mode) = object.need("mode", problems) {
         match mode.text(problems).as_deref() {
-            Some("required") => required = true,
-            Some("disabled") | None => {}
+            Some("required") => said = Authentication::Required,
+            Some("disabled") => said = Authentication::Disabled,
+            None => {}
             Some(other) => mode.fail(
                 problems,
                 format_args!("mode {other:?} is neither required nor disabled"),
@@ -168,5 +169,5 @@ fn authentication(field: &Field<'_>, problems: &mut Problems) -> bool {
         }
     }
     object.finish(problems);
-    required
+    said
 }

@@ -365,7 +365,7 @@ mod tests {
             ports: Ports::Range(50002, 50002),
             redirect: false,
             http: Default::default(),
-            auth: false,
+            auth: Default::default(),
             peers: Peers {
                 identities: vec![NumericIdentity(400)],
                 ..Peers::default()
@@ -423,7 +423,7 @@ mod tests {
             ports: Ports::Range(80, 80),
             redirect: true,
             http: Default::default(),
-            auth: true,
+            auth: weft_policy_engine::Authentication::Required,
             peers: Peers::any(),
         };
         let ingress = DirectionPolicy {
@@ -504,9 +504,9 @@ mod tests {
             default_deny: true,
             selected_by: vec![named("ingress")],
             entries: vec![
-                entry(80, false, false),
-                entry(81, true, false),
-                entry(82, false, true),
+                entry(80, false, Default::default()),
+                entry(81, true, Default::default()),
+                entry(82, false, weft_policy_engine::Authentication::Required),
             ],
         };
         let callee = workload("a", "n1", 300);

@@ -278,6 +278,7 @@ fn layouts_agree_between_c_and_rust() {
             shape!(RawPolicy {
                 verdict,
                 flags,
+                length,
                 zero,
                 rule
             }),

@@ -101,7 +101,9 @@ struct weft_policy {
 	__u8 verdict;
 	/* WEFT_POLICY_*. */
 	__u8 flags;
-	__u16 zero;
+	/* Of a block of ports, how many bits of protocol and port the narrowest of its rules names. */
+	__u8 length;
+	__u8 zero;
 	/* What the rule is called in events; 0 for none. */
 	__u32 rule;
 };
@@ -113,6 +115,12 @@ struct weft_policy {
 #define WEFT_POLICY_REDIRECT 1
 /* Only between ends that are proven. */
 #define WEFT_POLICY_AUTH 2
+/* Also between others, whatever a wider entry says. */
+#define WEFT_POLICY_FREE 4
+/* The one of these two that is there is a wider block's. */
+#define WEFT_POLICY_DERIVED 8
+/* One rule is about requests; another one may not be. */
+#define WEFT_POLICY_PROXIED 16
 
 /* A connection as one endpoint sees it. */
 struct weft_connection_key {

@@ -3,8 +3,9 @@
  * Who an address is, and what policy says of it.
  *
  * Every kind of key in use is probed. Any entry that refuses wins, else any that allows does, else
- * the direction's default. Of several that allow, one without the proxy suffices to pass directly
- * and one that asks for proof suffices to demand it. The lowest rule is told.
+ * the direction's default. Of several that allow, one without the proxy suffices to pass directly.
+ * Whether both ends must be proven say the narrowest, as Cilium reckons it (proof.rs of the engine
+ * has it in words). The lowest rule is told.
  *
  * An element of a hash map that is removed may be taken at once for another key, also while a
  * program still reads it; so what was read counts only if its key leads to the same element
@@ -95,15 +96,58 @@ struct weft_question {
 	struct weft_set set;
 };
 
+/* What the entries come to, as far as they were asked, that name the peer; or those for anybody. */
+struct weft_side {
+	__u8 there;
+	/* The narrowest says itself whether both ends must be proven. */
+	__u8 own;
+	__u8 auth;
+	__u8 proxied;
+	__u8 length;
+	__u8 zero[3];
+};
+
 struct weft_answer {
 	/* 0: no entry matches. */
 	__u8 verdict;
 	__u8 flags;
 	__u16 zero;
 	__u32 rule;
+	struct weft_side sides[2];
 };
 
-static __always_inline void add_answer(struct weft_answer *answer, struct weft_policy found)
+/* From the widest to the narrowest. */
+static __always_inline void add_side(struct weft_side *side, struct weft_policy found, __u8 length)
+{
+	__u8 says = found.flags & (WEFT_POLICY_AUTH | WEFT_POLICY_FREE);
+	__u8 own = says && !(found.flags & WEFT_POLICY_DERIVED);
+	__u8 proxied = found.flags & WEFT_POLICY_PROXIED;
+
+	/* Below one by the proxy, what says nothing is none. */
+	if (side->proxied && !proxied && !own)
+		return;
+	side->there = 1;
+	side->own = own;
+	if (says)
+		side->auth = says & WEFT_POLICY_AUTH;
+	side->proxied |= proxied;
+	side->length = length;
+}
+
+static __always_inline __u8 must_be_proven(const struct weft_answer *answer)
+{
+	const struct weft_side *named = &answer->sides[0], *anybody = &answer->sides[1];
+	int alike = named->proxied == anybody->proxied;
+
+	if (!named->there || !anybody->there)
+		return named->auth | anybody->auth;
+	if (alike ? anybody->length > named->length : anybody->proxied != 0)
+		return anybody->auth | (alike && !anybody->own ? named->auth : 0);
+	return named->auth | (alike && !named->own ? anybody->auth : 0);
+}
+
+static __always_inline void add_answer(struct weft_answer *answer, struct weft_policy found, int anybody,
+				       __u8 length)
 {
 	if (found.verdict != WEFT_ALLOW) {
 		if (answer->verdict != WEFT_DENY || found.rule < answer->rule)
@@ -113,19 +157,23 @@ static __always_inline void add_answer(struct weft_answer *answer, struct weft_p
 	}
 	if (answer->verdict == WEFT_DENY)
 		return;
+	if (anybody)
+		add_side(&answer->sides[1], found, length);
+	else
+		add_side(&answer->sides[0], found, length);
 	if (!answer->verdict) {
 		answer->verdict = WEFT_ALLOW;
-		answer->flags = found.flags;
+		answer->flags = found.flags & WEFT_POLICY_REDIRECT;
 		answer->rule = found.rule;
 		return;
 	}
-	answer->flags = (answer->flags & found.flags & WEFT_POLICY_REDIRECT) |
-			((answer->flags | found.flags) & WEFT_POLICY_AUTH);
+	answer->flags &= found.flags;
 	if (found.rule < answer->rule)
 		answer->rule = found.rule;
 }
 
-__noinline int probe_entry(const struct weft_policy_key *key, struct weft_answer *answer)
+/* `parts`: how many of protocol and port it leaves out. */
+__noinline int probe_entry(const struct weft_policy_key *key, struct weft_answer *answer, int anybody, int parts)
 {
 	if (!key || !answer)
 		return -1;
@@ -140,7 +188,7 @@ __noinline int probe_entry(const struct weft_policy_key *key, struct weft_answer
 			return 0;
 		*(__u64 *)&copy = *(volatile __u64 *)found;
 		if (bpf_map_lookup_elem(&policy, key) == found) {
-			add_answer(answer, copy);
+			add_answer(answer, copy, anybody, parts == 0 ? 24 : parts == 1 ? 8 : 0);
 			return 0;
 		}
 	}
@@ -148,12 +196,12 @@ __noinline int probe_entry(const struct weft_policy_key *key, struct weft_answer
 	return 0;
 }
 
-__noinline int probe_ranges(const struct weft_policy_key *key, struct weft_answer *answer)
+__noinline int probe_ranges(const struct weft_policy_key *key, struct weft_answer *answer, int anybody)
 {
 	if (!key || !answer)
 		return -1;
 	struct weft_range range = {};
-	int anybody;
+	struct weft_policy *found;
 
 	range.length = 96;
 	range.set = key->set;
@@ -161,18 +209,13 @@ __noinline int probe_ranges(const struct weft_policy_key *key, struct weft_answe
 	range.proto = key->proto;
 	range.port[0] = key->port >> 8;
 	range.port[1] = key->port;
-	_Pragma("clang loop unroll(disable)")
-	for (anybody = 0; anybody < 2; anybody++) {
-		struct weft_policy *found;
-
-		range.identity = anybody ? 0 : key->identity;
-		found = bpf_map_lookup_elem(&range_deny, &range);
-		if (found)
-			add_answer(answer, *found);
-		found = bpf_map_lookup_elem(&range_allow, &range);
-		if (found)
-			add_answer(answer, *found);
-	}
+	range.identity = anybody ? 0 : key->identity;
+	found = bpf_map_lookup_elem(&range_deny, &range);
+	if (found)
+		add_answer(answer, *found, anybody, 0);
+	found = bpf_map_lookup_elem(&range_allow, &range);
+	if (found)
+		add_answer(answer, *found, anybody, found->length);
 	return 0;
 }
 
@@ -182,26 +225,29 @@ __noinline int ask_policy(const struct weft_question *question, struct weft_answ
 		return -1;
 	int out = question->key.dir == WEFT_OUT;
 	__u32 shapes = out ? question->set.shapes_out : question->set.shapes_in;
+	__u32 ranges = question->set.flags & (out ? WEFT_SET_RANGES_OUT : WEFT_SET_RANGES_IN);
 	int shape;
 
+	/* From anything by protocol to port, of anybody and of the peer. */
 	_Pragma("clang loop unroll(disable)")
-	for (shape = 0; shape < 6; shape++) {
+	for (shape = 5; shape >= 0; shape--) {
 		struct weft_policy_key key = question->key;
-		/* Peer and anybody, times port, protocol and anything. */
-		int parts = shape % 3;
+		int anybody = shape >= 3;
+		int parts = anybody ? shape - 3 : shape;
 
+		if (ranges && !parts)
+			probe_ranges(&question->key, answer, anybody);
 		if (!(shapes & (1 << shape)))
 			continue;
-		if (shape >= 3)
+		if (anybody)
 			key.identity = 0;
 		if (parts > 0)
 			key.port = 0;
 		if (parts > 1)
 			key.proto = 0;
-		probe_entry(&key, answer);
+		probe_entry(&key, answer, anybody, parts);
 	}
-	if (question->set.flags & (out ? WEFT_SET_RANGES_OUT : WEFT_SET_RANGES_IN))
-		probe_ranges(&question->key, answer);
+	answer->flags |= must_be_proven(answer);
 	return 0;
 }
 

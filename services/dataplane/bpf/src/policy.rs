@@ -15,6 +15,9 @@ const ALLOW: u8 = 1;
 const DENY: u8 = 2;
 const REDIRECT: u8 = 1;
 const AUTH: u8 = 2;
+const FREE: u8 = 4;
+const DERIVED: u8 = 8;
+const PROXIED: u8 = 16;
 /// Of a range's key, all before the port.
 const RANGE_BITS: u32 = 80;
 
@@ -142,23 +145,38 @@ pub struct RangeKey {
 /// What an entry says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Entry {
-    /// It refuses; else it allows, and the next two say how.
+    /// It refuses; else it allows, and the others say how.
     pub deny: bool,
     /// Only through the proxy.
     pub redirect: bool,
     /// Only between ends that are proven.
     pub auth: bool,
+    /// Also between others, whatever a wider entry says.
+    pub free: bool,
+    /// Which of these two is what a wider block of ports says.
+    pub derived: bool,
+    /// One of its rules is about requests.
+    pub proxied: bool,
+    /// Of a block of ports: how many bits of protocol and port the narrowest of its rules names.
+    pub length: u8,
     /// What events call the rule; 0 for none.
     pub rule: u32,
 }
 
 impl From<Entry> for RawPolicy {
     fn from(entry: Entry) -> Self {
-        let redirect = if entry.redirect { REDIRECT } else { 0 };
-        let auth = if entry.auth { AUTH } else { 0 };
+        let flags = [
+            (entry.redirect, REDIRECT),
+            (entry.auth, AUTH),
+            (entry.free, FREE),
+            (entry.derived, DERIVED),
+            (entry.proxied, PROXIED),
+        ];
+        let flags = flags.into_iter().filter(|(is, _)| *is);
         Self {
             verdict: if entry.deny { DENY } else { ALLOW },
-            flags: redirect | auth,
+            flags: flags.fold(0, |all, (_, flag)| all | flag),
+            length: entry.length,
             zero: 0,
             rule: entry.rule,
         }
@@ -171,6 +189,10 @@ impl From<RawPolicy> for Entry {
             deny: raw.verdict != ALLOW,
             redirect: raw.flags & REDIRECT != 0,
             auth: raw.flags & AUTH != 0,
+            free: raw.flags & FREE != 0,
+            derived: raw.flags & DERIVED != 0,
+            proxied: raw.flags & PROXIED != 0,
+            length: raw.length,
             rule: raw.rule,
         }
     }
@@ -307,8 +329,11 @@ mod tests {
         }
 
         #[test]
-        fn an_entry_is_read_as_it_was_written(deny: bool, redirect: bool, auth: bool, rule: u32) {
-            let entry = Entry { deny, redirect, auth, rule };
+        fn an_entry_is_read_as_it_was_written(
+            deny: bool, redirect: bool, flags: [bool; 4], length: u8, rule: u32,
+        ) {
+            let [auth, free, derived, proxied] = flags;
+            let entry = Entry { deny, redirect, auth, free, derived, proxied, length, rule };
             prop_assert_eq!(Entry::from(RawPolicy::from(entry)), entry);
         }
 

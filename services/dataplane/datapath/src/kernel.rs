@@ -6,7 +6,10 @@ use crate::{
 };
 use std::{collections::HashMap, net::SocketAddr, os::fd::OwnedFd};
 use weft_bpf::{Address, Backend, Endpoint, Entry, Error, Frontend, PolicyKey, RangeKey, Services, Set};
-use weft_policy_engine::image::{Key, RangeKey as Block, Step, Value};
+use weft_policy_engine::{
+    Authentication,
+    image::{Key, RangeKey as Block, Step, Value},
+};
 
 /// The tables of this node.
 #[derive(Debug)]
@@ -184,7 +187,11 @@ fn entry(value: Value) -> Entry {
     Entry {
         deny: value.deny,
         redirect: value.redirect,
-        auth: value.auth,
+        auth: value.auth == Authentication::Required,
+        free: value.auth == Authentication::Disabled,
+        derived: value.derived,
+        proxied: value.proxied,
+        length: value.length,
         rule: value.rule,
     }
 }
@@ -193,7 +200,14 @@ fn value(entry: Entry) -> Value {
     Value {
         deny: entry.deny,
         redirect: entry.redirect,
-        auth: entry.auth,
+        proxied: entry.proxied,
+        auth: match (entry.auth, entry.free) {
+            (true, _) => Authentication::Required,
+            (false, true) => Authentication::Disabled,
+            (false, false) => Authentication::Unsaid,
+        },
+        derived: entry.derived,
+        length: entry.length,
         rule: entry.rule,
     }
 }

@@ -4,7 +4,9 @@ use super::{Key, Kind, World, workloads::Workload};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use std::net::IpAddr;
 use weft_model::NumericIdentity;
-use weft_policy_engine::{DenyReason, Direction, PeerRef, RequestFacts, Verdict, wire::rule_to_wire};
+use weft_policy_engine::{
+    Authentication, DenyReason, Direction, PeerRef, RequestFacts, Verdict, wire::rule_to_wire,
+};
 use weft_proto::weft::policy::v1 as pb;
 
 /// Longer texts in a request are refused.
@@ -172,7 +174,7 @@ impl World {
         let rules = found.spoken.iter().map(|spoken| pb::SpokenRule {
             rule: Some(rule_to_wire(&spoken.entry.rule)),
             deny: spoken.entry.deny,
-            authenticated: spoken.entry.auth && !spoken.entry.deny,
+            authenticated: spoken.entry.auth == Authentication::Required && !spoken.entry.deny,
             by_request: spoken.entry.redirect && !spoken.entry.deny,
             names_request: spoken.means_request == Some(true),
         });

@@ -14,7 +14,8 @@
 //!   these app-ids or nobody; Configurations of these namespaces.
 //!
 //! So a change that touches nothing of this sends nothing to the node. After an event only the keys it
-//! touched are compared for each node, and all keys only for nodes whose needs themselves have changed.
+//! touched are compared for each node, with those by which the node's needs differ from before; all keys
+//! only when it begins or ends to need a namespace.
 
 mod addresses;
 mod check;
@@ -56,6 +57,7 @@ use tokio::time::{Duration, Instant};
 use weft_model::{NumericIdentity, SvidForm, TrustDomain};
 use weft_proto::weft::policy::v1 as pb;
 use workloads::Workloads;
+pub(crate) use workloads::{Pending, Planned};
 
 /// A resource as it is sent; nodes share it.
 pub(crate) type Shared = Arc<pb::Resource>;
@@ -203,29 +205,27 @@ impl World {
         }
         let names: Vec<String> = self.nodes.keys().cloned().collect();
         for name in names {
+            let Some((mut node, mut scope)) = self.nodes.remove(&name) else {
+                continue;
+            };
             if dirty.nodes.contains(&name) {
-                self.refresh(&name);
-            } else if !dirty.keys.is_empty()
-                && let Some((mut node, scope)) = self.nodes.remove(&name)
-            {
-                for key in &dirty.keys {
-                    node.set(key, self.wanted(&name, &scope, key));
+                let now = self.scope(&name, scope.asked_for.clone());
+                match self.between(&scope, &now) {
+                    Some(keys) => {
+                        for key in &keys {
+                            node.set(key, self.wanted(&name, &now, key));
+                        }
+                    }
+                    None => node.set_all(self.share(&name, &now)),
                 }
-                node.flush(&self.epoch);
-                self.nodes.insert(name, (node, scope));
+                scope = now;
             }
+            for key in &dirty.keys {
+                node.set(key, self.wanted(&name, &scope, key));
+            }
+            node.flush(&self.epoch);
+            self.nodes.insert(name, (node, scope));
         }
-    }
-
-    /// Works out anew what a node needs.
-    fn refresh(&mut self, name: &str) {
-        let Some((mut node, scope)) = self.nodes.remove(name) else {
-            return;
-        };
-        let scope = self.scope(name, scope.asked_for);
-        node.set_all(self.share(name, &scope));
-        node.flush(&self.epoch);
-        self.nodes.insert(name.to_owned(), (node, scope));
     }
 
     /// Begins a node's stream.

@@ -128,10 +128,13 @@ impl Policies {
             } else {
                 self.sets.insert(identity, sets);
             }
-            let nodes = workloads
-                .with_identity(identity)
-                .filter_map(|id| workloads.get(id));
-            dirty.nodes.extend(nodes.map(|w| w.message.node.clone()));
+            for id in workloads.with_identity(identity) {
+                if let Some(workload) = workloads.get(id) {
+                    dirty.nodes.insert(workload.message.node.clone());
+                    // It says under which set it is.
+                    dirty.keys.insert(Key::new(Kind::Endpoint, id));
+                }
+            }
         }
     }
 

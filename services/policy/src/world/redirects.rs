@@ -1,6 +1,5 @@
 //! Local redirects: a Service that one names has, on each node, the endpoints of that node that it
-//! selects, and no others. What a node gets changes with its own workloads only, and then all that it
-//! should have is worked out anew.
+//! selects, and no others. What a node gets changes with its own workloads only.
 
 use super::{Dirty, Key, Kind, Shared, workloads::Workloads};
 use std::collections::BTreeMap;
@@ -38,6 +37,13 @@ impl Redirects {
             let all = self.by_service.entry(service).or_default();
             all.insert(policy.1.to_owned(), redirect);
         }
+    }
+
+    /// A workload of a namespace came, changed or went: nodes may get other endpoints for these.
+    pub(super) fn workload_changed(&self, namespace: &str, dirty: &mut Dirty) {
+        let about = self.services.iter().filter(|((own, _), _)| own == namespace);
+        let keys = about.map(|(_, service)| Key::new(Kind::Service, service.clone()));
+        dirty.keys.extend(keys);
     }
 
     /// The Service as a node gets it, when it is redirected.

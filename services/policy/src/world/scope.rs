@@ -66,6 +66,32 @@ impl World {
         scope
     }
 
+    /// The keys at which a node may get something else because its scope became another; `None`: perhaps
+    /// all. What changed at a key itself is another matter.
+    pub(super) fn between(&self, old: &Scope, new: &Scope) -> Option<BTreeSet<Key>> {
+        if old.namespaces != new.namespaces {
+            return None;
+        }
+        let mut keys = BTreeSet::new();
+        let sets = |a: &Scope, b: &Scope| -> Vec<Key> {
+            let other = a.sets.keys().filter(|id| !b.sets.contains_key(*id));
+            other.map(|id| Key::new(Kind::PolicySet, id.clone())).collect()
+        };
+        keys.extend(sets(old, new));
+        keys.extend(sets(new, old));
+        for identity in old.named.symmetric_difference(&new.named) {
+            keys.insert(Key::new(Kind::Identity, identity.to_string()));
+            let ids = self.workloads.with_identity(*identity);
+            keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
+        }
+        for namespace in old.apps.keys().chain(new.apps.keys()) {
+            if old.apps.get(namespace) != new.apps.get(namespace) {
+                keys.extend(self.objects.dapr_of(namespace));
+            }
+        }
+        Some(keys)
+    }
+
     /// All that a node with this scope should have.
     pub(super) fn share(&self, node: &str, scope: &Scope) -> BTreeMap<Key, Shared> {
         let mut keys: BTreeSet<Key> = scope

@@ -62,12 +62,7 @@ impl Workload {
     }
 
     fn pod_addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let pod = self.message.kind() == pb::WorkloadKind::Pod;
-        self.message
-            .addresses
-            .iter()
-            .filter(move |_| pod)
-            .filter_map(|a| a.parse().ok())
+        pod_addresses(&self.message)
     }
 }
 
@@ -105,6 +100,39 @@ pub(crate) struct Planned {
     pub writes: Vec<Write>,
     pub message: pb::Workload,
     labels: Labels,
+}
+
+/// What other registrations will take that were planned and not made yet.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    numbers: BTreeSet<NumericIdentity>,
+    labels: BTreeSet<Labels>,
+    addresses: BTreeSet<IpAddr>,
+    count: usize,
+}
+
+impl Pending {
+    pub(crate) fn add(&mut self, planned: &Planned) {
+        self.numbers.insert(NumericIdentity(planned.message.identity));
+        self.labels.insert(planned.labels.clone());
+        self.addresses.extend(pod_addresses(&planned.message));
+        self.count += 1;
+    }
+
+    /// Whether one of them would have made this plan another one.
+    pub(crate) fn meets(&self, planned: &Planned) -> bool {
+        let number = NumericIdentity(planned.message.identity);
+        // The same labels: fine where they have had that number before.
+        let renamed = self.labels.contains(&planned.labels) && !self.numbers.contains(&number);
+        renamed || pod_addresses(&planned.message).any(|a| self.addresses.contains(&a))
+    }
+}
+
+/// The addresses that a workload has to itself.
+fn pod_addresses(message: &pb::Workload) -> impl Iterator<Item = IpAddr> {
+    let pod = message.kind() == pb::WorkloadKind::Pod;
+    let addresses = message.addresses.iter().filter(move |_| pod);
+    addresses.filter_map(|a| a.parse().ok())
 }
 
 /// See the module.
@@ -186,9 +214,7 @@ impl Workloads {
 
     /// Ids of those that left the addresses of a pod last.
     pub(crate) fn former<'a>(&'a self, message: &'a pb::Workload) -> impl Iterator<Item = &'a str> {
-        let pod = message.kind() == pb::WorkloadKind::Pod;
-        let addresses = message.addresses.iter().filter(move |_| pod);
-        let ids = addresses.filter_map(|a| self.former.of(a.parse().ok()?));
+        let ids = pod_addresses(message).filter_map(|a| self.former.of(a));
         ids.filter(|id| *id != message.id)
     }
 
@@ -267,7 +293,7 @@ impl Workloads {
         self.given.get(&identity).map(|g| g.resource.clone())
     }
 
-    fn free_number(&self) -> Option<NumericIdentity> {
+    fn free_number(&self, pending: &Pending) -> Option<NumericIdentity> {
         let (first, last) = (
             NumericIdentity::FIRST_ALLOCATED.0,
             NumericIdentity::LAST_ALLOCATED.0,
@@ -276,7 +302,7 @@ impl Workloads {
         (from..=last)
             .chain(first..from.min(last + 1))
             .map(NumericIdentity)
-            .find(|n| !self.given.contains_key(n))
+            .find(|n| !self.given.contains_key(n) && !pending.numbers.contains(n))
     }
 
     /// Checks a registration by `node` and works out what it derives. Changes nothing.
@@ -286,6 +312,7 @@ impl Workloads {
         mut message: pb::Workload,
         (domain, form): (&TrustDomain, SvidForm),
         now: u64,
+        pending: &Pending,
     ) -> Result<Planned, RegisterError> {
         check(node, &message)?;
         if let Some(old) = self.all.get(&message.id)
@@ -306,7 +333,7 @@ impl Workloads {
             }
         }
         if !self.all.contains_key(&message.id) {
-            if self.all.len() >= MAX_WORKLOADS {
+            if self.all.len() + pending.count >= MAX_WORKLOADS {
                 return Err(RegisterError::Full(format!(
                     "the registry is full with {MAX_WORKLOADS} workloads"
                 )));
@@ -314,7 +341,7 @@ impl Workloads {
             if self
                 .by_node
                 .get(node)
-                .is_some_and(|ids| ids.len() >= MAX_PER_NODE)
+                .is_some_and(|ids| ids.len() + pending.count >= MAX_PER_NODE)
             {
                 return Err(RegisterError::Full(format!(
                     "node {node} has its {MAX_PER_NODE} workloads already"
@@ -326,7 +353,7 @@ impl Workloads {
             .by_labels
             .get(&labels)
             .copied()
-            .or_else(|| self.free_number())
+            .or_else(|| self.free_number(pending))
             .ok_or_else(|| {
                 RegisterError::Full("every security identity is in use by another label set".into())
             })?;
@@ -513,11 +540,24 @@ impl World {
         }
     }
 
+    /// Checks a registration and works out what it derives. Changes nothing.
+    #[cfg(test)]
     pub(crate) fn plan_registration(
         &self,
         node: &str,
         message: pb::Workload,
         now: u64,
+    ) -> Result<Planned, RegisterError> {
+        self.plan_among(node, message, now, &Pending::default())
+    }
+
+    /// The same, where others are planned and not made yet.
+    pub(crate) fn plan_among(
+        &self,
+        node: &str,
+        message: pb::Workload,
+        now: u64,
+        pending: &Pending,
     ) -> Result<Planned, RegisterError> {
         // Nobody makes one by saying so.
         let message = pb::Workload {
@@ -527,13 +567,13 @@ impl World {
         check(node, &message)?;
         self.check_beside_shared(&message)?;
         let naming = (&self.trust_domain, self.svid_form);
-        self.workloads.plan(node, message, naming, now)
+        self.workloads.plan(node, message, naming, now, pending)
     }
 
     /// The same of a shared endpoint.
     pub(crate) fn plan_shared(&self, message: pb::Workload, now: u64) -> Result<Planned, RegisterError> {
         let (node, naming) = (message.node.clone(), (&self.trust_domain, self.svid_form));
-        self.workloads.plan(&node, message, naming, now)
+        self.workloads.plan(&node, message, naming, now, &Pending::default())
     }
 
     /// Makes a planned registration, which has been stored.
@@ -575,6 +615,8 @@ impl World {
         let before = old.map(|w| &w.message);
         for message in before.into_iter().chain(new) {
             self.dirty.nodes.insert(message.node.clone());
+            self.redirects
+                .workload_changed(&message.namespace, &mut self.dirty);
         }
         self.node_facts.pods_changed(before, new, &mut self.dirty);
         for identity in std::mem::take(&mut self.workloads.ports_changed) {

@@ -68,7 +68,8 @@ pub(crate) struct RawRange {
 pub(crate) struct RawPolicy {
     pub(crate) verdict: u8,
     pub(crate) flags: u8,
-    pub(crate) zero: u16,
+    pub(crate) length: u8,
+    pub(crate) zero: u8,
     pub(crate) rule: u32,
 }
 

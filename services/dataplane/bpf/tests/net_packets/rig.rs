@@ -262,12 +262,15 @@ pub const ALLOW: Entry = Entry {
     deny: false,
     redirect: false,
     auth: false,
+    free: false,
+    derived: false,
+    proxied: false,
+    length: 0,
     rule: 41,
 };
 
 pub const DENY: Entry = Entry {
     deny: true,
-    redirect: false,
-    auth: false,
     rule: 42,
+    ..ALLOW
 };

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 use weft_model::NumericIdentity;
-use weft_policy_engine::{Image, PolicySet, image::Step};
+use weft_policy_engine::{Authentication, Image, PolicySet, image::Step};
 
 impl Sets {
     /// Closes a slot that is in use: without its entry in the kernel nothing of it is read.
@@ -104,7 +104,7 @@ impl Sets {
         };
         let number = slot.number;
         let (mut refused, mut lacking) = (false, None);
-        let strict = |step: &Step| image::value(step).is_some_and(|v| v.deny || v.auth);
+        let strict = |step: &Step| image::value(step).is_some_and(|v| v.deny || v.auth == Authentication::Required);
         for step in steps {
             if !refused && !strict(step) {
                 // All refusals are there: what passes by an older verdict is judged anew.
