@@ -8,7 +8,9 @@ use crate::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
-use weft_resources::{Authentication, CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule};
+use weft_resources::{
+    Authentication, CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule,
+};
 
 /// What `world` means: outside the cluster, by either address family.
 const WORLD: [NumericIdentity; 3] = [NumericIdentity::WORLD, NumericIdentity(9), NumericIdentity(10)];

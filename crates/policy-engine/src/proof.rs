@@ -101,7 +101,11 @@ pub(crate) fn demanded(named: Side, anybody: Side) -> bool {
     } else {
         anybody.proxied
     };
-    let (first, other) = if second { (anybody, named) } else { (named, anybody) };
+    let (first, other) = if second {
+        (anybody, named)
+    } else {
+        (named, anybody)
+    };
     let joins = !first.is_own() && alike && !made(Fault::OthersProofIsForgotten);
     is(first) || joins && is(other)
 }

@@ -9,8 +9,8 @@ use std::{
 };
 use weft_model::NumericIdentity;
 use weft_policy_engine::{
-    Authentication, CidrIdentities, CidrPeer, Direction, DirectionPolicy, Entry, Image, PeerRef, Peers, PolicySet, Ports,
-    RuleRef, Verdict,
+    Authentication, CidrIdentities, CidrPeer, Direction, DirectionPolicy, Entry, Image, PeerRef, Peers,
+    PolicySet, Ports, RuleRef, Verdict,
     image::{Change, RangeKey, Step, TooLarge, Value},
 };
 

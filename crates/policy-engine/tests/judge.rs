@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use weft_model::NumericIdentity;
 use weft_policy_engine::{
-    Authentication, CidrPeer, DenyReason, Direction, DirectionPolicy, Entry, PeerRef, Peers, PolicySet, Ports, RuleRef,
-    Verdict,
+    Authentication, CidrPeer, DenyReason, Direction, DirectionPolicy, Entry, PeerRef, Peers, PolicySet,
+    Ports, RuleRef, Verdict,
 };
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::HttpRule;
@@ -59,7 +59,12 @@ fn must_be_proven(allows: &[&Entry], port: u16) -> bool {
         let mut said = keys.range(..=width).rev().map(|(_, key)| key.1);
         let said = said.find(|said| *said != Authentication::Unsaid);
         let proxied = *proxied || by_proxy(*width);
-        Some((proxied, *width, *own != Authentication::Unsaid, said.unwrap_or_default()))
+        Some((
+            proxied,
+            *width,
+            *own != Authentication::Unsaid,
+            said.unwrap_or_default(),
+        ))
     };
     let required = |side: Side| side.is_some_and(|s| s.3 == Authentication::Required);
     let (named, anybody) = (side(false), side(true));

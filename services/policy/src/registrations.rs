@@ -17,8 +17,14 @@ type Removed = oneshot::Sender<Result<(), Refused>>;
 /// A change that was planned, and who waits for it.
 #[derive(Debug)]
 enum Change {
-    Register { planned: Box<Planned>, reply: Registered },
-    Remove { id: String, reply: Removed },
+    Register {
+        planned: Box<Planned>,
+        reply: Registered,
+    },
+    Remove {
+        id: String,
+        reply: Removed,
+    },
 }
 
 /// What is to be stored together.

@@ -182,7 +182,8 @@ impl Builder<'_> {
                 self.waiting += 1;
                 // What it says of proof at a block of one port, it says as an entry for that port does.
                 let single = blocks(first.into(), u32::from(last) + 1).into_iter();
-                let single = single.filter(|(_, length)| *length == 16 && value.auth != Authentication::Unsaid);
+                let single =
+                    single.filter(|(_, length)| *length == 16 && value.auth != Authentication::Unsaid);
                 for (port, _) in single {
                     self.put(identity, egress, protocol, Ports::Range(port, port), value);
                 }
@@ -233,7 +234,9 @@ impl Builder<'_> {
         let says = self.says[usize::from(egress)] && !deny;
         if says {
             // How narrow a range is changes from block to block.
-            let blocks = ranges.iter().flat_map(|r| blocks(r.first.into(), u32::from(r.last) + 1));
+            let blocks = ranges
+                .iter()
+                .flat_map(|r| blocks(r.first.into(), u32::from(r.last) + 1));
             edges.extend(blocks.map(|(port, _)| u32::from(port)));
         }
         let edges: Vec<u32> = edges.into_iter().collect();
@@ -279,7 +282,11 @@ fn speak<'r>(value: &mut Value, port: u16, ranges: impl Iterator<Item = &'r &'r 
         value.proxied = said.proxied;
         value.auth = said.auth;
         value.derived = said.derived && said.auth != Authentication::Unsaid;
-        value.length = if made(Fault::BlocksHaveNoLength) { 0 } else { said.length };
+        value.length = if made(Fault::BlocksHaveNoLength) {
+            0
+        } else {
+            said.length
+        };
     }
 }
 

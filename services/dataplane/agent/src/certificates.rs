@@ -367,7 +367,7 @@ impl Certificates {
         };
         let path = self.file(spiffe_id);
         let written = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-            persist::write(&path, &serde_json::to_vec(&stored)?)?;
+            persist::write_soon(&path, &serde_json::to_vec(&stored)?)?;
             Ok(())
         });
         match written.await {

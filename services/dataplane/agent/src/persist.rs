@@ -50,6 +50,42 @@ pub enum PersistError {
 
 /// Writes `content` so that a crash at any moment leaves the old file or the new one.
 pub fn write(path: &Path, content: &[u8]) -> Result<(), PersistError> {
+    put(path, content)?
+        .sync_all()
+        .map_err(|source| PersistError::Io {
+            action: "sync",
+            path: path.into(),
+            source,
+        })?;
+    replace(path)?;
+    if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
+        // The name itself must reach the disk; where a folder can not be synced, nothing is lost
+        // but the newest state.
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// The same, but when the machine itself stops within seconds the file may be gone or damaged, which
+/// [`read`] tells: for what can be had again. Waiting for the disk costs more than all else of a start.
+pub fn write_soon(path: &Path, content: &[u8]) -> Result<(), PersistError> {
+    put(path, content)?;
+    replace(path)
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+fn replace(path: &Path) -> Result<(), PersistError> {
+    fs::rename(beside(path), path).map_err(|source| PersistError::Io {
+        action: "replace",
+        path: path.into(),
+        source,
+    })
+}
+
+fn put(path: &Path, content: &[u8]) -> Result<File, PersistError> {
     let bytes = content.len() as u64;
     if bytes > MAX_BYTES {
         return Err(PersistError::TooLarge {
@@ -64,26 +100,18 @@ pub fn write(path: &Path, content: &[u8]) -> Result<(), PersistError> {
             source,
         }
     };
-    let beside = path.with_extension("new");
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
-        .open(&beside)
+        .open(beside(path))
         .map_err(fail("create"))?;
     let parts: [&[u8]; 3] = [MAGIC, &Sha256::digest(content), content];
     for part in parts {
         file.write_all(part).map_err(fail("write"))?;
     }
-    file.sync_all().map_err(fail("sync"))?;
-    fs::rename(&beside, path).map_err(fail("replace"))?;
-    if let Some(folder) = path.parent().and_then(|p| File::open(p).ok()) {
-        // The name itself must reach the disk; where a folder can not be synced, nothing is lost
-        // but the newest state.
-        let _ = folder.sync_all();
-    }
-    Ok(())
+    Ok(file)
 }
 
 /// Reads what [`write`] wrote; `None` when there is no file.
@@ -139,6 +167,8 @@ mod tests {
         write(&path, b"one").unwrap();
         write(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"two");
+        write_soon(&path, b"three").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap(), b"three");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 

@@ -108,14 +108,6 @@ __noinline int from_discovery(struct __sk_buff *skb, struct weft_packet *p)
 	return 0;
 }
 
-/* The endpoint behind the interface; 0 if it leads to none. */
-static __always_inline __u32 endpoint_behind(__u32 ifindex)
-{
-	__u32 *index = bpf_map_lookup_elem(&interfaces, &ifindex);
-
-	return index ? *index : 0;
-}
-
 /* WEFT_WHOLE's answer is 0; then `*at` is where the IP header begins. */
 static __always_inline int read_ethernet(struct __sk_buff *skb, __u16 *kind)
 {
@@ -129,6 +121,15 @@ static __always_inline int read_ethernet(struct __sk_buff *skb, __u16 *kind)
 	if (*kind != ETH_P_IP && *kind != ETH_P_IPV6 && *kind != ETH_P_ARP)
 		return WEFT_DROP_UNSUPPORTED_L2;
 	return 0;
+}
+
+static __always_inline int passes_as_settled(struct __sk_buff *skb, const struct weft_packet *p)
+{
+	int settled = is_settled(skb, p);
+
+	if (settled == WEFT_STEADY)
+		let_pass(skb, p);
+	return settled;
 }
 
 SEC("classifier")
@@ -164,6 +165,8 @@ int from_endpoint(struct __sk_buff *skb)
 		reason = WEFT_DROP_INVALID_SOURCE_IP;
 	if (reason)
 		return refuse_packet(skb, &p, reason);
+	if (passes_as_settled(skb, &p))
+		return TCX_NEXT;
 
 	find_address(p.daddr, &peer);
 	if (is_shared(p.daddr, &peer)) {
@@ -200,6 +203,8 @@ int to_endpoint(struct __sk_buff *skb)
 		reason = WEFT_DROP_INVALID_SOURCE_IP;
 	if (reason)
 		return refuse_packet(skb, &p, reason);
+	if (passes_as_settled(skb, &p))
+		return TCX_NEXT;
 
 	find_address(p.saddr, &peer);
 	if (peer.flags & WEFT_ADDRESS_LOCAL && !(peer.flags & WEFT_ADDRESS_HOST)) {

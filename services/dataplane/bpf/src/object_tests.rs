@@ -308,7 +308,7 @@ fn layouts_agree_between_c_and_rust() {
                 proto_state,
                 flags,
                 zero,
-                zero2
+                epoch
             }),
         ),
         (

@@ -151,7 +151,8 @@ struct weft_connection {
 	/* WEFT_CONNECTION_*. */
 	__u8 flags;
 	__u16 zero;
-	__u32 zero2;
+	/* Of the tables when all that a packet of it meets was last looked up; 0: never. */
+	__u32 epoch;
 };
 
 /* Each packet is judged, not only those of a changed policy. */

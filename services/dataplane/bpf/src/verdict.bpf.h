@@ -42,8 +42,10 @@ static __always_inline __u16 judged_port(const struct weft_packet *p, __u8 dir)
 }
 
 static __always_inline void write_down(struct weft_connection *connection, const struct weft_peer *peer,
-				       const struct weft_set *set, const struct weft_answer *answer)
+				       const struct weft_set *set, const struct weft_answer *answer,
+				       __u32 epoch)
 {
+	connection->epoch = epoch;
 	connection->generation = set->generation;
 	connection->identity = peer->identity;
 	connection->rule = answer->rule;
@@ -224,7 +226,7 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	}
 	if (!known && !is_reply && !opens(p))
 		return WEFT_PASS;
-	write_down(&connection, peer, &question.set, &answer);
+	write_down(&connection, peer, &question.set, &answer, p->epoch);
 	if (reason)
 		connection.flags |= WEFT_CONNECTION_EACH;
 	reason = put_connection(p, &key, &connection);

@@ -100,7 +100,7 @@ pub(crate) struct RawConnection {
     pub(crate) proto_state: u8,
     pub(crate) flags: u8,
     pub(crate) zero: u16,
-    pub(crate) zero2: u32,
+    pub(crate) epoch: u32,
 }
 
 /// `struct weft_event`.

@@ -104,7 +104,8 @@ impl Sets {
         };
         let number = slot.number;
         let (mut refused, mut lacking) = (false, None);
-        let strict = |step: &Step| image::value(step).is_some_and(|v| v.deny || v.auth == Authentication::Required);
+        let strict =
+            |step: &Step| image::value(step).is_some_and(|v| v.deny || v.auth == Authentication::Required);
         for step in steps {
             if !refused && !strict(step) {
                 // All refusals are there: what passes by an older verdict is judged anew.

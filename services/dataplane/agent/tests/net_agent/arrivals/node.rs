@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::Arc,
 };
-use weft_bpf::{Direction, Hooked, Interfaces, Kernel, Options, pin_dir};
+use weft_bpf::{Datapath, Direction, Hooked, Interfaces, Kernel, Options, pin_dir};
 use weft_handoff::{
     AgentRequest, Answer, HelloAnswer, ListenerKind, NodeLink, NodeSender, Placed, Request, SharedListener,
 };
@@ -27,6 +27,7 @@ const UPLINK: u32 = 4_000;
 /// The kernel's side of a node.
 pub struct Programs {
     kernel: Kernel,
+    tables: Datapath,
     _node: Node,
 }
 
@@ -42,7 +43,7 @@ impl Programs {
 
     /// Whom the node takes an address for, and whether it knows him.
     pub fn identity_of(&self, address: IpAddr) -> Option<u32> {
-        let found = self.kernel.datapath().unwrap().addresses.find(address).unwrap();
+        let found = self.tables.addresses.find(address).unwrap();
         found.filter(|a| !a.aggregate).map(|a| a.identity)
     }
 }
@@ -84,7 +85,11 @@ impl Stub {
             socket: Arc::new(listener.into()),
             path: path.to_str().unwrap().to_owned(),
             interfaces: Arc::new(kernel.interfaces().unwrap()),
-            programs: Arc::new(Programs { kernel, _node: node }),
+            programs: Arc::new(Programs {
+                tables: kernel.datapath().unwrap(),
+                kernel,
+                _node: node,
+            }),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -120,7 +125,8 @@ impl Stub {
                     }
                     Answer::Done
                 }
-                AgentRequest::Ready | AgentRequest::GatewayPorts(_) => Answer::Done,
+                AgentRequest::Ready => Answer::Done,
+                AgentRequest::GatewayPorts(_) => Answer::GatewayPorts(Vec::new(), Vec::new()),
                 AgentRequest::CloseSockets(_) => Answer::Closed(0),
                 AgentRequest::OpenSockets { .. } => Answer::Failure("there are no namespaces".into()),
             };
