@@ -226,8 +226,9 @@ impl Meshed {
                 // Peer, protocol and port; protocol and port of any peer.
                 shapes_in: 0b1001,
                 shapes_out: 0b1001,
-                // What is not allowed is refused, in the direction that the policy is about.
-                flags: if direction == Direction::In { 1 } else { 2 },
+                // What is not allowed is refused, in the direction that the policy is about; no rule of it is
+                // about requests.
+                flags: if direction == Direction::In { 1 } else { 2 } | 32 | 64,
                 generation: number,
             };
             tables.sets.set(number, set)?;

@@ -30,6 +30,11 @@ pub const RANGES_IN: u32 = 8;
 /// [`Image::flags`]: port ranges are to be asked for what goes out.
 pub const RANGES_OUT: u32 = 16;
 
+/// [`Image::flags`]: no entry for what comes in goes by the proxy.
+pub const DIRECT_IN: u32 = 32;
+/// [`Image::flags`]: no entry for what goes out goes by the proxy.
+pub const DIRECT_OUT: u32 = 64;
+
 /// The shapes of keys, as bits of [`Image::shapes`]: who {the peer's identity, anybody} × how {protocol and
 /// port, protocol, anything}.
 pub const SHAPES: [Shape; 6] = [

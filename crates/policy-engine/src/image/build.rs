@@ -1,6 +1,9 @@
 //! From a set and the address ranges' numbers to an image.
 
-use super::{DENY_IN, DENY_OUT, Image, Key, RANGES_IN, RANGES_OUT, RangeKey, SHAPES, TooLarge, Value};
+use super::{
+    DENY_IN, DENY_OUT, DIRECT_IN, DIRECT_OUT, Image, Key, RANGES_IN, RANGES_OUT, RangeKey, SHAPES, TooLarge,
+    Value,
+};
 use crate::{
     CidrIdentities, DirectionPolicy, Entry, Peers, PolicySet, Ports, RuleRef,
     fault::{Fault, made},
@@ -76,15 +79,18 @@ impl Image {
 }
 
 fn flags(set: &PolicySet) -> u32 {
-    let of = |policy: &DirectionPolicy, default: u32, ranges: u32| {
+    let of = |policy: &DirectionPolicy, [default, ranges, direct]: [u32; 3]| {
         let wide = |e: &Entry| matches!(e.ports, Ports::Range(first, last) if first != last);
         let mut flags = if policy.default_deny { default } else { 0 };
         if policy.entries.iter().any(wide) {
             flags |= ranges;
         }
+        if !policy.entries.iter().any(|e| e.redirect && !e.deny) {
+            flags |= direct;
+        }
         flags
     };
-    of(set.ingress(), DENY_IN, RANGES_IN) | of(set.egress(), DENY_OUT, RANGES_OUT)
+    of(set.ingress(), [DENY_IN, RANGES_IN, DIRECT_IN]) | of(set.egress(), [DENY_OUT, RANGES_OUT, DIRECT_OUT])
 }
 
 fn shapes(policy: &DirectionPolicy) -> u32 {

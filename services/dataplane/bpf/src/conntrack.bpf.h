@@ -65,7 +65,7 @@ static __always_inline int find_connection(const struct weft_connection_key *key
 	if (!found)
 		return 0;
 	*connection = *found;
-	if (connection->expires > bpf_ktime_get_ns() && bpf_map_lookup_elem(&conntrack, key) == found)
+	if (connection->expires > bpf_ktime_get_coarse_ns() && bpf_map_lookup_elem(&conntrack, key) == found)
 		return 1;
 	__builtin_memset(connection, 0, sizeof(*connection));
 	return 0;
@@ -75,7 +75,7 @@ static __always_inline void touch_connection(const struct weft_packet *p,
 					     const struct weft_connection_key *key, int is_reply)
 {
 	struct weft_connection *found = bpf_map_lookup_elem(&conntrack, key);
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 	__u8 state;
 
 	if (!found)
@@ -99,7 +99,7 @@ __noinline int put_connection(const struct weft_packet *p, const struct weft_con
 {
 	if (!p || !key || !connection)
 		return WEFT_DROP_CT_INSERTION_FAILED;
-	connection->used = bpf_ktime_get_ns();
+	connection->used = bpf_ktime_get_coarse_ns();
 	connection->expires = connection->used + lifetime(p, connection->proto_state);
 	if (!bpf_map_update_elem(&conntrack, key, connection, BPF_ANY))
 		return 0;

@@ -108,6 +108,72 @@ __noinline int from_discovery(struct __sk_buff *skb, struct weft_packet *p)
 	return 0;
 }
 
+/*
+ * Most packets: whole TCP or UDP without options of IP, all of whose headers lie in one piece. 0 if it is
+ * another one, which is read the long way; what is refused there is never read here.
+ */
+static __noinline int read_plain(struct __sk_buff *skb, struct weft_packet *p)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	const __u8 *ip = data + ETH_LENGTH, *transport;
+	const __u16 *ethernet = data, *ports;
+	const __u32 *words = data + ETH_LENGTH;
+	__u16 left;
+
+	if (!p || data + ETH_LENGTH + 40 > end || skb->vlan_present)
+		return 0;
+	if (ethernet[6] == bpf_htons(ETH_P_IP)) {
+		if (ip[0] != 0x45 || ethernet[10] & bpf_htons(0x3fff))
+			return 0;
+		left = bpf_ntohs(ethernet[8]);
+		if (left < 20)
+			return 0;
+		left -= 20;
+		p->v4 = 1;
+		p->proto = ip[9];
+		p->hop_limit = ip[8];
+		put_v4(p->saddr, words[3]);
+		put_v4(p->daddr, words[4]);
+		p->l4 = ETH_LENGTH + 20;
+		transport = data + ETH_LENGTH + 20;
+	} else if (ethernet[6] == bpf_htons(ETH_P_IPV6)) {
+		if (data + ETH_LENGTH + 40 + TCP_LENGTH > end)
+			return 0;
+		if (ip[0] >> 4 != 6 || is_mapped(ip + 8) || is_mapped(ip + 24))
+			return 0;
+		left = bpf_ntohs(ethernet[9]);
+		p->proto = ip[6];
+		p->hop_limit = ip[7];
+		copy_addr(p->saddr, ip + 8);
+		copy_addr(p->daddr, ip + 24);
+		p->l4 = ETH_LENGTH + 40;
+		transport = data + ETH_LENGTH + 40;
+	} else {
+		return 0;
+	}
+	if (p->proto == IPPROTO_TCP) {
+		if (left < TCP_LENGTH || transport[12] >> 4 < 5)
+			return 0;
+		p->tcp_flags = transport[13];
+	} else if (p->proto != IPPROTO_UDP || left < UDP_LENGTH) {
+		return 0;
+	}
+	ports = (const __u16 *)transport;
+	p->sport = bpf_ntohs(ports[0]);
+	p->dport = bpf_ntohs(ports[1]);
+	return 1;
+}
+
+/* What read_plain began with is not there any more. */
+static __always_inline void forget_reading(struct weft_packet *p)
+{
+	p->l4 = 0;
+	p->tcp_flags = 0;
+	p->hop_limit = 0;
+	p->proto = 0;
+	p->v4 = 0;
+}
+
 /* WEFT_WHOLE's answer is 0; then `*at` is where the IP header begins. */
 static __always_inline int read_ethernet(struct __sk_buff *skb, __u16 *kind)
 {
@@ -148,18 +214,23 @@ int from_endpoint(struct __sk_buff *skb)
 		count(WEFT_ENDPOINT_UNKNOWN);
 		return TCX_DROP;
 	}
-	reason = read_ethernet(skb, &kind);
-	if (!reason && kind == ETH_P_ARP) {
-		reason = from_arp(skb, &p, 14);
+	if (read_plain(skb, &p)) {
+		reason = 0;
+	} else {
+		forget_reading(&p);
+		reason = read_ethernet(skb, &kind);
+		if (!reason && kind == ETH_P_ARP) {
+			reason = from_arp(skb, &p, 14);
+			if (!reason)
+				return TCX_NEXT;
+		}
 		if (!reason)
-			return TCX_NEXT;
-	}
-	if (!reason)
-		reason = read_packet(skb, &p, 14, kind == ETH_P_IP);
-	if (!reason && is_discovery(&p)) {
-		reason = from_discovery(skb, &p);
-		if (!reason)
-			return TCX_NEXT;
+			reason = read_packet(skb, &p, 14, kind == ETH_P_IP);
+		if (!reason && is_discovery(&p)) {
+			reason = from_discovery(skb, &p);
+			if (!reason)
+				return TCX_NEXT;
+		}
 	}
 	if (!reason && !may_send_from(p.endpoint, p.saddr))
 		reason = WEFT_DROP_INVALID_SOURCE_IP;
@@ -192,13 +263,18 @@ int to_endpoint(struct __sk_buff *skb)
 		count(WEFT_ENDPOINT_UNKNOWN);
 		return TCX_DROP;
 	}
-	reason = read_ethernet(skb, &kind);
-	if (!reason && kind == ETH_P_ARP)
-		return TCX_NEXT;
-	if (!reason)
-		reason = read_packet(skb, &p, 14, kind == ETH_P_IP);
-	if (!reason && is_discovery(&p))
-		return TCX_NEXT;
+	if (read_plain(skb, &p)) {
+		reason = 0;
+	} else {
+		forget_reading(&p);
+		reason = read_ethernet(skb, &kind);
+		if (!reason && kind == ETH_P_ARP)
+			return TCX_NEXT;
+		if (!reason)
+			reason = read_packet(skb, &p, 14, kind == ETH_P_IP);
+		if (!reason && is_discovery(&p))
+			return TCX_NEXT;
+	}
 	if (!reason && is_loopback(p.saddr))
 		reason = WEFT_DROP_INVALID_SOURCE_IP;
 	if (reason)

@@ -1,8 +1,8 @@
 //! The node's programs and maps: loading them, adopting what an earlier process left pinned, the
 //! registry of workloads and the counters.
 //!
-//! Owns everything under the node's pin folder: `links/<program>` and `maps-v<layout>/<map>`.
-//! What the kernel holds outlives a [`Kernel`]; only [`uninstall`] takes it away.
+//! Owns everything under the node's pin folder (`pins`). What the kernel holds outlives a [`Kernel`]; only
+//! [`uninstall`](crate::uninstall) takes it away.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::fs as filesystems;
 use crate::layout::{COUNTERS, LAYOUT, PASSING, RawProcess, RawWorkload};
 use crate::links::{self, PROCESS_PROGRAMS, PROGRAMS};
+use crate::pins::{carry_over, layout_of, links_dir, map_dirs, maps_dir, remove_older_maps, typed};
 use crate::processes::Processes;
 use crate::sys::{self, Map};
 use crate::tcx::{self, Classifiers};
@@ -215,6 +216,9 @@ impl Kernel {
         for (name, _) in PROGRAMS {
             loaded.push(load_program(&mut object, name)?);
         }
+        if let Some(old) = replaced_layout.flatten() {
+            carry_over(&maps_dir(folder, old), &maps)?;
+        }
         // All were accepted: from here on one after the other is replaced.
         let mut adopted = true;
         for (program, (name, kind)) in loaded.iter().zip(PROGRAMS) {
@@ -274,8 +278,8 @@ impl Kernel {
         self.adopted
     }
 
-    /// The layout of an earlier process's maps, if that is another one: nothing that they held is known
-    /// any more, and everything is closed until it is written again.
+    /// The layout of an earlier process's maps, if that is another one: of what they held only who is whose
+    /// is known, and everything is closed until policy is written again.
     pub fn replaced_layout(&self) -> Option<u32> {
         self.replaced_layout
     }
@@ -373,21 +377,6 @@ impl Kernel {
     }
 }
 
-/// Detaches the node's programs and removes everything under its pin folder. Needs no loaded
-/// [`Kernel`]: it also clears up after a process that is gone. Removing what isn't there is no error.
-pub fn uninstall(bpffs_dir: &Path) -> Result<(), Error> {
-    let links = links_dir(bpffs_dir);
-    tcx::remove_all(&links)?;
-    for (name, _) in PROGRAMS.into_iter().chain(PROCESS_PROGRAMS) {
-        links::remove(&links, name)?;
-    }
-    remove_dir(&links)?;
-    for dir in map_dirs(bpffs_dir) {
-        remove_dir(&dir)?;
-    }
-    remove_dir(bpffs_dir)
-}
-
 /// Entries of the map `passing`: so many for each CPU that there can be.
 fn passing() -> Result<u32, Error> {
     let cpus = aya::util::nr_cpus().map_err(|(_, source)| Error::Map {
@@ -396,66 +385,6 @@ fn passing() -> Result<u32, Error> {
         source,
     })?;
     Ok(u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(PASSING))
-}
-
-fn maps_dir(folder: &Path, layout: u32) -> PathBuf {
-    folder.join(format!("maps-v{layout}"))
-}
-
-fn layout_of(dir: &Path) -> Option<u32> {
-    dir.file_name()?.to_str()?.strip_prefix("maps-v")?.parse().ok()
-}
-
-fn links_dir(folder: &Path) -> PathBuf {
-    folder.join("links")
-}
-
-fn map_dirs(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with("maps-v"))
-        })
-        .collect()
-}
-
-/// Once the links run this layout's programs, the maps of other layouts serve nobody.
-fn remove_older_maps(folder: &Path, layout: u32) -> Result<(), Error> {
-    let current = maps_dir(folder, layout);
-    map_dirs(folder)
-        .iter()
-        .filter(|dir| **dir != current)
-        .try_for_each(|dir| remove_dir(dir))
-}
-
-/// bpffs removes folders only when they are empty. One that isn't there is fine.
-fn remove_dir(dir: &Path) -> Result<(), Error> {
-    let failed = |source| Error::Pin {
-        path: dir.to_path_buf(),
-        action: "remove",
-        source,
-    };
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
-        _ => Ok(()),
-    }
-}
-
-fn typed<K: sys::Plain, V: sys::Plain>(folder: &Path, name: &'static str) -> Result<Map<K, V>, Error> {
-    let path = folder.join(name);
-    let fd = sys::open_pin(&path, false).map_err(|source| Error::Pin {
-        path,
-        action: "open",
-        source,
-    })?;
-    Map::new(fd).map_err(|source| Error::Layout {
-        map: name.into(),
-        detail: source.to_string(),
-    })
 }
 
 fn load_program(object: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {

@@ -72,7 +72,7 @@ static __always_inline int find_of_packet(const struct weft_packet *p, struct we
 static __always_inline int use_connection(const struct weft_packet *p, const struct weft_connection_key *key,
 					  const struct weft_connection *connection, int is_reply)
 {
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_coarse_ns();
 
 	if (connection->expires <= now)
 		return 0;

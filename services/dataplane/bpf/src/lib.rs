@@ -40,6 +40,7 @@ mod mapping;
 #[allow(clippy::unwrap_used)]
 mod object_tests;
 mod origin;
+mod pins;
 mod policy;
 mod probe;
 mod processes;
@@ -66,8 +67,9 @@ pub use fs::{
     cgroup_id, ensure_bpffs, find_cgroup2, is_bpffs, mounted_by_weft, note_mount, pin_dir, unmount_if_unused,
 };
 pub use interfaces::{Interfaces, Sources};
-pub use kernel::{Build, Counter, Kernel, MAX_WORKLOADS, Options, Workload, uninstall};
+pub use kernel::{Build, Counter, Kernel, MAX_WORKLOADS, Options, Workload};
 pub use origin::{Origin, Origins};
+pub use pins::uninstall;
 pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
 pub use running::Running;

@@ -73,6 +73,9 @@ struct weft_set {
 /* Ranges are to be asked. */
 #define WEFT_SET_RANGES_IN 8
 #define WEFT_SET_RANGES_OUT 16
+/* No entry wants the proxy. */
+#define WEFT_SET_DIRECT_IN 32
+#define WEFT_SET_DIRECT_OUT 64
 
 struct weft_policy_key {
 	__u32 set;

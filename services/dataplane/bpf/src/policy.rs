@@ -54,7 +54,7 @@ pub struct Set {
     /// The same, going out.
     pub shapes_out: u32,
     /// What no entry allows is refused, coming in (1) and going out (2); ranges are to be asked,
-    /// coming in (8) and going out (16).
+    /// coming in (8) and going out (16); no entry wants the proxy, coming in (32) and going out (64).
     pub flags: u32,
     /// Never the same for two sets or two contents: connections are judged anew when it is another.
     pub generation: u32,

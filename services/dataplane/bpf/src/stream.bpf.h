@@ -39,6 +39,9 @@ static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 
 	/* What is not known or not allowed is refused where its packets pass. */
 	if (!find_set(endpoint->set, &question.set))
 		return 0;
+	/* Most sets have no rule about requests. */
+	if (question.set.flags & (dir == WEFT_OUT ? WEFT_SET_DIRECT_OUT : WEFT_SET_DIRECT_IN))
+		return 0;
 	ask_policy(&question, &answer);
 	return answer.verdict == WEFT_ALLOW && answer.flags & WEFT_POLICY_REDIRECT;
 }

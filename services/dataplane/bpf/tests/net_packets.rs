@@ -7,6 +7,7 @@
 mod actor;
 #[path = "net_packets/builds.rs"]
 mod builds;
+mod compile;
 #[path = "net_packets/connections.rs"]
 mod connections;
 #[path = "net_packets/links.rs"]

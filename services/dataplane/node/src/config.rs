@@ -47,6 +47,10 @@ pub struct Config {
     pub keep_state: bool,
     /// Logs, metrics and traces.
     pub telemetry: TelemetryConfig,
+    /// Programs of another release, for tests.
+    #[doc(hidden)]
+    #[serde(skip)]
+    pub programs: Option<weft_bpf::Build<'static>>,
 }
 
 /// The host's name, which may be none that a node can have; that is told at the start.
@@ -81,6 +85,7 @@ impl Default for Config {
             no_agent: false,
             keep_state: false,
             telemetry: TelemetryConfig::default(),
+            programs: None,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use weft_bpf::{Kernel, Options, Workload};
+use weft_bpf::{Build, Kernel, Options, Workload};
 use weft_proto::weft::dataplane::v1::Capability;
 
 /// Loaded programs, if they could be loaded.
@@ -48,9 +48,10 @@ impl Programs {
             bpffs,
             run_dir,
             encryption,
+            programs,
             ..
         } = config;
-        let encryption = *encryption;
+        let (encryption, build) = (*encryption, programs.unwrap_or_else(Build::own));
         let pins = weft_bpf::pin_dir(bpffs, node);
         let loaded = cgroup_root.map_err(ToOwned::to_owned).and_then(|root| {
             let load = || {
@@ -59,7 +60,7 @@ impl Programs {
                 {
                     tracing::warn!(%error, path = %bpffs.display(), "the bpf file system will stay mounted");
                 }
-                load(root, &pins, encryption)
+                load(root, &pins, encryption, build)
             };
             load().map_err(|error: weft_bpf::Error| error.to_string())
         });
@@ -81,10 +82,7 @@ impl Programs {
             "kernel-policy",
             loaded
                 .as_ref()
-                .map(|_| {
-                    "every packet is judged: of pods at their interfaces, of processes at the node's cgroup"
-                        .into()
-                })
+                .map(judged)
                 .map_err(|reason| format!("connections that bypass the agent are not judged: {reason}")),
         ));
         capabilities.push(capability(
@@ -240,10 +238,26 @@ impl Programs {
     }
 }
 
-fn load(cgroup_root: &Path, pins: &Path, encryption: Encryption) -> Result<Loaded, weft_bpf::Error> {
+fn judged(loaded: &Loaded) -> String {
+    let judged = "every packet is judged: of pods at their interfaces, of processes at the node's cgroup";
+    match loaded.kernel.replaced_layout() {
+        None => judged.into(),
+        Some(layout) => format!(
+            "{judged}; no policy was kept of an earlier release's tables (layout {layout}), so all was closed \
+             until it was written again"
+        ),
+    }
+}
+
+fn load(
+    cgroup_root: &Path,
+    pins: &Path,
+    encryption: Encryption,
+    build: Build<'_>,
+) -> Result<Loaded, weft_bpf::Error> {
     let mut options = Options::new(cgroup_root, pins);
     options.strict = encryption == Encryption::Strict;
-    let kernel = Kernel::load(&options)?;
+    let kernel = Kernel::load_build(&options, build)?;
     kernel.attach_processes()?;
     let sockets = Arc::new(Sockets::open(&kernel)?);
     let shared = kernel.shared_maps()?.into_iter();
@@ -258,8 +272,8 @@ fn load(cgroup_root: &Path, pins: &Path, encryption: Encryption) -> Result<Loade
     if let Some(layout) = kernel.replaced_layout() {
         tracing::warn!(
             layout,
-            "an earlier release's maps have another layout and nothing of them is kept: workloads are closed \
-             until they are placed again and the agent has written their policy"
+            "an earlier release's maps have another layout and no policy of them is kept: workloads are closed \
+             until the agent has written it again"
         );
     }
     let adopted = Adopted::read(&kernel)?;

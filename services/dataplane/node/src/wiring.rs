@@ -69,9 +69,9 @@ impl Wiring {
         };
         let mut there = HashSet::new();
         let known: HashSet<u32> = self.interfaces.list()?.into_iter().map(|(i, _)| i).collect();
-        // What was killed between the two writes.
+        // What was killed between the two writes. Where the table is a new one, who is not in it stays closed.
         for interface in kernel.attached_interfaces()? {
-            if !known.contains(&interface) {
+            if !known.contains(&interface) && kernel.replaced_layout().is_none() {
                 kernel.detach_interface(interface)?;
             }
         }

@@ -16,3 +16,4 @@ mod rotation;
 mod shared;
 mod spiffe;
 mod spiffe_crate;
+mod upgrade;

@@ -82,6 +82,7 @@ pub struct Running {
     pub node: Node,
     run_dir: PathBuf,
     data_dir: PathBuf,
+    agent_bin: PathBuf,
     process: Process,
 }
 
@@ -147,6 +148,9 @@ impl Running {
     fn start(net: &Testnet, name: &str, [identity, policy, placement]: &[String; 3], token: &str) -> Self {
         let node = net.node(name).unwrap();
         let run_dir = net.dir().join(format!("run-{name}"));
+        // A link, so that another build can take its place.
+        let agent_bin = net.dir().join(format!("agent-bin-{name}"));
+        std::os::unix::fs::symlink(binary("weft-agent"), &agent_bin).unwrap();
         let data_dir = net.dir().join(format!("agent-{name}"));
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let mut command = Command::new(binary("weft-node"));
@@ -156,7 +160,7 @@ impl Running {
             ("--cgroup-root", text(node.cgroup())),
             ("--bpffs", text(&net.bpffs().unwrap())),
             ("--run-dir", text(&run_dir)),
-            ("--agent-bin", text(&binary("weft-agent"))),
+            ("--agent-bin", text(&agent_bin)),
             ("--agent-data-dir", text(&data_dir)),
             ("--agent-user", AGENT_UID.to_string()),
             ("--metrics-listen", "127.0.0.1:0".to_owned()),
@@ -186,8 +190,18 @@ impl Running {
             node,
             run_dir,
             data_dir,
+            agent_bin,
             process,
         }
+    }
+
+    /// Puts another build of the agent in the place of the one that is started next.
+    pub fn install_agent(&self, program: &[u8]) {
+        use std::os::unix::fs::PermissionsExt;
+        let beside = self.agent_bin.with_extension("new");
+        std::fs::write(&beside, program).unwrap();
+        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::rename(&beside, &self.agent_bin).unwrap();
     }
 
     /// Where the agent keeps what outlives it.

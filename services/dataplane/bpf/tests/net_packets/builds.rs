@@ -5,56 +5,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use weft_bpf::{Build, Direction, Kernel, PolicyKey, Running, Set};
 
+use crate::compile::compile;
 use crate::links::{CLIENT, PATIENCE, Pods, QUIET, SERVER};
 use crate::rig::{ALLOW, DENY_IN, DENY_OUT};
 
-/// The object of the sources with these changes: file, what is there, what comes in its place.
-pub fn compile(changes: &[(&str, &str, &str)]) -> Vec<u8> {
-    let folder = tempfile();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for entry in fs::read_dir(&sources).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        if !name.contains(".bpf.") {
-            continue;
-        }
-        let mut text = fs::read_to_string(entry.path()).unwrap();
-        for (_, from, to) in changes.iter().filter(|(file, ..)| *file == name) {
-            assert_eq!(text.matches(from).count(), 1, "{name}: {from}");
-            text = text.replace(from, to);
-        }
-        fs::write(folder.join(name), text).unwrap();
-    }
-    let headers = format!("/usr/include/{}-linux-gnu", std::env::consts::ARCH);
-    let clang = ["clang-16", "clang"].into_iter().find(|name| {
-        let version = Command::new(name).arg("--version").output();
-        version.is_ok_and(|output| output.status.success())
-    });
-    let output = Command::new(clang.expect("clang is needed: cargo xtask setup"))
-        .current_dir(&folder)
-        .args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-I", &headers])
-        .args(["-c", "weft.bpf.c", "-o", "other.o"])
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let object = fs::read(folder.join("other.o")).unwrap();
-    fs::remove_dir_all(&folder).unwrap();
-    object
-}
-
-/// A folder of this test's own.
-fn tempfile() -> std::path::PathBuf {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let folder = std::env::temp_dir().join(format!("weft-build-{}-{number}", std::process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
+pub fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
 fn running(kernel: &Kernel) -> BTreeMap<String, Running> {
@@ -123,10 +85,13 @@ fn another_build_takes_over_and_loses_no_packet_and_lets_none_slip() {
     pods.attach_both();
     let (listener, forbidden, to) = pods.serve(pods.server.0.v4().into());
     close(&pods, &pods.kernel, to);
-    let other = compile(&[
-        ("packet.bpf.h", "#define MAX_HEADERS 8", "#define MAX_HEADERS 9"),
-        ("maps.bpf.h", "*value += 1;", "__sync_fetch_and_add(value, 1);"),
-    ]);
+    let other = compile(
+        &sources(),
+        &[
+            ("packet.bpf.h", "#define MAX_HEADERS 8", "#define MAX_HEADERS 9"),
+            ("maps.bpf.h", "*value += 1;", "__sync_fetch_and_add(value, 1);"),
+        ],
+    );
     let other = Build {
         object: &other,
         layout: Build::own().layout,
@@ -203,11 +168,14 @@ fn another_layout_is_closed_and_told_until_it_is_written() {
     ask(&mut open, 1);
     assert!(pods.arrives(&datagrams, PATIENCE));
 
-    let changed = compile(&[(
-        "packet_types.bpf.h",
-        "struct weft_ports {\n",
-        "struct weft_ports {\n\t__u64 since;\n",
-    )]);
+    let changed = compile(
+        &sources(),
+        &[(
+            "packet_types.bpf.h",
+            "struct weft_ports {\n",
+            "struct weft_ports {\n\t__u64 since;\n",
+        )],
+    );
     let before = Build::own().layout;
     let next = Build {
         object: &changed,

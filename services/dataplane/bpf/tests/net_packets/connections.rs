@@ -248,11 +248,14 @@ fn with_too_many_connections_old_ones_close_and_new_ones_work() {
 /// that can not be written down.
 #[test]
 fn a_connection_that_cannot_be_written_down_is_refused_and_told() {
-    let object = crate::builds::compile(&[(
-        "packet_maps.bpf.h",
-        "__uint(type, BPF_MAP_TYPE_LRU_HASH);\n\t__uint(max_entries, 131072);",
-        "__uint(type, BPF_MAP_TYPE_HASH);\n\t__uint(max_entries, 131072);",
-    )]);
+    let object = crate::compile::compile(
+        &crate::builds::sources(),
+        &[(
+            "packet_maps.bpf.h",
+            "__uint(type, BPF_MAP_TYPE_LRU_HASH);\n\t__uint(max_entries, 131072);",
+            "__uint(type, BPF_MAP_TYPE_HASH);\n\t__uint(max_entries, 131072);",
+        )],
+    );
     let build = Build {
         object: &object,
         layout: Build::own().layout,

@@ -16,18 +16,18 @@ use weft_bpf::{Datapath, Direction, Endpoint, Entry, PolicyKey, Set};
 use weft_handoff::{Connected, PlacedWorkload};
 use weft_testnet::{ForeignProgram, Namespace, Pod};
 
-const SHOP: u32 = 4001;
-const FRIEND: u32 = 4002;
-const STRANGER: u32 = 4003;
+pub const SHOP: u32 = 4001;
+pub const FRIEND: u32 = 4002;
+pub const STRANGER: u32 = 4003;
 const DENY_IN: u32 = 1;
 /// Peer, protocol and port.
 const EXACT: u32 = 1;
-const PORT: u16 = 7000;
+pub const PORT: u16 = 7000;
 /// So long a refused connect is waited for: a packet that is dropped is not answered.
-const REFUSED_AFTER: Duration = Duration::from_millis(150);
+pub const REFUSED_AFTER: Duration = Duration::from_millis(150);
 
 /// Every connection is answered line by line until it ends.
-fn echo(namespace: &Namespace) {
+pub fn echo(namespace: &Namespace) {
     let listener: TcpListener = namespace.listen(("0.0.0.0", PORT)).unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
@@ -45,7 +45,7 @@ fn echo(namespace: &Namespace) {
 }
 
 /// Something done over and over in a pod, counted until it is stopped; it panics when it goes wrong.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<AtomicU64>,
     thread: JoinHandle<()>,
@@ -67,12 +67,12 @@ impl Load {
         Self { stop, done, thread }
     }
 
-    fn count(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
     /// Waits until `more` have been done from now on; fails as soon as one went wrong.
-    async fn goes_on(&self, more: u64) {
+    pub async fn goes_on(&self, more: u64) {
         let from = self.count();
         eventually("the load goes on", || {
             assert!(!self.thread.is_finished(), "the load went wrong");
@@ -81,7 +81,7 @@ impl Load {
         .await;
     }
 
-    fn stop(self) -> u64 {
+    pub fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap();
         self.done.load(Ordering::Relaxed)
@@ -89,7 +89,7 @@ impl Load {
 }
 
 /// One connection, asked without end.
-fn conversation(from: &Namespace, to: SocketAddr) -> Load {
+pub fn conversation(from: &Namespace, to: SocketAddr) -> Load {
     let mut stream = None;
     Load::start(from, move |n| {
         let stream = stream.get_or_insert_with(|| {
@@ -106,7 +106,7 @@ fn conversation(from: &Namespace, to: SocketAddr) -> Load {
 }
 
 /// New connections; `allowed` says whether each must work or none.
-fn connects(from: &Namespace, to: SocketAddr, allowed: bool) -> Load {
+pub fn connects(from: &Namespace, to: SocketAddr, allowed: bool) -> Load {
     Load::start(from, move |_| {
         let patience = if allowed { SOON } else { REFUSED_AFTER };
         match TcpStream::connect_timeout(&to, patience) {
@@ -121,13 +121,21 @@ fn connects(from: &Namespace, to: SocketAddr, allowed: bool) -> Load {
     })
 }
 
-struct Pods {
-    shop: Pod,
-    friend: Pod,
-    stranger: Pod,
+pub struct Pods {
+    pub shop: Pod,
+    pub friend: Pod,
+    pub stranger: Pod,
 }
 
 impl Pods {
+    pub fn new(rig: &Rig) -> Self {
+        Self {
+            shop: rig.node.pod("shop").unwrap(),
+            friend: rig.node.pod("friend").unwrap(),
+            stranger: rig.node.pod("stranger").unwrap(),
+        }
+    }
+
     fn named(&self) -> [(&Pod, u32); 3] {
         [
             (&self.shop, SHOP),
@@ -137,7 +145,7 @@ impl Pods {
     }
 
     /// Without the listeners, which would keep ports for a node that is gone.
-    async fn place(&self, agent: &Connected) -> Vec<PlacedWorkload> {
+    pub async fn place(&self, agent: &Connected) -> Vec<PlacedWorkload> {
         let mut all = Vec::new();
         for (pod, _) in self.named() {
             let mut spec = pod_spec(pod, "");
@@ -151,7 +159,7 @@ impl Pods {
 }
 
 /// The shop is for friends, on one port; what an agent would write.
-fn write_policy(datapath: &Datapath, pods: &Pods, placed: &[PlacedWorkload]) {
+pub fn write_policy(datapath: &Datapath, pods: &Pods, placed: &[PlacedWorkload]) {
     crate::rig::write_world(datapath);
     let shop = Set {
         shapes_in: EXACT,
@@ -181,11 +189,7 @@ fn write_policy(datapath: &Datapath, pods: &Pods, placed: &[PlacedWorkload]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_and_the_next_change_no_verdict_and_break_no_connection() {
     let mut rig = Rig::without_agent();
-    let pods = Pods {
-        shop: rig.node.pod("shop").unwrap(),
-        friend: rig.node.pod("friend").unwrap(),
-        stranger: rig.node.pod("stranger").unwrap(),
-    };
+    let pods = Pods::new(&rig);
     echo(pods.shop.namespace());
     // Two of the next: what ends in order leaves nothing, unless it is told to.
     rig.stop();
@@ -302,11 +306,7 @@ async fn strict_encryption_drops_what_goes_around_tunnels() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_veth_that_is_made_anew_is_judged_as_the_old_one() {
     let rig = Rig::without_agent();
-    let pods = Pods {
-        shop: rig.node.pod("shop").unwrap(),
-        friend: rig.node.pod("friend").unwrap(),
-        stranger: rig.node.pod("stranger").unwrap(),
-    };
+    let pods = Pods::new(&rig);
     echo(pods.shop.namespace());
     let mut agent = rig.connect().await;
     let datapath = Datapath::from_fds(&mut agent.hello.maps).unwrap();

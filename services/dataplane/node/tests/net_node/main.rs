@@ -2,6 +2,9 @@
 //! on works, nothing stays behind. Needs root.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../../bpf/tests/compile/mod.rs"]
+mod compile;
+mod layout;
 mod lifecycle;
 mod pods;
 mod processes;

@@ -75,6 +75,10 @@ impl Rig {
     pub fn start(&mut self, args: &[&str], environment: &[(&str, &str)]) {
         let mut command = self.command(args);
         command.envs(environment.iter().copied());
+        self.spawn(command);
+    }
+
+    fn spawn(&mut self, command: Command) {
         let mut process = self.net.spawn(command, &Spawn::root()).unwrap();
         let errors = BufReader::new(process.stderr.take().unwrap());
         let (lines, log) = mpsc::channel();
@@ -86,6 +90,16 @@ impl Rig {
         });
         self.log = log;
         self.process = Some(process);
+    }
+
+    /// Another release of `weft-node`: this test binary, which runs that test alone and is told where to look.
+    pub fn start_next_release(&mut self, test: &str, (name, told): (&str, &Path)) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .args(["--ignored", "--exact", test, "--nocapture"])
+            .env(name, told);
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        self.spawn(command);
     }
 
     pub fn pid(&self) -> u32 {
