@@ -46,6 +46,12 @@ pub(crate) enum Refused {
     Store(Arc<StoreError>),
 }
 
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
 /// Everything that can happen.
 #[derive(Debug)]
 pub(crate) enum Event {

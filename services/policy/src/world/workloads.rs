@@ -573,7 +573,8 @@ impl World {
     /// The same of a shared endpoint.
     pub(crate) fn plan_shared(&self, message: pb::Workload, now: u64) -> Result<Planned, RegisterError> {
         let (node, naming) = (message.node.clone(), (&self.trust_domain, self.svid_form));
-        self.workloads.plan(&node, message, naming, now, &Pending::default())
+        self.workloads
+            .plan(&node, message, naming, now, &Pending::default())
     }
 
     /// Makes a planned registration, which has been stored.
