@@ -4,7 +4,8 @@
 //! Owns: accepting connections ([`GrpcServer`]), calling out ([`channel`]), and the decision
 //! whether a caller may use a method ([`MethodRoles`]). A handler finds the caller as [`Caller`]
 //! in the request's extensions (see [`caller`]); it never reads identities from messages. A server
-//! may limit how much one caller asks ([`Limiter`]). What is refused says why in a form for programs
+//! may limit how much one caller asks ([`Limiter`]). Who follows another service's stream of changes does so
+//! by [`follow()`]. What is refused says why in a form for programs
 //! as well ([`Refusal`]).
 //!
 //! Every connection takes no new calls after [`MAX_CONNECTION_AGE`], so a certificate that was
@@ -12,6 +13,7 @@
 //! was opened with expires.
 
 mod client;
+mod follow;
 mod gate;
 mod incoming;
 mod limit;
@@ -22,6 +24,7 @@ mod server;
 mod until;
 
 pub use client::{channel, channel_local, channel_pinned};
+pub use follow::{FollowError, follow};
 pub use limit::{Limited, Limiter, Rate};
 pub use local::bind_local;
 pub use refusal::{RPC_DOMAIN, Refusal};

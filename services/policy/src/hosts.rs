@@ -1,24 +1,30 @@
 //! What each node may host, as the identity service's join tokens say: a registration outside of it is
 //! refused, so that a node that was taken over can not put itself into other namespaces.
 //!
-//! The copy is not stored. Without the identity service a new workload gets no certificate either, and
-//! workloads that were registered before stay.
+//! The last good copy is kept in a file, so that a restart while the identity service is away refuses nobody
+//! who was permitted, and permits nobody who was not.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use prost::Message;
+use std::{
+    collections::HashMap,
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
-use tonic::Status;
 use weft_drain::Watcher;
 use weft_model::match_pattern;
 use weft_proto::weft::identity::v1::{self as pb, members_client::MembersClient};
-use weft_rpc::RpcError;
+use weft_rpc::FollowError;
 use weft_tls::{Expect, SvidCell, Trust};
 
 /// A node that just joined may register before this copy knows it.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Far above any cluster.
 const MAX_NODES: usize = 100_000;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// The first message holds all nodes, each with up to 64 patterns.
 const MAX_MESSAGE: usize = 256 * 1024 * 1024;
 
@@ -138,58 +144,97 @@ impl Hosts {
         self.state.subscribe()
     }
 
-    fn is_known(&self) -> bool {
-        self.state.borrow().is_some()
+    /// All of it, as the identity service would say it.
+    fn copy(&self) -> Option<pb::WatchNodesResponse> {
+        let state = self.state.borrow();
+        let nodes = state.as_ref()?.iter();
+        let upserts = nodes.map(|(name, may_host)| pb::MemberNode {
+            name: name.clone(),
+            may_host: may_host.clone(),
+        });
+        Some(pb::WatchNodesResponse {
+            snapshot: true,
+            upserts: upserts.collect(),
+            removed_names: Vec::new(),
+        })
     }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum FollowError {
-    #[error(transparent)]
-    Rpc(#[from] RpcError),
-    #[error("{}", .0.message())]
-    Status(#[from] Status),
-    #[error(transparent)]
-    Hosts(#[from] HostsError),
 }
 
 /// Follows the identity service at `address` until the drain. While it can not be reached, the last good
 /// copy stays.
 pub(crate) async fn follow(address: String, svid: SvidCell, trust: Trust, hosts: Hosts, drain: Watcher) {
-    let watch = async {
-        let mut pause = FIRST_PAUSE;
-        loop {
-            let known = hosts.is_known();
-            match once(&address, &svid, &trust, &hosts).await {
-                // The identity service drained, or its connection reached its age.
-                Ok(()) => pause = FIRST_PAUSE,
-                Err(error) => {
-                    if hosts.is_known() != known {
-                        pause = FIRST_PAUSE;
-                    }
-                    tracing::warn!(address, %error, "what nodes may host can not be followed, trying again");
-                }
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    let open = || async {
+        let identity = trust.trust_domain().service("identity");
+        let identity = identity.map_err(|e| FollowError::Told(e.to_string()))?;
+        let channel = weft_rpc::channel(&address, Some(&svid), &trust, Expect::Id(identity))?;
+        let mut client = MembersClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        Ok(client.watch_nodes(pb::WatchNodesRequest {}).await?.into_inner())
     };
-    drain.until_draining(watch).await;
+    let what = ("what nodes may host", &*address);
+    weft_rpc::follow(what, drain, open, |change| hosts.apply(change)).await;
 }
 
-async fn once(address: &str, svid: &SvidCell, trust: &Trust, hosts: &Hosts) -> Result<(), FollowError> {
-    let identity = trust
-        .trust_domain()
-        .service("identity")
-        .map_err(|e| Status::internal(e.to_string()))?;
-    let channel = weft_rpc::channel(address, Some(svid), trust, Expect::Id(identity))?;
-    let mut client = MembersClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-    let mut changes = client.watch_nodes(pb::WatchNodesRequest {}).await?.into_inner();
-    tracing::info!(address, "following what nodes may host");
-    while let Some(change) = changes.message().await? {
-        hosts.apply(change)?;
+/// The file of the last good copy.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept(PathBuf);
+
+impl Kept {
+    /// In the service's folder, which must exist when something is kept.
+    pub(crate) fn at(folder: &Path) -> Self {
+        Self(folder.join("hosts.state"))
     }
-    Ok(())
+
+    /// What was kept; nothing where there is no file, or none that can be read.
+    pub(crate) fn read(&self) -> Option<pb::WatchNodesResponse> {
+        let damaged = |reason: String| {
+            let path = self.0.display();
+            tracing::warn!(%path, reason, "what nodes may host is not known until the identity service says it");
+        };
+        let bytes = match std::fs::read(&self.0) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return None,
+            Err(e) => {
+                damaged(e.to_string());
+                return None;
+            }
+        };
+        let copy = pb::WatchNodesResponse::decode(bytes.as_slice());
+        copy.map_err(|e| damaged(e.to_string())).ok()
+    }
+
+    /// The old copy or the new one, whenever the machine stops.
+    fn write(&self, copy: &pb::WatchNodesResponse) -> io::Result<()> {
+        let beside = self.0.with_extension("new");
+        if let Some(folder) = self.0.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&beside)?;
+        file.write_all(&copy.encode_to_vec())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &self.0)
+    }
+
+    /// Keeps what is known until the drain.
+    pub(crate) async fn keep(self, hosts: Hosts, drain: Watcher) {
+        let mut changes = hosts.changes();
+        let keeping = async {
+            while changes.changed().await.is_ok() {
+                let Some(copy) = hosts.copy() else { continue };
+                let kept = self.clone();
+                let written = tokio::task::spawn_blocking(move || kept.write(&copy)).await;
+                if let Ok(Err(error)) = written {
+                    let path = self.0.display();
+                    tracing::error!(%error, %path, "what nodes may host is not kept for a restart");
+                }
+            }
+        };
+        drain.until_draining(keeping).await;
+    }
 }
 
 #[cfg(test)]
@@ -245,6 +290,34 @@ mod tests {
         assert!(hosts.check("n1", "shop", "cart").await.is_err());
         hosts.apply(told(true, vec![], &[])).unwrap();
         assert!(hosts.check("n3", "bank", "cart").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_last_good_copy_outlives_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = Kept::at(&folder.path().join("state"));
+        assert!(kept.read().is_none());
+        let hosts = Hosts::default();
+        let (_trigger, drain) = weft_drain::channel();
+        let (watching, keeping) = (hosts.clone(), kept.clone());
+        tokio::spawn(async move { keeping.keep(watching, drain).await });
+        let one = vec![node("n1", &[("shop", "cart*")])];
+        let again = Hosts::default();
+        // Told again and again: the first time it may not be listened to yet.
+        while kept.read().is_none() {
+            hosts.apply(told(true, one.clone(), &[])).unwrap();
+            tokio::task::yield_now().await;
+        }
+        again.apply(kept.read().unwrap()).unwrap();
+        assert_eq!(again.check("n1", "shop", "cart-2").await, Ok(()));
+        let refused = again.check("n1", "bank", "cart-2").await;
+        assert!(
+            matches!(refused, Err(HostError::NotPermitted { .. })),
+            "{refused:?}"
+        );
+        // What can not be read says nothing, and nobody may host anything by it.
+        std::fs::write(folder.path().join("state").join("hosts.state"), [0xff; 9]).unwrap();
+        assert!(kept.read().is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 use crate::{
     Config, ROLES,
     api::Api,
-    hosts::{Hosts, follow},
+    hosts::{Hosts, Kept, follow},
     metrics::Counts,
     owner::Owner,
     source::{Folder, watch},
@@ -213,6 +213,10 @@ async fn start_on(
     let world = World::new(config.parsed_trust_domain()?, uuid::Uuid::new_v4().to_string())
         .with_form(config.svid_form);
     let hosts = Hosts::default();
+    let kept = Kept::at(&config.state_dir);
+    if let Some(Err(error)) = kept.read().map(|copy| hosts.apply(copy)) {
+        tracing::warn!(%error, "what was kept of what nodes may host is not used");
+    }
     let facts = (hosts.clone(), counts.clone());
     let owner = Owner::start(&config, world, state, readings, facts).await?;
 
@@ -249,6 +253,13 @@ async fn start_on(
         .build();
 
     let mut tasks = JoinSet::new();
+    {
+        let (hosts, drain) = (hosts.clone(), drain.clone());
+        tasks.spawn(async move {
+            kept.keep(hosts, drain).await;
+            Ok(())
+        });
+    }
     {
         let drain = drain.clone();
         tasks.spawn(async move {

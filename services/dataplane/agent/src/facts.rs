@@ -1,6 +1,6 @@
 //! From what the policy service sent and what runs here to what the kernel's tables are made of.
 
-use crate::{journal::Pages, locals::Local, mesh::Sent, view::View};
+use crate::{journal::Pages, locals::Local, mesh::Sent, places, view::View};
 use ipnet::IpNet;
 use std::{
     net::IpAddr,
@@ -67,8 +67,9 @@ fn resource(
             let workload = sent.endpoint(name).and_then(|e| e.workload.as_ref());
             // This node's are what runs here, whatever the service believes; but shared endpoints do not run.
             let there = workload.filter(|w| w.node != node || w.shared.is_some());
-            let there = there.map(there_of);
-            update.there.push((id, there));
+            // What goes to a process's own ports is the agent's to carry, as what goes to a Service's.
+            update.services.push((id.clone(), there.and_then(ports_of)));
+            update.there.push((id, there.map(there_of)));
         }
         "policy-set" => update.sets.push((id, sent.set(name).map(|c| c.shared()))),
         "node" => {
@@ -121,6 +122,24 @@ fn here_of(local: &Local, capture: bool, told: Option<&Arc<pb::Endpoint>>) -> Op
 
 fn parsed<T: std::str::FromStr>(texts: &[String]) -> impl Iterator<Item = T> {
     texts.iter().filter_map(|text| text.parse().ok())
+}
+
+/// The ports of a process of another node, at the address that it shares with others there.
+fn ports_of(workload: &pb::Workload) -> Option<Service> {
+    let process = workload.kind() != WorkloadKind::Pod && workload.shared.is_none();
+    let ports = process.then(|| places::ports(workload))?;
+    let port = |port: u16| Port {
+        port,
+        target: port,
+        transport: Transport::Tcp,
+        capture: true,
+    };
+    let service = Service {
+        addresses: parsed(&workload.addresses).collect(),
+        ports: ports.into_iter().map(port).collect(),
+        endpoints: vec![workload.id.as_str().into()],
+    };
+    Some(service).filter(|service| !service.ports.is_empty())
 }
 
 fn there_of(workload: &pb::Workload) -> There {

@@ -1,9 +1,9 @@
 //! Whom an address means: workloads, Services, nodes, and the ranges of their pods.
 //!
 //! Owns the index, made of what the policy service sent. A pod has its addresses to itself. A
-//! process shares its node's: there only its app's port is known to be its own. Its other ports are known
-//! to its own node's kernel, by who bound them, and to nobody elsewhere: the caller's policy is asked here,
-//! before the connection is made, so they count as their node's.
+//! process shares its node's: there its app's port and those that it declares (`named_ports`) are known to
+//! be its own. Its other ports are known to its own node's kernel, by who bound them, and to nobody
+//! elsewhere: the caller's policy is asked here, before the connection is made, so they count as their node's.
 
 use rand::seq::IndexedRandom;
 use std::{
@@ -42,11 +42,22 @@ struct Keys {
     pod: bool,
     shared: bool,
     addresses: Vec<IpAddr>,
+    /// The app's.
     port: u16,
+    /// All that are known to be its own, if it is a process.
+    ports: BTreeSet<u16>,
 }
 
 /// IANA number of TCP; 0 stands for it too.
 const TCP: u32 = 6;
+
+/// The TCP ports by which a process is known.
+pub fn ports(w: &pb::Workload) -> BTreeSet<u16> {
+    let declared = w.named_ports.iter().filter(|p| matches!(p.protocol, 0 | TCP));
+    let all = declared.map(|p| p.port).chain([w.app_port]);
+    all.filter_map(|port| u16::try_from(port).ok().filter(|port| *port != 0))
+        .collect()
+}
 
 fn parsed<T: std::str::FromStr>(texts: &[String]) -> Vec<T> {
     texts.iter().filter_map(|t| t.parse().ok()).collect()
@@ -74,12 +85,15 @@ impl Places {
             shared: w.shared.is_some(),
             addresses: addresses(&w.addresses),
             port: u16::try_from(w.app_port).unwrap_or(0),
+            ports: ports(w),
         };
         for address in &keys.addresses {
             if keys.pod {
                 self.pods.entry(*address).or_default().insert(w.id.clone());
-            } else if keys.port != 0 {
-                let at = SocketAddr::new(*address, keys.port);
+                continue;
+            }
+            for port in &keys.ports {
+                let at = SocketAddr::new(*address, *port);
                 self.processes.entry(at).or_default().insert(w.id.clone());
             }
         }
@@ -94,7 +108,9 @@ impl Places {
         let id = id.to_owned();
         for address in keys.addresses {
             forget(&mut self.pods, address, &id);
-            forget(&mut self.processes, SocketAddr::new(address, keys.port), &id);
+            for port in &keys.ports {
+                forget(&mut self.processes, SocketAddr::new(address, *port), &id);
+            }
         }
     }
 
@@ -314,7 +330,7 @@ mod tests {
             find(&places, "[::ffff:10.1.0.5]:7"),
             workload_at("pod", "10.1.0.5:7")
         );
-        // Of a process only the port of its app is known to be its own.
+        // Of a process the port of its app is known to be its own, and what it declares.
         assert_eq!(
             find(&places, "192.0.2.1:8080"),
             workload_at("process", "192.0.2.1:8080")
@@ -329,6 +345,23 @@ mod tests {
             reserved(NumericIdentity::CLUSTER_UNKNOWN)
         );
         assert_eq!(find(&places, "10.2.0.6:80"), reserved(NumericIdentity::WORLD));
+        let mut declares = workload("process", WorkloadKind::Process, &["192.0.2.1"], 8080);
+        declares.named_ports = [("a", 8082, 6), ("b", 8083, 0), ("c", 8084, 17)]
+            .map(|(name, port, protocol)| pb::NamedPort {
+                name: name.into(),
+                port,
+                protocol,
+            })
+            .into();
+        places.put(&declares);
+        for to in ["192.0.2.1:8080", "192.0.2.1:8082", "192.0.2.1:8083"] {
+            assert_eq!(find(&places, to), workload_at("process", to));
+        }
+        for to in ["192.0.2.1:8081", "192.0.2.1:8084"] {
+            assert_eq!(find(&places, to), reserved(NumericIdentity::HOST));
+        }
+        places.put(&workload("process", WorkloadKind::Process, &["192.0.2.1"], 8080));
+        assert_eq!(find(&places, "192.0.2.1:8082"), reserved(NumericIdentity::HOST));
         // Two at one address: which is meant can not be told.
         places.put(&workload("twin", WorkloadKind::Pod, &["10.1.0.5"], 80));
         assert_eq!(

@@ -1,6 +1,10 @@
 //! What captured connections ask: whom an address means, and sockets where workloads are.
 
-use crate::{locals::Local, places::Meaning, view::View};
+use crate::{
+    locals::Local,
+    places::{self, Meaning},
+    view::View,
+};
 use futures::future::BoxFuture;
 use std::{io, net::SocketAddr, sync::Arc};
 use tokio::{net::TcpStream, sync::watch};
@@ -76,8 +80,8 @@ impl Mesh for View {
     }
 }
 
-/// A pod has all ports of its addresses, but for the agent's. A process has its app's: on any other
-/// of the node's ports somebody else may listen, whose policy would not be asked.
+/// A pod has all ports of its addresses, but for the agent's. A process has its app's and those that it
+/// declares: on any other of the node's ports somebody else may listen, whose policy would not be asked.
 fn answers_at(local: &Local, address: SocketAddr, tunnel_port: u16) -> bool {
     let Some(member) = local.member() else {
         return false;
@@ -87,7 +91,7 @@ fn answers_at(local: &Local, address: SocketAddr, tunnel_port: u16) -> bool {
     let own = |a: std::net::IpAddr| a.to_canonical() == address.ip().to_canonical();
     let port = match local.kind {
         WorkloadKind::Pod => address.port() != tunnel_port,
-        _ => u32::from(address.port()) == workload.app_port,
+        _ => places::ports(workload).contains(&address.port()),
     };
     port && addresses.into_iter().any(own)
 }

@@ -34,6 +34,19 @@ pub(super) fn named_ports(message: &pb::Workload) -> Result<NamedPorts, String> 
     Ok(ports)
 }
 
+/// The same for the wire: whoever gets the workload need not read annotations.
+pub(super) fn to_wire(ports: &NamedPorts) -> Vec<pb::NamedPort> {
+    let one = |name: &String, (protocol, port): (u8, u16)| pb::NamedPort {
+        name: name.clone(),
+        port: port.into(),
+        protocol: protocol.into(),
+    };
+    let all = ports
+        .iter()
+        .flat_map(|(name, all)| all.iter().map(move |port| (name, *port)));
+    all.map(|(name, port)| one(name, port)).collect()
+}
+
 fn add(ports: &mut NamedPorts, name: &str, protocol: u32, port: u32) -> Result<(), String> {
     let name = name.to_ascii_lowercase();
     let sound = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';

@@ -5,7 +5,7 @@ use super::{
     check::{RegisterError, check, invalid, spiffe_id},
     former::Former,
     policies::Governed,
-    ports::named_ports,
+    ports::{named_ports, to_wire},
 };
 use crate::store::Write;
 use std::{
@@ -33,9 +33,12 @@ pub(crate) struct Workload {
 
 impl Workload {
     pub(crate) fn new(message: pb::Workload) -> Self {
+        // They were checked when it came.
+        let ports = named_ports(&message).unwrap_or_default();
         // Annotations are for the agent beside the workload; its peers have no use for them.
         let peer = pb::Workload {
             annotations: Default::default(),
+            named_ports: to_wire(&ports),
             ..message.clone()
         };
         let endpoint = pb::Endpoint {
@@ -46,8 +49,7 @@ impl Workload {
         let (_, as_peer) = key.with(pb::resource::Body::Endpoint(endpoint));
         Self {
             identity: NumericIdentity(message.identity),
-            // They were checked when it came.
-            ports: Arc::new(named_ports(&message).unwrap_or_default()),
+            ports: Arc::new(ports),
             message,
             as_peer,
         }
@@ -348,6 +350,7 @@ impl Workloads {
                 )));
             }
         }
+        message.named_ports = to_wire(&named_ports(&message).unwrap_or_default());
         let labels = labels(&message);
         let identity = self
             .by_labels

@@ -45,7 +45,7 @@ spec:
   endpointSelector: {matchLabels: {dapr.io/app-id: till}}
   ingress:
   - fromEndpoints: [{matchLabels: {dapr.io/app-id: worker}}]
-    toPorts: [{ports: [{port: "6380", protocol: TCP}]}]
+    toPorts: [{ports: [{port: "6380", protocol: TCP}, {port: more, protocol: TCP}, {port: "6382", protocol: TCP}]}]
 "#;
 const ADDRESSES: [&str; 2] = ["10.96.7.7", "fd96::7"];
 /// What is looked for on the wire.
@@ -228,17 +228,39 @@ async fn processes_of_two_nodes_reach_each_other_as_who_they_are() {
     let (near, far) = (&rig.nodes[0], &rig.nodes[1]);
     let (worker, _runs) = near.add_process("worker").await;
     let (loafer, _runs_too) = near.add_process("loafer").await;
-    let till = far.add("till", 6380, Place::Process(Default::default())).await;
-    let _till = store(far.node.namespace(), Path::new(&till.cgroup), 6380);
+    let declared = [("weft.dev/named-ports", "more=6381")];
+    let till = far
+        .add_with("till", 6380, Place::Process(Default::default()), &declared)
+        .await;
+    let _tills = [6380, 6381, 6382].map(|port| store(far.node.namespace(), Path::new(&till.cgroup), port));
     for address in ["10.96.7.8", "fd96::8"] {
         ask_until("+READY\r +PONG", || near.script(Some(&worker), &ping(address))).await;
         let refused = near.script(Some(&loafer), &ping(address));
         assert!(!refused.contains("READY"), "{refused}");
     }
+    // By the node's address it is known at its app's port and where it says so; elsewhere it is the node's.
+    let knock = |port: u16| {
+        let greet = format!(
+            "exec 3<>/dev/tcp/{}/{port} && timeout 3 head -n 1 <&3",
+            far.node.v4()
+        );
+        near.script(Some(&worker), &greet)
+    };
+    for port in [6380, 6381] {
+        ask_until("+READY", || knock(port)).await;
+    }
+    assert!(!knock(6382).contains("READY"));
     let into = far.flows("").await;
-    let opened = about(&into, "worker", "connection").unwrap();
-    assert_eq!((&*opened.caller_proof, &*opened.via), ("tunnel-svid", "tunnel"));
-    assert_eq!(opened.destination.as_ref().unwrap().port, 6380);
+    let by_port = |port: u32| {
+        let to = |flow: &&Flow| flow.destination.as_ref().is_some_and(|d| d.port == port);
+        let from = |flow: &&Flow| flow.source.as_ref().is_some_and(|s| s.app_id == "worker");
+        into.iter().filter(to).find(from)
+    };
+    for port in [6380, 6381] {
+        let opened = by_port(port).unwrap();
+        assert_eq!((&*opened.caller_proof, &*opened.via), ("tunnel-svid", "tunnel"));
+    }
+    assert!(by_port(6382).is_none(), "{:?}", by_port(6382));
     let dropped = about(&into, "loafer", "connection").unwrap();
     assert_eq!(dropped.verdict(), Verdict::Dropped);
     let out = near.flows("").await;

@@ -216,7 +216,22 @@ impl Running {
 
     /// Adds a workload; the agent may be starting.
     pub async fn add(&self, name: &str, port: u16, place: Place) -> Placed {
+        self.add_with(name, port, place, &[]).await
+    }
+
+    /// With annotations.
+    pub async fn add_with(
+        &self,
+        name: &str,
+        port: u16,
+        place: Place,
+        annotations: &[(&str, &str)],
+    ) -> Placed {
+        let annotations = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let spec = WorkloadSpec {
+            annotations: annotations.collect(),
             namespace: "default".into(),
             name: name.into(),
             app_id: name.into(),
