@@ -154,7 +154,7 @@ fn messages_requests_and_proof_are_read() {
     ));
     let PeerRule {
         icmps: Some(messages),
-        authentication: Authentication::Required,
+        authentication: weft_resources::Authentication::Required,
         ports: None,
         ..
     } = &policy.rules[0].egress[0]

@@ -241,7 +241,7 @@ async fn processes_of_two_nodes_reach_each_other_as_who_they_are() {
     // By the node's address it is known at its app's port and where it says so; elsewhere it is the node's.
     let knock = |port: u16| {
         let greet = format!(
-            "exec 3<>/dev/tcp/{}/{port} && timeout 3 head -n 1 <&3",
+            "timeout 3 bash -c 'exec 3<>/dev/tcp/{}/{port} && head -n 1 <&3'",
             far.node.v4()
         );
         near.script(Some(&worker), &greet)
