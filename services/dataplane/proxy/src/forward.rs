@@ -52,7 +52,7 @@ impl Served {
         match plan {
             Plan::Answer(response) => {
                 record.answered_here(&self.proxy, &source, self.asked(), Ok(response.status()));
-                Ok(response)
+                Ok(*response)
             }
             Plan::Send(outgoing) => {
                 self.send(&source, outgoing, &mut head, request, &mut record, upgrade)

@@ -48,7 +48,7 @@ pub(crate) struct Outgoing {
 pub(crate) enum Plan {
     Send(Outgoing),
     /// The route answers.
-    Answer(Response<Body>),
+    Answer(Box<Response<Body>>),
 }
 
 impl Served {
@@ -77,12 +77,12 @@ impl Served {
         record.route = Some(matched.route.label.clone());
         let rule = matched.rule;
         if let Some(redirect) = &rule.filters.redirect {
-            return Ok(Plan::Answer(self.redirect(
+            return Ok(Plan::Answer(Box::new(self.redirect(
                 redirect,
                 head,
                 matched.prefix,
                 &rule.filters,
-            )));
+            ))));
         }
         let mut random = rand::rng();
         let picked = match rule.pick(random.random()) {
@@ -90,12 +90,12 @@ impl Served {
             Pick::Invalid | Pick::Nobody => return Err(Failure::NoBackend),
         };
         if let Some(redirect) = &picked.filters.redirect {
-            return Ok(Plan::Answer(self.redirect(
+            return Ok(Plan::Answer(Box::new(self.redirect(
                 redirect,
                 head,
                 matched.prefix,
                 &picked.filters,
-            )));
+            ))));
         }
         let target = picked.target.as_ref().ok_or(Failure::NoBackend)?;
         let backends = self.backends(target).ok_or(Failure::NoBackend)?;
