@@ -48,30 +48,22 @@ fn stages() -> BTreeMap<String, Stage> {
     let mut stages: BTreeMap<String, Stage> = BTreeMap::new();
     let mut name = String::new();
     for line in text.lines() {
-        let mut words = line.split_whitespace();
-        let stage = || format!("{line:?} is in no stage");
-        match words.next() {
-            Some("FROM") => {
-                let (from, alias) = line["FROM ".len()..].split_once(" AS ").unwrap();
-                name = alias.to_owned();
-                let from = from.to_owned();
-                stages.insert(
-                    name.clone(),
-                    Stage {
-                        from,
-                        ..Stage::default()
-                    },
-                );
-            }
-            Some("USER") => stages.get_mut(&name).expect(&stage()).user = words.next().unwrap().to_owned(),
-            Some("ENTRYPOINT") => {
-                let list = serde_json::from_str(&line["ENTRYPOINT ".len()..]).unwrap();
-                stages.get_mut(&name).expect(&stage()).entrypoint = list;
-            }
-            Some("COPY") => {
-                let ours = words.filter_map(|word| word.strip_prefix("/out/"));
-                let ours = ours.map(str::to_owned);
-                stages.get_mut(&name).expect(&stage()).binaries.extend(ours);
+        let (keyword, rest) = line.split_once(' ').unwrap_or((line, ""));
+        if keyword == "FROM" {
+            let (from, alias) = rest.split_once(" AS ").unwrap();
+            name = alias.to_owned();
+            stages.entry(name.clone()).or_default().from = from.to_owned();
+        }
+        // What is in front of the first stage is in none.
+        let Some(stage) = stages.get_mut(&name) else {
+            continue;
+        };
+        match keyword {
+            "USER" => stage.user = rest.to_owned(),
+            "ENTRYPOINT" => stage.entrypoint = serde_json::from_str(rest).unwrap(),
+            "COPY" => {
+                let ours = rest.split(' ').filter_map(|word| word.strip_prefix("/out/"));
+                stage.binaries.extend(ours.map(str::to_owned));
             }
             _ => {}
         }
