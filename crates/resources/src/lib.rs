@@ -45,7 +45,7 @@ pub const MAX_DOCUMENTS: usize = 1000;
 pub struct Problem {
     /// The file, as it was named to [`parse`].
     pub file: String,
-    /// Line, from 1.
+    /// Line, from 1; 0 for an object that came without lines.
     pub line: u32,
     /// The field, as `spec.ingress[0].toPorts`; empty when the file itself is meant.
     pub path: String,
@@ -78,7 +78,10 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file, self.line)?;
+        match self.line {
+            0 => write!(f, "{}: ", self.file)?,
+            line => write!(f, "{}:{line}: ", self.file)?,
+        }
         if !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }
@@ -91,13 +94,16 @@ impl fmt::Display for Problem {
 pub struct Origin {
     /// The file, as it was named to [`parse`].
     pub file: Arc<str>,
-    /// The line on which the object begins.
+    /// The line on which the object begins; 0 for one that came without lines.
     pub line: u32,
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file, self.line)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}", self.file),
+        }
     }
 }
 
@@ -357,6 +363,17 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Resource>, Vec<Problem>> {
         Ok(resources)
     } else {
         Err(problems)
+    }
+}
+
+/// Reads one object that came as JSON, or says everything that is wrong with it. `place` is what
+/// positions name; they have no lines.
+pub fn parse_object(place: &str, json: &serde_json::Value) -> Result<Resource, Vec<Problem>> {
+    let document = tree::from_json(place, json).map_err(|p| vec![p])?;
+    let mut problems = Problems::new(place);
+    match object(&place.into(), &document, &mut problems) {
+        Some(resource) => Ok(resource),
+        None => Err(problems.into_inner()),
     }
 }
 

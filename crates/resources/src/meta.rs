@@ -81,6 +81,7 @@ pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems)
     // Written by clusters, present in what `kubectl get -o yaml` prints.
     object.ignore(&[
         "uid",
+        "generateName",
         "resourceVersion",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",

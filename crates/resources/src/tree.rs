@@ -226,3 +226,41 @@ pub(crate) fn read(file: &str, bytes: &[u8]) -> Result<Vec<Node>, Problem> {
         .filter(|d| !matches!(d.value, Value::Null))
         .collect())
 }
+
+/// JSON that was read elsewhere, under the same bounds; nothing in it has a line.
+pub(crate) fn from_json(place: &str, json: &serde_json::Value) -> Result<Node, Problem> {
+    let mut left = MAX_NODES;
+    node(json, 0, &mut left).ok_or_else(|| {
+        let text = format!("too large: an object may nest {MAX_DEPTH} levels and hold {MAX_NODES} values");
+        Problem::new(place, 0, "", text)
+    })
+}
+
+fn node(json: &serde_json::Value, depth: usize, left: &mut usize) -> Option<Node> {
+    use serde_json::Value as Json;
+    *left = left.checked_sub(1)?;
+    if depth > MAX_DEPTH {
+        return None;
+    }
+    let value = match json {
+        Json::Null => Value::Null,
+        Json::Bool(b) => Value::Bool(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
+            (Some(i), ..) => Value::Integer(i.into()),
+            (None, Some(u), _) => Value::Integer(u.into()),
+            (None, None, float) => Value::Float(float.unwrap_or(f64::NAN)),
+        },
+        Json::String(s) => Value::Text(s.clone()),
+        Json::Array(items) => {
+            let items = items.iter().map(|item| node(item, depth + 1, left));
+            Value::List(items.collect::<Option<_>>()?)
+        }
+        Json::Object(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| Some((name.clone(), 0, node(value, depth + 1, left)?)));
+            Value::Map(fields.collect::<Option<_>>()?)
+        }
+    };
+    Some(Node { line: 0, value })
+}

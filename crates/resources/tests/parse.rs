@@ -364,3 +364,45 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn an_object_of_json_is_read_as_one_of_a_file_and_has_no_lines() {
+    let said = good(POLICY).remove(0);
+    let json: serde_json::Value = serde_json::from_str(&said.json).unwrap();
+    let read = weft_resources::parse_object("CiliumNetworkPolicy shop/cart", &json).unwrap();
+    assert_eq!(
+        (&read.meta, &read.body, &read.json),
+        (&said.meta, &said.body, &said.json)
+    );
+    assert_eq!(read.origin.to_string(), "CiliumNetworkPolicy shop/cart");
+    let mut wrong = json.clone();
+    wrong["spec"]["ingress"] = "all".into();
+    wrong["spec"]["more"] = true.into();
+    let problems = weft_resources::parse_object("here", &wrong).unwrap_err();
+    let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert!(
+        texts[0].starts_with("here: spec.ingress: must be a list"),
+        "{texts:?}"
+    );
+    assert_eq!(texts[1], "here: spec.more: unknown field");
+    // Names that the API server makes up are no mistake.
+    let mut made = json.clone();
+    made["metadata"]["generateName"] = "cart-".into();
+    assert!(weft_resources::parse_object("here", &made).is_ok());
+}
+
+#[test]
+fn json_is_read_to_a_depth_and_a_size() {
+    let nested = |depth: usize| {
+        let deep = (0..depth).fold(serde_json::json!(1), |inner, _| serde_json::json!({ "a": inner }));
+        weft_resources::parse_object("here", &deep).unwrap_err()[0].to_string()
+    };
+    assert_eq!(nested(32), "here: apiVersion: is required");
+    assert!(nested(33).contains("may nest 32 levels"));
+    let wide = |count: usize| {
+        let all = serde_json::json!({ "a": vec![1; count] });
+        weft_resources::parse_object("here", &all).unwrap_err()[0].to_string()
+    };
+    assert_eq!(wide(199_998), "here: apiVersion: is required");
+    assert!(wide(199_999).contains("200000 values"));
+}

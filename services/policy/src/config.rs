@@ -15,8 +15,22 @@ const DAY: u64 = 24 * 3600;
 pub struct Config {
     /// Where gRPC is served.
     pub listen: SocketAddr,
+    /// Where what is desired is read.
+    pub source: Source,
     /// Folder of manifests. Without one, nothing is desired and only the registry works.
     pub resources: Option<PathBuf>,
+    /// How the API server is reached; without one, as the account of this service's pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease by which one of several replicas writes statuses; without one, that of the
+    /// account, or of the kubeconfig's context.
+    pub lease_namespace: Option<String>,
+    /// How long that Lease lasts.
+    #[serde(deserialize_with = "lease")]
+    pub lease_seconds: u64,
+    /// The longest time until what failed at the API server is tried again, and a kind that is not
+    /// installed is looked for.
+    #[serde(deserialize_with = "retry")]
+    pub retry_seconds: u64,
     /// Holds the database `policy.db` and, in `member`, this service's key and certificate.
     pub state_dir: PathBuf,
     /// `postgres://user:password@host/database`, which belongs to one such service at a time; without it the
@@ -64,11 +78,38 @@ pub struct Config {
     pub telemetry: weft_telemetry::TelemetryConfig,
 }
 
+/// Where what is desired is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// A folder of manifests.
+    Folder,
+    /// The API server of a Kubernetes cluster.
+    Kubernetes,
+}
+
+impl std::str::FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "folder" => Ok(Self::Folder),
+            "kubernetes" => Ok(Self::Kubernetes),
+            _ => Err("must be folder or kubernetes".into()),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 7303)),
+            source: Source::Folder,
             resources: None,
+            kubeconfig: None,
+            lease_namespace: None,
+            lease_seconds: 15,
+            retry_seconds: 30,
             state_dir: weft_config::state_dir("policy"),
             database_url: None,
             run_dir: Some(weft_config::run_dir()),
@@ -105,11 +146,24 @@ fn address<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
     Ok(text)
 }
 
+fn lease<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    // Shorter ones would be lost by every pause.
+    within(d, 2, 3_600)
+}
+
+fn retry<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+    within(d, 1, 3_600)
+}
+
 fn period<'de, D: Deserializer<'de>>(d: D, least: u64) -> Result<u64, D::Error> {
+    within(d, least, DAY)
+}
+
+fn within<'de, D: Deserializer<'de>>(d: D, least: u64, most: u64) -> Result<u64, D::Error> {
     let seconds = u64::deserialize(d)?;
-    if !(least..=DAY).contains(&seconds) {
+    if !(least..=most).contains(&seconds) {
         return Err(D::Error::custom(format!(
-            "{seconds} seconds, must be {least} to {DAY}"
+            "{seconds} seconds, must be {least} to {most}"
         )));
     }
     Ok(seconds)
@@ -224,6 +278,14 @@ impl Config {
         Duration::from_millis(self.start_wait_milliseconds)
     }
 
+    pub(crate) fn cluster_settings(&self) -> crate::cluster::Settings {
+        crate::cluster::Settings {
+            lease_namespace: self.lease_namespace.clone(),
+            lease: Duration::from_secs(self.lease_seconds),
+            retry: Duration::from_secs(self.retry_seconds),
+        }
+    }
+
     pub(crate) fn database(&self) -> PathBuf {
         self.state_dir.join("policy.db")
     }
@@ -242,6 +304,7 @@ mod tests {
     fn what_can_not_work_is_refused_by_name() {
         let read = serde_json::from_str::<Config>;
         assert!(read("{}").is_ok());
+        assert!(read(r#"{"source": "kubernetes", "lease_seconds": 2, "retry_seconds": 1}"#).is_ok());
         assert!(read(r#"{"identity_addr": "identity:7301", "identity_grace_seconds": 0}"#).is_ok());
         assert!(read(r#"{"database_url": "postgres://u:p@h/d"}"#).is_ok());
         for bad in [
@@ -256,6 +319,9 @@ mod tests {
             r#"{"shared_cidrs": ["198.18.0.0/31"]}"#,
             r#"{"shared_cidrs": ["198.18.0.0/24", "198.19.0.0/24"]}"#,
             r#"{"shared_move_seconds": 90000}"#,
+            r#"{"source": "etcd"}"#,
+            r#"{"lease_seconds": 1}"#,
+            r#"{"retry_seconds": 0}"#,
         ] {
             assert!(read(bad).is_err(), "{bad} was taken");
         }

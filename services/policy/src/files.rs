@@ -3,7 +3,7 @@
 //! A file is in force whole or not at all. A file with a mistake, or one that says something about an
 //! object of another file, leaves in force what it said last; the object belongs to the file that had it first.
 
-use crate::{store::Write, world::ObjectKey};
+use crate::{cluster, store::Write, world::ObjectKey};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -40,14 +40,33 @@ pub(crate) type Change = (ObjectKey, Option<Arc<Resource>>);
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Files {
+    /// Whether each file is an object of a cluster, called by its kind and name.
+    of_cluster: bool,
     files: BTreeMap<String, File>,
     owners: BTreeMap<ObjectKey, String>,
 }
 
 impl Files {
+    /// For objects of a cluster: each is a file of its own, as far as this is concerned.
+    pub(crate) fn of_cluster() -> Self {
+        Self {
+            of_cluster: true,
+            ..Self::default()
+        }
+    }
+
+    /// Objects in force.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.owners.keys()
+    }
+
     /// Puts in force what a file said before a restart, until it is read.
     pub(crate) fn restore(&mut self, path: &str, bytes: &[u8]) -> Vec<Change> {
-        let Ok(resources) = weft_resources::parse(path, bytes) else {
+        let parsed = match self.of_cluster {
+            true => cluster::reread(path, bytes),
+            false => weft_resources::parse(path, bytes),
+        };
+        let Ok(resources) = parsed else {
             return Vec::new();
         };
         let file = File {
@@ -192,12 +211,25 @@ impl Files {
     pub(crate) fn rejected_statuses(&self) -> impl Iterator<Item = pb::ResourceStatus> {
         self.files.iter().filter_map(|(path, file)| {
             let first = file.problems.first()?;
-            Some(pb::ResourceStatus {
+            let mut status = pb::ResourceStatus {
                 kind: "File".to_owned(),
                 name: path.clone(),
                 origin: format!("{path}:{}", first.line),
-                errors: file.problems.iter().map(ToString::to_string).collect(),
                 ..Default::default()
+            };
+            if self.of_cluster {
+                status.origin.clone_from(path);
+                // A kind that can not be read has no name.
+                (status.kind, status.name) = (path.clone(), String::new());
+                if let Some(key) = cluster::key_of(path) {
+                    status.api_version = key.kind.api_version().to_owned();
+                    status.kind = key.kind.name().to_owned();
+                    (status.namespace, status.name) = (key.namespace, key.name);
+                }
+            }
+            Some(pb::ResourceStatus {
+                errors: file.problems.iter().map(ToString::to_string).collect(),
+                ..status
             })
         })
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
-use weft_policy::Config;
+use weft_policy::{Config, Source};
 use weft_service::{Context, Info};
 
 #[derive(Debug, clap::Args, Serialize)]
@@ -11,6 +11,18 @@ struct Flags {
     #[arg(long, env = "WEFT_POLICY_LISTEN", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     listen: Option<SocketAddr>,
+    /// Where what is desired is read: folder or kubernetes [default: folder]
+    #[arg(long, env = "WEFT_POLICY_SOURCE", value_name = "SOURCE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Source>,
+    /// How the API server is reached [default: as the account of this pod]
+    #[arg(long, env = "WEFT_POLICY_KUBECONFIG", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kubeconfig: Option<PathBuf>,
+    /// Namespace of the Lease by which one of several replicas writes statuses [default: the account's]
+    #[arg(long, env = "WEFT_POLICY_LEASE_NAMESPACE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_namespace: Option<String>,
     /// Folder of manifests, watched for changes
     #[arg(long, env = "WEFT_POLICY_RESOURCES", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@
 
 use crate::{
     Config,
+    cluster::key_of,
     files::{Files, Reading},
     hosts::Hosts,
     listing,
@@ -13,15 +14,16 @@ use crate::{
     registrations::Batch,
     starts::Starts,
     store::{State, Write},
-    world::{ExplainError, RegisterError, Session, SharedChange, SharedNodes, World},
+    world::{ExplainError, ObjectKey, RegisterError, Session, SharedChange, SharedNodes, World, Written},
 };
 use std::{
     collections::BTreeSet,
+    future::Future,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior},
 };
 use weft_drain::Watcher;
@@ -104,10 +106,24 @@ pub(crate) enum Event {
     Rejected {
         reply: oneshot::Sender<pb::RejectedResponse>,
     },
+    /// Statuses to be written into a cluster, some from after a key on; answered with where to go on.
+    Statuses {
+        after: Option<ObjectKey>,
+        reply: oneshot::Sender<(Vec<Written>, Option<ObjectKey>)>,
+    },
     Explain {
         request: Box<pb::ExplainRequest>,
         reply: oneshot::Sender<Result<pb::ExplainResponse, ExplainError>>,
     },
+}
+
+/// What there is at the start.
+#[derive(Debug)]
+pub(crate) enum First {
+    /// All that the folder says.
+    Folder(Vec<Reading>),
+    /// Nothing yet: until the cluster is read, what was in force before is.
+    Cluster,
 }
 
 /// See the module.
@@ -131,6 +147,8 @@ pub(crate) struct Owner {
     absent: std::collections::BTreeMap<String, Instant>,
     counts: Counts,
     pub(crate) starts: Starts,
+    /// Says that statuses may have changed.
+    news: Arc<Notify>,
 }
 
 /// Seconds since the Unix epoch.
@@ -146,7 +164,7 @@ impl Owner {
         config: &Config,
         mut world: World,
         state: State,
-        readings: Vec<Reading>,
+        first: First,
         (hosts, counts): (Hosts, Counts),
     ) -> Result<Self, StoreError> {
         let stored = state.load().await?;
@@ -163,11 +181,20 @@ impl Owner {
             world.restore_address(name, address);
         }
         world.restore(stored.identities, stored.workloads, now());
-        let mut files = Files::default();
-        let present: BTreeSet<&String> = readings.iter().map(|r| &r.path).collect();
+        let (mut files, readings) = match first {
+            First::Folder(readings) => (Files::default(), Some(readings)),
+            First::Cluster => (Files::of_cluster(), None),
+        };
+        let present: Option<BTreeSet<&String>> =
+            readings.as_ref().map(|all| all.iter().map(|r| &r.path).collect());
         let mut gone = Vec::new();
         for (path, content) in &stored.good_files {
-            if present.contains(path) {
+            let still_there = match &present {
+                Some(present) => present.contains(path),
+                // What only another source had is not there.
+                None => key_of(path).is_some(),
+            };
+            if still_there {
                 for (key, resource) in files.restore(path, content) {
                     world.set_object(&key, resource.as_ref());
                 }
@@ -190,13 +217,47 @@ impl Owner {
             absent: Default::default(),
             counts,
             starts: Starts::new(config.start_wait()),
+            news: Arc::default(),
         };
-        owner.read(readings).await;
+        owner.read(readings.unwrap_or_default()).await;
         owner.world.sweep_addresses();
         owner.store_addresses().await;
         owner.world.settle();
         owner.count();
         Ok(owner)
+    }
+
+    /// Objects that are in force.
+    pub(crate) fn objects(&self) -> Vec<ObjectKey> {
+        self.files.objects().cloned().collect()
+    }
+
+    /// Tells of statuses that may have changed from now on.
+    pub(crate) fn news(&self) -> Arc<Notify> {
+        self.news.clone()
+    }
+
+    /// Takes over what is read until `complete`.
+    pub(crate) async fn read_until(
+        &mut self,
+        readings: &mut mpsc::Receiver<Vec<Reading>>,
+        complete: impl Future<Output = ()>,
+    ) {
+        tokio::pin!(complete);
+        loop {
+            tokio::select! {
+                Some(batch) = readings.recv() => self.read(batch).await,
+                () = &mut complete => break,
+            }
+        }
+        // Sent before it was complete.
+        while let Ok(batch) = readings.try_recv() {
+            self.read(batch).await;
+        }
+        self.world.sweep_addresses();
+        self.store_addresses().await;
+        self.world.settle();
+        self.count();
     }
 
     /// Runs until the drain.
@@ -310,6 +371,9 @@ impl Owner {
                 self.world.disconnect(&node, session);
                 self.starts.heard_from(&self.world, &node);
             }
+            Event::Statuses { after, reply } => {
+                let _ = reply.send(self.world.statuses(after.as_ref()));
+            }
             Event::Rejected { reply } => {
                 let _ = reply.send(self.files.rejected());
             }
@@ -318,7 +382,9 @@ impl Owner {
             }
             Event::List { request, reply } if request.objects => {
                 self.world.set_time(now());
-                self.world.note_programmed();
+                if self.world.note_programmed() {
+                    self.news.notify_one();
+                }
                 let (mut resources, next) = listing::page(&self.world, &request);
                 if next.is_empty() {
                     resources.extend(self.files.rejected_statuses());
@@ -375,6 +441,7 @@ impl Owner {
         self.world.judge_routing();
         self.store_addresses().await;
         if !changes.is_empty() {
+            self.news.notify_one();
             tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
         }
     }

@@ -1,11 +1,12 @@
 //! The running service.
 
 use crate::{
-    Config, ROLES,
+    ClusterError, Config, ROLES, Source,
     api::Api,
+    cluster::{self, Cluster},
     hosts::{Hosts, Kept, follow},
     metrics::Counts,
-    owner::Owner,
+    owner::{First, Owner},
     source::{Folder, watch},
     store::State,
     world::World,
@@ -36,6 +37,12 @@ pub enum ServeError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// The Kubernetes API can not be used.
+    #[error("the Kubernetes API can not be used: {0}")]
+    Cluster(#[from] ClusterError),
+    /// Two sources at once.
+    #[error("--resources names a folder, and the source is kubernetes: leave one of them out")]
+    TwoSources,
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -116,6 +123,9 @@ pub async fn serve(
     health.waiting("policy", "joining the mesh");
     // What can not work is said before anything is asked of others.
     open_folder(&config)?;
+    if config.source == Source::Kubernetes {
+        cluster::check(config.kubeconfig.as_deref()).await?;
+    }
     let id = config.parsed_trust_domain()?.service("policy")?;
     let mut enrollment = Enrollment::new(id, config.state_dir.join("member"), config.identity_addr.clone());
     if let Some(token) = config.token()? {
@@ -150,6 +160,9 @@ fn open_folder(config: &Config) -> Result<Option<Folder>, ServeError> {
     let Some(path) = &config.resources else {
         return Ok(None);
     };
+    if config.source == Source::Kubernetes {
+        return Err(ServeError::TwoSources);
+    }
     Folder::open(path).map(Some).map_err(|source| ServeError::Folder {
         path: path.clone(),
         source,
@@ -190,12 +203,16 @@ async fn start_on(
         return Err(ServeError::Overlap { services, shared });
     }
     let mut folder = open_folder(&config)?;
-    let readings = match &mut folder {
-        Some(folder) => folder.changes().map_err(|source| ServeError::Folder {
-            path: config.resources.clone().unwrap_or_default(),
-            source,
-        })?,
-        None => Vec::new(),
+    let first = match &mut folder {
+        Some(folder) => folder
+            .changes()
+            .map_err(|source| ServeError::Folder {
+                path: config.resources.clone().unwrap_or_default(),
+                source,
+            })
+            .map(First::Folder)?,
+        None if config.source == Source::Kubernetes => First::Cluster,
+        None => First::Folder(Vec::new()),
     };
     let state = match &config.database_url {
         Some(url) => {
@@ -218,7 +235,29 @@ async fn start_on(
         tracing::warn!(%error, "what was kept of what nodes may host is not used");
     }
     let facts = (hosts.clone(), counts.clone());
-    let owner = Owner::start(&config, world, state, readings, facts).await?;
+    let mut owner = Owner::start(&config, world, state, first, facts).await?;
+
+    let mut tasks = JoinSet::new();
+    {
+        let drain = drain.clone();
+        tasks.spawn(async move {
+            match drain.until_draining(lost).await {
+                Some(lost) => Err(lost.into()),
+                None => Ok(()),
+            }
+        });
+    }
+    let (changes, mut changed) = mpsc::channel(1);
+    let mut cluster = None;
+    if config.source == Source::Kubernetes {
+        let kubeconfig = config.kubeconfig.as_deref();
+        let settings = config.cluster_settings();
+        let cluster = cluster.insert(Cluster::connect(kubeconfig, settings, owner.news()).await?);
+        let complete = cluster.follow(owner.objects(), &changes, &drain, &mut tasks);
+        health.waiting("policy", "reading the Kubernetes API");
+        // Half of the policies would let through what the others refuse.
+        owner.read_until(&mut changed, complete.wait()).await;
+    }
 
     let address = listener.local_addr().map_err(|source| RpcError::Bind {
         address: config.listen.to_string(),
@@ -231,7 +270,7 @@ async fn start_on(
     let tls = server_config(Arc::new(svid.clone()), &trust, ClientAuth::Required, &[b"h2"])?;
     let (events, incoming) = mpsc::channel(EVENTS);
     let api = Api::new(
-        events,
+        events.clone(),
         hosts.clone(),
         counts.clone(),
         config.insecure_loopback,
@@ -252,7 +291,6 @@ async fn start_on(
         .add_service(pb::resources_server::ResourcesServer::new(api).max_decoding_message_size(MAX_REQUEST))
         .build();
 
-    let mut tasks = JoinSet::new();
     {
         let (hosts, drain) = (hosts.clone(), drain.clone());
         tasks.spawn(async move {
@@ -260,16 +298,6 @@ async fn start_on(
             Ok(())
         });
     }
-    {
-        let drain = drain.clone();
-        tasks.spawn(async move {
-            match drain.until_draining(lost).await {
-                Some(lost) => Err(lost.into()),
-                None => Ok(()),
-            }
-        });
-    }
-    let (changes, changed) = mpsc::channel(1);
     if let Some(folder) = folder {
         let drain = drain.clone();
         tasks.spawn(async move {
@@ -281,6 +309,13 @@ async fn start_on(
         let drain = drain.clone();
         tasks.spawn(async move {
             owner.run(incoming, changed, drain).await;
+            Ok(())
+        });
+    }
+    if let Some(cluster) = cluster {
+        let drain = drain.clone();
+        tasks.spawn(async move {
+            cluster.write(events, drain).await;
             Ok(())
         });
     }

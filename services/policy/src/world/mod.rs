@@ -38,6 +38,7 @@ pub(crate) use check::{RegisterError, check as check_workload, check_loopback, s
 pub(crate) use explain::ExplainError;
 pub(crate) use node::{Session, WINDOW};
 pub(crate) use resources::ObjectKey;
+pub(crate) use routing::Written;
 pub(crate) use shared::{Nodes as SharedNodes, SharedChange};
 
 use node::{Node, Taking};

@@ -11,6 +11,7 @@ mod gateway;
 mod needs;
 mod status;
 mod wire;
+mod written;
 
 use super::{Dirty, Key, Kind, Name, ObjectKey, Shared, World, resources::Objects};
 use attach::{AtListener, Parent};
@@ -30,6 +31,7 @@ use weft_resources::{
     Body, GatewayClass, Grant, Resource, Route, Service,
     gateway::{BackendTarget, ParentRef},
 };
+pub(crate) use written::Written;
 
 type Index<K> = BTreeMap<K, BTreeSet<ObjectKey>>;
 type Labels = BTreeMap<String, String>;

@@ -1,6 +1,8 @@
 //! The service as its callers meet it: over mTLS, with a folder of files and a database.
 #![allow(clippy::unwrap_used)]
 
+mod api_server;
+mod cluster;
 mod distribution;
 mod explain;
 mod files;

@@ -171,6 +171,27 @@ async fn what_is_wrong_is_one_line_with_the_remedy() {
     );
 
     let mut command = binary(dir.path());
+    let folder = dir.path().display().to_string();
+    command.args(["--source", "kubernetes", "--resources", &folder]);
+    let failed = output(command).await;
+    let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{text}");
+    assert!(
+        text.lines().last().unwrap().contains("leave one of them out"),
+        "{text}"
+    );
+
+    let mut command = binary(dir.path());
+    command.args(["--source", "kubernetes"]);
+    let failed = output(command).await;
+    let text = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(failed.status.code(), Some(1), "{text}");
+    assert!(
+        text.lines().last().unwrap().contains("name a --kubeconfig"),
+        "{text}"
+    );
+
+    let mut command = binary(dir.path());
     command.args(["--identity-addr", "nonsense"]);
     let failed = output(command).await;
     assert_eq!(failed.status.code(), Some(2));

@@ -144,11 +144,17 @@ impl Rig {
         meanwhile: impl FnOnce(&Path),
         change: impl FnOnce(&mut Config),
     ) -> Self {
+        let (dir, authority) = self.stop().await;
+        meanwhile(&dir.path().join("resources"));
+        Self::with(dir, authority, change).await
+    }
+
+    /// Stops the service as a signal would.
+    pub async fn stop(self) -> (TempDir, Authority) {
         let outcome = self.trigger.drain(LIMIT).await;
         assert_eq!(outcome, weft_drain::Outcome::Drained);
         self.handle.wait().await.unwrap();
-        meanwhile(&self.dir.path().join("resources"));
-        Self::with(self.dir, self.authority, change).await
+        (self.dir, self.authority)
     }
 
     pub fn put(&self, name: &str, text: &str) {

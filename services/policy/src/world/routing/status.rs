@@ -162,8 +162,9 @@ impl World {
         )
     }
 
-    /// Looks how far nodes are with the Gateways.
-    pub(crate) fn note_programmed(&mut self) {
+    /// Looks how far nodes are with the Gateways. Returns whether anything changed.
+    pub(crate) fn note_programmed(&mut self) -> bool {
+        let mut changed = false;
         let found: Vec<(Name, Condition)> = self
             .routing
             .gateways
@@ -176,9 +177,11 @@ impl World {
                     Some(old) if old.status == condition.status => old.since,
                     _ => self.now,
                 };
+                changed |= state.programmed.as_ref() != Some(&condition);
                 state.programmed = Some(condition);
             }
         }
+        changed
     }
 
     /// An object with its status, as JSON.
@@ -212,7 +215,7 @@ impl World {
         Some(json)
     }
 
-    fn status(&self, key: &ObjectKey, name: &Name, generation: u64) -> Option<Value> {
+    pub(super) fn status(&self, key: &ObjectKey, name: &Name, generation: u64) -> Option<Value> {
         match key.kind {
             Of::GatewayClass => {
                 let class = gateway::class(&key.name, self.routing.classes.get(&key.name));
