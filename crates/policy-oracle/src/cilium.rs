@@ -82,7 +82,7 @@ fn names_anybody(rule: &Value, side: &str) -> bool {
     let suffixes = ["Endpoints", "Entities", "CIDR", "CIDRSet", "Services"];
     let named = |suffix: &&str| rule.get(format!("{side}{suffix}")).is_some_and(|v| !v.is_null());
     let all = list(&rule[format!("{side}Entities")]).iter().any(|e| e == "all");
-    all || !suffixes.iter().any(|suffix| named(&suffix))
+    all || !suffixes.iter().any(named)
 }
 
 /// Whether a rule names this peer.

@@ -72,7 +72,7 @@ fn tell(rig: &Rig) -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let text = |name: &str, path: &Path| std::fs::write(folder.join(name), path.to_str().unwrap()).unwrap();
     text("netns", rig.node.namespace().path());
-    text("cgroup", &rig.node.cgroup());
+    text("cgroup", rig.node.cgroup());
     text("bpffs", &rig.net.bpffs().unwrap());
     text("run", &rig.run_dir);
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bpf/src");
