@@ -9,6 +9,7 @@ use super::{
     World,
     addresses::{Name, fnv, search},
     check::RegisterError,
+    ports::{named_ports, to_wire},
 };
 use ipnet::IpNet;
 use std::{
@@ -253,7 +254,7 @@ impl World {
             port,
             protocol: 6,
         });
-        let message = pb::Workload {
+        let mut message = pb::Workload {
             node: node.to_owned(),
             namespace: name.0.clone(),
             name: workload_name(one, node),
@@ -272,6 +273,8 @@ impl World {
             id,
             ..Default::default()
         };
+        // In the registry's own order, since this is compared with what is in there.
+        message.named_ports = to_wire(&named_ports(&message).unwrap_or_default());
         (message, used_up)
     }
 
