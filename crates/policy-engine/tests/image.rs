@@ -412,3 +412,56 @@ fn a_block_stands_for_its_ports() {
     assert_eq!(image.rule(1).unwrap().name, "p");
     assert!(image.rule(0).is_none() && image.rule(2).is_none());
 }
+
+/// A range that says nothing lies within one that releases from proof, below an entry by the proxy that
+/// demands it: the silent one is not there, so that the release counts.
+#[test]
+fn a_silent_range_below_the_proxy_hides_no_release() {
+    let entry = |protocol, ports, redirect, auth| Entry {
+        deny: false,
+        rule: Arc::new(RuleRef {
+            kind: "CiliumNetworkPolicy".into(),
+            namespace: "default".into(),
+            name: "p".into(),
+            path: "ingress[0]".into(),
+        }),
+        protocol,
+        ports,
+        redirect,
+        http: Default::default(),
+        auth,
+        peers: Peers {
+            any: false,
+            identities: vec![NumericIdentity(256)].into_iter().collect(),
+            cidrs: Vec::new(),
+        },
+    };
+    for proxied in [true, false] {
+        let ingress = DirectionPolicy {
+            default_deny: false,
+            selected_by: Vec::new(),
+            entries: vec![
+                entry(None, Ports::Range(79, 8080), false, Authentication::Unsaid),
+                entry(Some(17), Ports::Any, proxied, Authentication::Required),
+                entry(Some(17), Ports::Range(1, 8080), false, Authentication::Disabled),
+            ],
+        };
+        let set = PolicySet::new(ingress, DirectionPolicy::default());
+        let image = Image::new(&set, &CidrIdentities::new(10), 1_000).unwrap();
+        let peer = PeerRef {
+            identity: NumericIdentity(256),
+            address: None,
+        };
+        for (port, proven) in [(79, false), (8079, false), (8081, true)] {
+            for verdict in [
+                image.judge(Direction::Ingress, peer.identity, 17, port),
+                set.judge(Direction::Ingress, peer, 17, port),
+            ] {
+                let Verdict::Allowed { auth, .. } = verdict else {
+                    panic!("{verdict:?}")
+                };
+                assert_eq!(auth, proven, "{port}, proxied: {proxied}");
+            }
+        }
+    }
+}

@@ -245,6 +245,17 @@ impl Builder<'_> {
                 .flat_map(|r| blocks(r.first.into(), u32::from(r.last) + 1));
             edges.extend(blocks.map(|(port, _)| u32::from(port)));
         }
+        // Below one by the proxy that is for all ports, what says nothing is not there (`proof`).
+        let below_proxy = [protocol, 0].into_iter().any(|protocol| {
+            let port = 0;
+            let wider = Key {
+                identity,
+                egress,
+                protocol,
+                port,
+            };
+            self.image.entries.get(&wider).is_some_and(|value| value.proxied)
+        });
         let edges: Vec<u32> = edges.into_iter().collect();
         for pair in edges.windows(2) {
             let (first, end) = (pair[0], pair[1]);
@@ -253,7 +264,7 @@ impl Builder<'_> {
                 continue;
             };
             if says {
-                speak(&mut value, first as u16, ranges.iter().filter(over));
+                speak(&mut value, first as u16, ranges.iter().filter(over), below_proxy);
             }
             let table = if deny {
                 &mut self.image.deny
@@ -276,15 +287,21 @@ impl Builder<'_> {
     }
 }
 
-/// What ranges that overlap at a port come to, where proof is concerned.
-fn speak<'r>(value: &mut Value, port: u16, ranges: impl Iterator<Item = &'r &'r Range>) {
+/// What ranges that overlap at a port come to, where proof is concerned. `below_proxy`: some wider entry goes
+/// by the proxy.
+fn speak<'r>(value: &mut Value, port: u16, ranges: impl Iterator<Item = &'r &'r Range>, below_proxy: bool) {
     let said = ranges.map(|r| Said {
         length: 8 + proof::block(r.first, r.last, port),
         proxied: r.value.proxied,
         auth: r.value.auth,
         derived: false,
     });
-    if let Some(said) = proof::side(said.collect()).narrowest() {
+    let mut said: Vec<Said> = said.collect();
+    let counts = |said: &Said| said.proxied || said.auth != Authentication::Unsaid;
+    if below_proxy && said.iter().any(counts) {
+        said.retain(counts);
+    }
+    if let Some(said) = proof::side(said).narrowest() {
         value.proxied = said.proxied;
         value.auth = said.auth;
         value.derived = said.derived && said.auth != Authentication::Unsaid;
