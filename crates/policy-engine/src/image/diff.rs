@@ -37,7 +37,8 @@ pub enum Change {
         /// The other way round. The steps' values are `None`.
         remove: Vec<Step>,
     },
-    /// Something else changed: a new set is to be written, and endpoints moved to it.
+    /// Something else changed, or identities of a set in which proof depends on what goes by the proxy: a new
+    /// set is to be written, and endpoints moved to it.
     Rules,
 }
 
@@ -60,6 +61,9 @@ impl Image {
         };
         if add.is_empty() && remove.is_empty() {
             return Change::None;
+        }
+        if self.has_proof_by_proxy() || new.has_proof_by_proxy() {
+            return Change::Rules;
         }
         add.sort_by_key(caution);
         remove.sort_by_key(caution);
@@ -100,6 +104,13 @@ impl Image {
         ranges([&self.allow, &other.allow], Step::Allow)?;
         ranges([&self.deny, &other.deny], Step::Deny)?;
         Some(steps)
+    }
+
+    /// Where some entries go by the proxy and some demand proof, whether one counts hangs on the others, and
+    /// no order of steps is safe for all.
+    fn has_proof_by_proxy(&self) -> bool {
+        let values = || self.entries.values().chain(self.allow.values());
+        values().any(|v| v.proxied) && values().any(|v| v.auth == Authentication::Required)
     }
 
     /// Whom any entry names. Anybody (0) always counts as known: entries about it are rules.
