@@ -58,7 +58,7 @@ pub fn plan(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, stric
         stage("unit", unit(workspace, filter, strict));
     }
     if wanted(Layer::Fuzz) || all && filter.is_none() {
-        stage("fuzz", fuzz(workspace, filter));
+        stage("fuzz", fuzz(workspace, filter, strict));
     }
     if all || wanted(Layer::Net) {
         stage("net", named(workspace, "net_", filter, strict, kernel()));
@@ -91,11 +91,14 @@ fn unit(workspace: &Workspace, filter: Option<&str>, strict: bool) -> Work {
 }
 
 /// By this program itself, which prints sums.
-fn fuzz(workspace: &Workspace, filter: Option<&str>) -> Work {
+fn fuzz(workspace: &Workspace, filter: Option<&str>, strict: bool) -> Work {
     match std::env::current_exe() {
         Ok(own) => {
             let mut command = Command::new(own);
             command.arg("fuzz").args(filter).current_dir(&workspace.root);
+            if strict {
+                same_inputs(&mut command);
+            }
             Work::Count(vec![command])
         }
         Err(error) => Work::Skip(format!("this program is not where it was: {error}")),
@@ -153,6 +156,17 @@ fn environment(workspace: &Workspace, command: &mut Command, strict: bool) {
     }
     if strict {
         command.env("CI", "true");
+        same_inputs(command);
+    }
+}
+
+/// Random inputs that follow from one number: whether a change passes depends on the change alone. Other
+/// runs try others.
+fn same_inputs(command: &mut Command) {
+    for name in ["WEFT_FUZZ_SEED", "PROPTEST_RNG_SEED"] {
+        if std::env::var_os(name).is_none() {
+            command.env(name, "1");
+        }
     }
 }
 

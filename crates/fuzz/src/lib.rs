@@ -8,11 +8,16 @@
 //!
 //! A failure prints the input, as small as it could be made, and `BOLERO_RANDOM_SEED=…`, with which the
 //! same test begins by that input. Targets are tests whose names begin with `fuzz_`.
+//!
+//! Inputs differ from run to run, unless `WEFT_FUZZ_SEED=<number>` is set: then the nth input of a target
+//! is the same in every run and on every machine, as continuous integration wants it.
 
 mod mutant;
+mod seeded;
 
 pub use bolero;
 pub use mutant::{Input, Mutants};
+pub use seeded::{Run, seed};
 
 use std::{panic::AssertUnwindSafe, path::Path};
 
@@ -99,9 +104,14 @@ macro_rules! target {
         for seed in corpus.seeds() {
             property.assert(seed);
         }
-        $crate::bolero::check!()
-            .with_generator(corpus.mutants())
-            .for_each(|input: &$crate::Input| property.assert(&input.0));
+        match $crate::seed() {
+            Some(seed) => {
+                $crate::Run::timed(seed).over(&corpus.mutants(), |input| property.assert(&input.0));
+            }
+            None => $crate::bolero::check!()
+                .with_generator(corpus.mutants())
+                .for_each(|input: &$crate::Input| property.assert(&input.0)),
+        }
     }};
 }
 
@@ -111,12 +121,15 @@ macro_rules! finds {
     ($tries:expr, $corpus:expr, $property:expr) => {{
         let corpus: $crate::Corpus = $corpus;
         let property = $crate::Property::new($property);
-        let run = || {
-            $crate::bolero::check!()
+        let run = || match $crate::seed() {
+            Some(seed) => {
+                $crate::Run::counted(seed, $tries).over(&corpus.mutants(), |input| property.assert(&input.0));
+            }
+            None => $crate::bolero::check!()
                 .with_generator(corpus.mutants())
                 .with_iterations($tries)
                 .with_shrink_time(::std::time::Duration::ZERO)
-                .for_each(|input: &$crate::Input| property.assert(&input.0));
+                .for_each(|input: &$crate::Input| property.assert(&input.0)),
         };
         ::std::panic::catch_unwind(::std::panic::AssertUnwindSafe(run)).is_err()
     }};

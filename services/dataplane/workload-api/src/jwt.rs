@@ -83,7 +83,14 @@ impl Jwks {
                 json.len()
             )));
         }
-        let set: JwkSet = serde_json::from_slice(json).map_err(|e| JwtError::Keys(e.to_string()))?;
+        // First as any JSON: what workloads get must be readable in the parts that are not looked at here, too
+        // (serde skips those unread), and serde would take a list for the object's fields in their order.
+        let unreadable = |e: serde_json::Error| JwtError::Keys(e.to_string());
+        let read: Value = serde_json::from_slice(json).map_err(unreadable)?;
+        if !read.is_object() {
+            return Err(JwtError::Keys("it is no JSON object".into()));
+        }
+        let set: JwkSet = serde_json::from_value(read).map_err(unreadable)?;
         if set.keys.iter().any(|key| key.common.key_id.is_none()) {
             return Err(JwtError::Keys("a key has no id (kid)".into()));
         }

@@ -180,6 +180,28 @@ fn fuzz_jwks() {
 }
 
 #[test]
+fn a_list_is_no_set_of_keys() {
+    assert_eq!(
+        Jwks::parse(b"[[]]").map(|set| set.json),
+        Err(JwtError::Keys("it is no JSON object".into()))
+    );
+    assert!(Jwks::parse(b" \n{\"keys\":[]}").is_ok());
+}
+
+#[test]
+fn what_is_skipped_is_readable_as_well() {
+    assert!(Jwks::parse(br#"{"note":"\ud83d\ude00","keys":[]}"#).is_ok());
+    for bad in [
+        &br#"{"note":"\ud83d","keys":[]}"#[..],
+        b"{\"note\":\"\xff\",\"keys\":[]}",
+        br#"{"n":1e999,"keys":[]}"#,
+    ] {
+        let error = Jwks::parse(bad).map(|set| set.json).expect_err("unreadable");
+        assert!(matches!(error, JwtError::Keys(_)), "{error}");
+    }
+}
+
+#[test]
 fn the_target_notices_a_key_without_a_name() {
     let careless = |json: &[u8]| {
         let set = serde_json::from_slice(json).map_err(|e| JwtError::Keys(e.to_string()))?;
