@@ -50,7 +50,7 @@ const PACKAGES: &[(&str, &str, &[Purpose])] = &[
 const PYTHON_PACKAGES: &[(&str, &str, &[Purpose])] = &[
     (
         "dapr[grpc,fastapi,flask]==1.19.0",
-        "the unmodified SDK of the Python app",
+        "the unmodified SDK of the Python app; grpcio and aiohttp, which come with it, are clients in tests",
         &[Purpose::Demo, Purpose::Tests],
     ),
     (

@@ -9,6 +9,7 @@ mod carrying;
 mod control;
 mod openssl;
 mod packets;
+mod protocols;
 mod requests;
 mod revocation;
 mod rig;

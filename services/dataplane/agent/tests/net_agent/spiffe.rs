@@ -13,7 +13,7 @@ use std::{
 use weft_identity::CaConfig;
 use weft_testnet::{Process, Spawn};
 
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_weft-agent"))
         .parent()
         .and_then(Path::parent);
