@@ -126,8 +126,8 @@ impl PolicySet {
             return allowed(hit.direct());
         }
         let requests = self.requests(direction);
-        match asked.iter().find(|at| requests.names(**at, request)) {
-            Some(at) => allowed(Some(*at as usize)),
+        match requests.first(&asked, request) {
+            Some(at) => allowed(Some(at as usize)),
             None if made(Fault::UnknownRequestsPass) => allowed(None),
             None => Verdict::Denied {
                 reason: DenyReason::RequestDenied,

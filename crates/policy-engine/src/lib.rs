@@ -24,6 +24,7 @@ mod fault;
 pub mod image;
 mod index;
 mod judge;
+mod paths;
 mod proof;
 mod request;
 mod selector;

@@ -24,8 +24,9 @@ pub use dapr::DaprObject;
 pub use gateway::{Gateway, GatewayClass, Grant, Route};
 pub use meta::Meta;
 pub use policy::{
-    Authentication, CidrGroup, CidrRange, CidrRule, Entity, HttpRule, IcmpRule, MAX_HEADERS, MAX_HTTP_RULES,
-    NetworkPolicy, PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
+    Authentication, CidrGroup, CidrRange, CidrRule, Entity, ExpressionSet, HttpRule, IcmpRule, MAX_HEADERS,
+    MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
+    expressions,
 };
 pub use redirect::{LocalRedirect, RedirectPort};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};

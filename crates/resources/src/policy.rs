@@ -12,7 +12,7 @@ mod kubernetes;
 mod parts;
 mod services;
 
-pub use expression::expression;
+pub use expression::{ExpressionSet, expression, expressions};
 pub(crate) use {
     cilium::read as read_cilium, group::read as read_cidr_group, kubernetes::read as read_kubernetes,
 };

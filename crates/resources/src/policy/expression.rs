@@ -1,11 +1,14 @@
 //! Regular expressions of policies: RE2's, for a whole text, of bounded size.
 
-use regex::bytes::{Regex, RegexBuilder};
+pub use regex::bytes::RegexSet as ExpressionSet;
+use regex::bytes::{Regex, RegexBuilder, RegexSetBuilder};
 
 /// A longer expression is refused.
 const MAX_EXPRESSION: usize = 1024;
 /// Memory that a compiled expression may take, and what matching it may keep.
 const MAX_COMPILED: usize = 256 * 1024;
+/// The same of several that are matched in one pass.
+const MAX_TOGETHER: usize = 4 * 1024 * 1024;
 
 /// Compiles an expression that must fit all of a text, as policies mean theirs. Classes such as `\w` are
 /// ASCII's, as RE2 has them. Matching takes time in proportion to the text, whatever the expression.
@@ -32,9 +35,32 @@ pub fn expression(text: &str) -> Result<Regex, String> {
         })
 }
 
+/// Several expressions, each sound by itself, to be matched in one pass over a text. `None` where that takes
+/// more memory than there is for it.
+pub fn expressions(texts: &[&str]) -> Option<ExpressionSet> {
+    let whole = texts.iter().map(|text| format!(r"\A(?:{text})\z"));
+    let mut builder = RegexSetBuilder::new(whole);
+    builder.unicode(false).size_limit(MAX_TOGETHER);
+    builder.dfa_size_limit(MAX_TOGETHER).build().ok()
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::expression;
+    use super::{expression, expressions};
+
+    #[test]
+    fn expressions_together_mean_what_each_means_within_bounds() {
+        let texts = ["/a.*", ".*b", "/a[0-9]+"];
+        let together = expressions(&texts).unwrap();
+        for text in ["/a", "/ab", "/a1", "/a\n", "x/a1", "b"] {
+            let each = texts.map(|e| expression(e).unwrap().is_match(text.as_bytes()));
+            let found = together.matches(text.as_bytes());
+            assert_eq!([0, 1, 2].map(|at| found.matched(at)), each, "{text}");
+        }
+        assert!(expressions(&["(a{500}b{500}){100}"; 9]).is_none());
+        assert!(expressions(&["(a{5}b{5}){5}"; 9]).is_some());
+    }
 
     #[test]
     fn an_expression_is_for_the_whole_text() {
