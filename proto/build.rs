@@ -9,6 +9,7 @@ const WEFT: &[&str] = &[
     "weft/policy/v1/policy.proto",
     "weft/policy/v1/route.proto",
     "weft/policy/v1/explain.proto",
+    "weft/policy/v1/orders.proto",
     "weft/placement/v1/placement.proto",
     "weft/dataplane/v1/dataplane.proto",
     "weft/node/v1/handoff.proto",

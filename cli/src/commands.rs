@@ -1,9 +1,12 @@
 //! One file per command.
 
 pub mod admin;
+pub mod apply;
 pub mod containers;
+pub mod delete;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod diff;
 pub mod doctor;
 pub mod explain;
 pub mod get;

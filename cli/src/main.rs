@@ -1,10 +1,13 @@
 //! The `weft` command: runs apps in the mesh, shows what happens, and hands out credentials.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 `weft status` when manifests were rejected; `weft run`
-//! returns its app's own code, and that of `weft explain` is its answer: 0 allowed, 1 denied, 2 none.
+//! returns its app's own code, and those of `weft explain` and `weft diff` are their answers: 0 allowed or the
+//! same, 1 denied or different, 2 none.
 
 mod commands;
 mod connect;
+mod kinds;
+mod manifests;
 mod output;
 mod policy;
 
@@ -41,6 +44,12 @@ enum Command {
     Status(commands::status::Status),
     /// Show objects that were read and their status: Services, Gateways, routes, policies, Components
     Get(commands::get::Get),
+    /// Write objects into the policy service's own store, as they stand in files
+    Apply(commands::apply::Apply),
+    /// Remove objects that were applied
+    Delete(commands::delete::Delete),
+    /// Show what apply would change. Exit code 0: nothing, 1: something, 2: it could not be told
+    Diff(commands::diff::Diff),
     /// Show flows: who called whom, what was decided, and by which rule
     Observe(Box<commands::observe::Observe>),
     /// Check manifests: what is wrong, by file and line
@@ -115,6 +124,9 @@ fn main() -> ExitCode {
             Command::Containers(c) => c.run().await,
             Command::Status(c) => c.run().await,
             Command::Get(c) => c.run().await,
+            Command::Apply(c) => c.run().await,
+            Command::Delete(c) => c.run().await,
+            Command::Diff(c) => Ok(c.run().await),
             Command::Observe(c) => c.run().await.map(|()| ExitCode::SUCCESS),
             Command::Validate(c) => c.run(),
             Command::Explain(c) => Ok(c.run().await),

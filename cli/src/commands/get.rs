@@ -2,9 +2,10 @@
 
 use crate::{
     connect::{AgentArgs, policy_error},
+    kinds::{kinds, named, resource},
     output::{Format, print_text, print_value, table},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 use std::{
@@ -52,50 +53,6 @@ pub struct Get {
 struct Found {
     kind: Kind,
     objects: Vec<Value>,
-}
-
-/// The kind that a word names: `httproute`, `httproutes`, `HTTPRoute`, `httproutes.gateway.networking.k8s.io`.
-fn kind(word: &str) -> Option<Kind> {
-    let lower = word.to_ascii_lowercase();
-    Kind::ALL.into_iter().find(|kind| {
-        let (plural, short) = kind.plural_and_short();
-        let name = kind.name().to_ascii_lowercase();
-        if lower == plural || lower == name || short.contains(&lower.as_str()) {
-            return true;
-        }
-        let Some((first, group)) = lower.split_once('.') else {
-            return false;
-        };
-        let group = kind
-            .api_versions()
-            .iter()
-            .filter_map(|v| v.rsplit('/').next())
-            .find_map(|version| group.strip_prefix(version)?.strip_prefix('.'))
-            .unwrap_or(group);
-        (first == plural || first == name) && !kind.group().is_empty() && group == kind.group()
-    })
-}
-
-/// `gateways.gateway.networking.k8s.io`, as messages name a kind.
-fn resource(kind: Kind) -> String {
-    let (plural, _) = kind.plural_and_short();
-    match kind.group() {
-        "" => plural.to_owned(),
-        group => format!("{plural}.{group}"),
-    }
-}
-
-fn kinds(words: &str) -> Result<Vec<Kind>> {
-    let mut kinds = Vec::new();
-    for word in words.split(',') {
-        let Some(kind) = kind(word) else {
-            bail!("there is no resource type {word:?}; see weft get --help");
-        };
-        if !kinds.contains(&kind) {
-            kinds.push(kind);
-        }
-    }
-    Ok(kinds)
 }
 
 impl Get {
@@ -223,10 +180,7 @@ impl Get {
             for object in objects {
                 let mut row = columns::row(*kind, object, now);
                 if let Some(name) = row.first_mut().filter(|_| several) {
-                    let singular = resource(*kind);
-                    let (plural, _) = kind.plural_and_short();
-                    let group = &singular[plural.len()..];
-                    *name = format!("{}{group}/{name}", kind.name().to_ascii_lowercase());
+                    *name = named(*kind, name);
                 }
                 if with_namespace {
                     row.insert(0, columns::text(&object["metadata"]["namespace"]));
@@ -242,38 +196,4 @@ impl Get {
 enum Failed {
     Call(tonic::Status),
     Answer(anyhow::Error),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_are_known_by_all_their_names() {
-        for (word, expected) in [
-            ("httproute", Some(Kind::HttpRoute)),
-            ("httproutes", Some(Kind::HttpRoute)),
-            ("HTTPRoute", Some(Kind::HttpRoute)),
-            ("httproutes.gateway.networking.k8s.io", Some(Kind::HttpRoute)),
-            (
-                "httproutes.v1beta1.gateway.networking.k8s.io",
-                Some(Kind::HttpRoute),
-            ),
-            ("httproutes.v2.gateway.networking.k8s.io", None),
-            ("httproutes.a.test", None),
-            ("gtw", Some(Kind::Gateway)),
-            ("gc", Some(Kind::GatewayClass)),
-            ("svc", Some(Kind::Service)),
-            ("cnp", Some(Kind::CiliumNetworkPolicy)),
-            ("ccnp", Some(Kind::CiliumClusterwideNetworkPolicy)),
-            ("netpol", Some(Kind::NetworkPolicy)),
-            ("ns", Some(Kind::Namespace)),
-            ("pods", None),
-            ("", None),
-        ] {
-            assert_eq!(kind(word), expected, "{word}");
-        }
-        let names: BTreeSet<String> = Kind::ALL.into_iter().map(resource).collect();
-        assert_eq!(names.len(), Kind::ALL.len());
-    }
 }

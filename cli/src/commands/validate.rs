@@ -1,21 +1,16 @@
 //! `weft validate`: reads manifests as the policy service would, and says everything that is wrong with them.
 
-use crate::output::print_text;
-use anyhow::{Context, Result, bail};
-use clap::Args;
-use std::{
-    fs::{self, File},
-    io::Read,
-    path::{Path, PathBuf},
-    process::ExitCode,
+use crate::{
+    manifests::{list, read},
+    output::print_text,
 };
-use weft_resources::{MAX_FILE_BYTES, Problem};
+use anyhow::Result;
+use clap::Args;
+use std::{path::PathBuf, process::ExitCode};
+use weft_resources::Problem;
 
 /// Exit code when something is wrong with a manifest.
 const INVALID: u8 = 1;
-/// More files are refused, so that a folder named by mistake ends.
-const MAX_FILES: usize = 10_000;
-const MAX_FOLDERS_DEEP: usize = 8;
 
 /// Check manifests, without a cluster.
 #[derive(Debug, Args)]
@@ -35,7 +30,7 @@ impl Validate {
         let (mut objects, mut problems) = (0, Vec::<Problem>::new());
         let mut files = Vec::new();
         for name in &self.filename {
-            list(name, 0, &mut files)?;
+            list(name, true, &mut files)?;
         }
         for path in &files {
             let (name, bytes) = read(path)?;
@@ -55,46 +50,4 @@ impl Validate {
         print_text(&format!("{objects} objects in {files} files are valid"))?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// A file as it is named, and the manifests of a folder, as the policy service lists them.
-fn list(path: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<()> {
-    if path == Path::new("-") || !path.is_dir() {
-        files.push(path.to_owned());
-        return Ok(());
-    }
-    let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut entries = entries.collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let path = entry.path();
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        let manifest = path
-            .extension()
-            .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
-        if hidden || path.is_dir() && depth >= MAX_FOLDERS_DEEP || !path.is_dir() && !manifest {
-            continue;
-        }
-        list(&path, depth + 1, files)?;
-        if files.len() > MAX_FILES {
-            bail!("more than {MAX_FILES} files");
-        }
-    }
-    Ok(())
-}
-
-/// One byte more than a manifest may have shows that it is too large.
-fn read(path: &Path) -> Result<(String, Vec<u8>)> {
-    let most = MAX_FILE_BYTES as u64 + 1;
-    let mut bytes = Vec::new();
-    if path == Path::new("-") {
-        std::io::stdin().lock().take(most).read_to_end(&mut bytes)?;
-        return Ok(("<stdin>".to_owned(), bytes));
-    }
-    let name = path.display().to_string();
-    let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
-    file.take(most)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {name}"))?;
-    Ok((name, bytes))
 }

@@ -12,6 +12,7 @@ mod fields;
 #[cfg(test)]
 mod fuzz;
 pub mod gateway;
+mod kind;
 mod meta;
 mod policy;
 mod redirect;
@@ -22,7 +23,8 @@ mod tree;
 
 pub use dapr::DaprObject;
 pub use gateway::{Gateway, GatewayClass, Grant, Route};
-pub use meta::Meta;
+pub use kind::Kind;
+pub use meta::{Home, Meta};
 pub use policy::{
     Authentication, CidrGroup, CidrRange, CidrRule, Entity, ExpressionSet, HttpRule, IcmpRule, MAX_HEADERS,
     MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
@@ -33,7 +35,7 @@ pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 pub use shared::{Remote, SharedApp, Strategy};
 
-use fields::{Field, Problems};
+use fields::{Field, Object, Problems};
 use std::{fmt, sync::Arc};
 
 /// A larger file is refused unread.
@@ -105,159 +107,6 @@ impl fmt::Display for Origin {
             0 => f.write_str(&self.file),
             line => write!(f, "{}:{line}", self.file),
         }
-    }
-}
-
-/// The kinds that are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// `v1` Service.
-    Service,
-    /// `dapr.io/v1alpha1` Component.
-    Component,
-    /// `dapr.io/v1alpha1` Configuration.
-    Configuration,
-    /// `dapr.io/v2alpha1` and `v1alpha1` Subscription.
-    Subscription,
-    /// `cilium.io/v2` CiliumNetworkPolicy.
-    CiliumNetworkPolicy,
-    /// `cilium.io/v2` CiliumClusterwideNetworkPolicy.
-    CiliumClusterwideNetworkPolicy,
-    /// `networking.k8s.io/v1` NetworkPolicy.
-    NetworkPolicy,
-    /// `v1` Namespace: for its labels.
-    Namespace,
-    /// `gateway.networking.k8s.io/v1` GatewayClass.
-    GatewayClass,
-    /// `gateway.networking.k8s.io/v1` Gateway.
-    Gateway,
-    /// `gateway.networking.k8s.io/v1` HTTPRoute.
-    HttpRoute,
-    /// `gateway.networking.k8s.io/v1` GRPCRoute.
-    GrpcRoute,
-    /// `gateway.networking.k8s.io/v1` ReferenceGrant.
-    ReferenceGrant,
-    /// `cilium.io/v2` CiliumCIDRGroup.
-    CiliumCidrGroup,
-    /// `cilium.io/v2` CiliumLocalRedirectPolicy.
-    CiliumLocalRedirectPolicy,
-}
-
-impl Kind {
-    /// Every kind.
-    pub const ALL: [Self; 15] = [
-        Self::Service,
-        Self::Component,
-        Self::Configuration,
-        Self::Subscription,
-        Self::CiliumNetworkPolicy,
-        Self::CiliumClusterwideNetworkPolicy,
-        Self::NetworkPolicy,
-        Self::Namespace,
-        Self::GatewayClass,
-        Self::Gateway,
-        Self::HttpRoute,
-        Self::GrpcRoute,
-        Self::ReferenceGrant,
-        Self::CiliumCidrGroup,
-        Self::CiliumLocalRedirectPolicy,
-    ];
-
-    /// The values of `apiVersion` under which it is read; the first is today's.
-    pub fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Self::Service | Self::Namespace => &["v1"],
-            Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
-            Self::Subscription => &["dapr.io/v2alpha1", "dapr.io/v1alpha1"],
-            Self::CiliumNetworkPolicy
-            | Self::CiliumClusterwideNetworkPolicy
-            | Self::CiliumLocalRedirectPolicy => &["cilium.io/v2"],
-            Self::CiliumCidrGroup => &["cilium.io/v2", "cilium.io/v2alpha1"],
-            Self::NetworkPolicy => &["networking.k8s.io/v1"],
-            Self::GatewayClass | Self::Gateway | Self::ReferenceGrant => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1beta1",
-            ],
-            Self::HttpRoute => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1beta1",
-                "gateway.networking.k8s.io/v1alpha2",
-            ],
-            // There never was a v1beta1 of it.
-            Self::GrpcRoute => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1alpha2",
-            ],
-        }
-    }
-
-    /// As in `apiVersion` today.
-    pub fn api_version(self) -> &'static str {
-        self.api_versions()[0]
-    }
-
-    /// As in `kind`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Service => "Service",
-            Self::Component => "Component",
-            Self::Configuration => "Configuration",
-            Self::Subscription => "Subscription",
-            Self::CiliumNetworkPolicy => "CiliumNetworkPolicy",
-            Self::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
-            Self::NetworkPolicy => "NetworkPolicy",
-            Self::Namespace => "Namespace",
-            Self::GatewayClass => "GatewayClass",
-            Self::Gateway => "Gateway",
-            Self::HttpRoute => "HTTPRoute",
-            Self::GrpcRoute => "GRPCRoute",
-            Self::ReferenceGrant => "ReferenceGrant",
-            Self::CiliumCidrGroup => "CiliumCIDRGroup",
-            Self::CiliumLocalRedirectPolicy => "CiliumLocalRedirectPolicy",
-        }
-    }
-
-    /// As `kubectl get` names it: plural, then short names.
-    pub fn plural_and_short(self) -> (&'static str, &'static [&'static str]) {
-        match self {
-            Self::Service => ("services", &["svc"]),
-            Self::Component => ("components", &[]),
-            Self::Configuration => ("configurations", &[]),
-            Self::Subscription => ("subscriptions", &[]),
-            Self::CiliumNetworkPolicy => ("ciliumnetworkpolicies", &["cnp", "ciliumnp"]),
-            Self::CiliumClusterwideNetworkPolicy => ("ciliumclusterwidenetworkpolicies", &["ccnp"]),
-            Self::NetworkPolicy => ("networkpolicies", &["netpol"]),
-            Self::Namespace => ("namespaces", &["ns"]),
-            Self::GatewayClass => ("gatewayclasses", &["gc"]),
-            Self::Gateway => ("gateways", &["gtw"]),
-            Self::HttpRoute => ("httproutes", &[]),
-            Self::GrpcRoute => ("grpcroutes", &[]),
-            Self::ReferenceGrant => ("referencegrants", &["refgrant"]),
-            Self::CiliumCidrGroup => ("ciliumcidrgroups", &["ccg"]),
-            Self::CiliumLocalRedirectPolicy => ("ciliumlocalredirectpolicies", &["clrp"]),
-        }
-    }
-
-    /// The group of `apiVersion`; empty for the core.
-    pub fn group(self) -> &'static str {
-        self.api_version().split_once('/').map_or("", |(group, _)| group)
-    }
-
-    /// Whether its objects belong to the cluster and have no namespace.
-    pub fn is_of_cluster(self) -> bool {
-        matches!(
-            self,
-            Self::CiliumClusterwideNetworkPolicy
-                | Self::GatewayClass
-                | Self::Namespace
-                | Self::CiliumCidrGroup
-        )
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 
@@ -335,12 +184,17 @@ impl Resource {
 /// Reads all objects of a file, or says everything that is wrong with it. `file` is what positions
 /// name; nothing is opened.
 pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Resource>, Vec<Problem>> {
+    parse_at(file, bytes, Home::default())
+}
+
+/// [`parse`] for a file whose objects have another home than the namespace `default`.
+pub fn parse_at(file: &str, bytes: &[u8], home: Home<'_>) -> Result<Vec<Resource>, Vec<Problem>> {
     let documents = tree::read(file, bytes).map_err(|p| vec![p])?;
     let mut problems = Problems::new(file);
     let shared: Arc<str> = file.into();
     let mut resources: Vec<Resource> = Vec::with_capacity(documents.len());
     for document in &documents {
-        let Some(resource) = object(&shared, document, &mut problems) else {
+        let Some(resource) = object(&shared, document, home, &mut problems) else {
             continue;
         };
         let same = |r: &&Resource| {
@@ -372,15 +226,34 @@ pub fn parse(file: &str, bytes: &[u8]) -> Result<Vec<Resource>, Vec<Problem>> {
 pub fn parse_object(place: &str, json: &serde_json::Value) -> Result<Resource, Vec<Problem>> {
     let document = tree::from_json(place, json).map_err(|p| vec![p])?;
     let mut problems = Problems::new(place);
-    match object(&place.into(), &document, &mut problems) {
+    match object(&place.into(), &document, Home::default(), &mut problems) {
         Some(resource) => Ok(resource),
         None => Err(problems.into_inner()),
     }
 }
 
-fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Option<Resource> {
-    let before = problems.count();
-    let mut object = Field::root(document).object(problems)?;
+/// What names the objects of a file, whatever else is right or wrong with them.
+pub fn names(file: &str, bytes: &[u8], home: Home<'_>) -> Result<Vec<(Kind, String, String)>, Vec<Problem>> {
+    let documents = tree::read(file, bytes).map_err(|p| vec![p])?;
+    let mut problems = Problems::new(file);
+    let mut names = Vec::with_capacity(documents.len());
+    for document in &documents {
+        let read = Field::root(document)
+            .object(&mut problems)
+            .and_then(|mut object| {
+                let (known, _, metadata) = head(&mut object, &mut problems)?;
+                meta::read(&metadata?, known.is_of_cluster(), home, &mut problems).map(|meta| (known, meta))
+            });
+        names.extend(read.map(|(kind, meta)| (kind, meta.namespace, meta.name)));
+    }
+    match problems.into_inner() {
+        problems if problems.is_empty() => Ok(names),
+        problems => Err(problems),
+    }
+}
+
+/// The kind that an object says it is of, under which version, and its metadata.
+fn head<'n>(object: &mut Object<'n>, problems: &mut Problems) -> Option<(Kind, String, Option<Field<'n>>)> {
     let api_version = object.need("apiVersion", problems);
     let kind = object.need("kind", problems);
     let (api_version, kind_field) = (api_version?, kind?);
@@ -399,10 +272,21 @@ fn object(file: &Arc<str>, document: &tree::Node, problems: &mut Problems) -> Op
         );
         return None;
     };
-    let metadata = object.need("metadata", problems);
+    Some((known, api_version, object.need("metadata", problems)))
+}
+
+fn object(
+    file: &Arc<str>,
+    document: &tree::Node,
+    home: Home<'_>,
+    problems: &mut Problems,
+) -> Option<Resource> {
+    let before = problems.count();
+    let mut object = Field::root(document).object(problems)?;
+    let (known, api_version, metadata) = head(&mut object, problems)?;
     let meta = metadata
         .as_ref()
-        .and_then(|f| meta::read(f, known.is_of_cluster(), problems));
+        .and_then(|f| meta::read(f, known.is_of_cluster(), home, problems));
     // What a cluster reports about an object is no wish of its author.
     object.ignore(&["status"]);
     let body = match known {

@@ -34,7 +34,30 @@ impl fmt::Display for Meta {
     }
 }
 
-pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems) -> Option<Meta> {
+/// The namespace of a file's objects that name none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Home<'a> {
+    /// Its name.
+    pub namespace: &'a str,
+    /// Whether an object of another one is a mistake.
+    pub only: bool,
+}
+
+impl Default for Home<'_> {
+    fn default() -> Self {
+        Self {
+            namespace: "default",
+            only: false,
+        }
+    }
+}
+
+pub(crate) fn read(
+    field: &Field<'_>,
+    of_cluster: bool,
+    home: Home<'_>,
+    problems: &mut Problems,
+) -> Option<Meta> {
     let mut object = field.object(problems)?;
     let name = object
         .need("name", problems)
@@ -44,9 +67,21 @@ pub(crate) fn read(field: &Field<'_>, of_cluster: bool, problems: &mut Problems)
             f.fail(problems, "objects of this kind have no namespace");
             None
         }
-        Some(f) => f.checked(problems, check_dns_label),
+        Some(f) => {
+            let own = f.checked(problems, check_dns_label);
+            if let Some(own) = own.as_deref().filter(|own| home.only && *own != home.namespace) {
+                f.fail(
+                    problems,
+                    format_args!(
+                        "the object is of namespace {own}, and {} was asked for; leave out one of them",
+                        home.namespace
+                    ),
+                );
+            }
+            own
+        }
         None if of_cluster => Some(String::new()),
-        None => Some("default".to_owned()),
+        None => Some(home.namespace.to_owned()),
     };
     let mut map = |name: &str, problems: &mut Problems| {
         object

@@ -1,6 +1,8 @@
 //! `weft.policy.v1`: from calls to events and back. Who may call is decided before (see [`crate::ROLES`]);
 //! which node calls is read from its certificate, never from a message.
 
+mod resources;
+
 use crate::{
     hosts::{HostError, Hosts},
     metrics::Counts,
@@ -16,7 +18,7 @@ use std::{
     },
     time::{Duration, SystemTime},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use weft_drain::Watcher;
@@ -37,8 +39,13 @@ pub(crate) struct Api {
     insecure_loopback: bool,
     svid_form: SvidForm,
     sessions: Arc<AtomicU64>,
+    /// Files of orders that are read at once.
+    orders: Arc<Semaphore>,
     drain: Watcher,
 }
+
+/// A read file takes several times its bytes.
+const ORDERS: usize = 4;
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -62,6 +69,7 @@ impl Api {
             insecure_loopback,
             svid_form,
             sessions: Arc::new(AtomicU64::new(1)),
+            orders: Arc::new(Semaphore::new(ORDERS)),
             drain,
         }
     }
@@ -306,22 +314,5 @@ impl Api {
             };
             self.events.send(event).await.map_err(|_| stopping())?;
         }
-    }
-}
-
-#[tonic::async_trait]
-impl pb::resources_server::Resources for Api {
-    async fn list(&self, request: Request<pb::ListRequest>) -> Result<Response<pb::ListResponse>, Status> {
-        let request = request.into_inner();
-        Ok(Response::new(
-            self.ask(|reply| Event::List { request, reply }).await?,
-        ))
-    }
-
-    async fn rejected(
-        &self,
-        _: Request<pb::RejectedRequest>,
-    ) -> Result<Response<pb::RejectedResponse>, Status> {
-        Ok(Response::new(self.ask(|reply| Event::Rejected { reply }).await?))
     }
 }

@@ -3,7 +3,12 @@
 //! A file is in force whole or not at all. A file with a mistake, or one that says something about an
 //! object of another file, leaves in force what it said last; the object belongs to the file that had it first.
 
-use crate::{cluster, store::Write, world::ObjectKey};
+use crate::{
+    applied::{APPLIED, Applied},
+    cluster,
+    store::Write,
+    world::ObjectKey,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -26,12 +31,23 @@ pub(crate) struct Content {
     pub parsed: Result<Vec<Resource>, Vec<Problem>>,
 }
 
+/// What is known of a file.
 #[derive(Debug, Default)]
-struct File {
+pub(crate) struct File {
     /// What it says now, while that is not in force.
     waiting: Option<(Vec<Arc<Resource>>, Vec<u8>)>,
     problems: Vec<Problem>,
     in_force: Vec<Arc<Resource>>,
+}
+
+impl File {
+    /// One that never was good.
+    pub(crate) fn bad(problems: Vec<Problem>) -> Self {
+        Self {
+            problems,
+            ..Self::default()
+        }
+    }
 }
 
 /// An object that changed; absent when it is gone.
@@ -42,8 +58,9 @@ pub(crate) type Change = (ObjectKey, Option<Arc<Resource>>);
 pub(crate) struct Files {
     /// Whether each file is an object of a cluster, called by its kind and name.
     of_cluster: bool,
-    files: BTreeMap<String, File>,
+    pub(crate) files: BTreeMap<String, File>,
     owners: BTreeMap<ObjectKey, String>,
+    pub(crate) applied: Applied,
 }
 
 impl Files {
@@ -53,6 +70,23 @@ impl Files {
             of_cluster: true,
             ..Self::default()
         }
+    }
+
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        self.of_cluster
+    }
+
+    /// The path of the file that has an object, or [`APPLIED`].
+    pub(crate) fn owner(&self, key: &ObjectKey) -> Option<&str> {
+        self.owners.get(key).map(String::as_str)
+    }
+
+    pub(crate) fn own(&mut self, key: ObjectKey, owner: &str) {
+        self.owners.insert(key, owner.to_owned());
+    }
+
+    pub(crate) fn disown_one(&mut self, key: &ObjectKey) {
+        self.owners.remove(key);
     }
 
     /// Objects in force.
@@ -117,7 +151,7 @@ impl Files {
     }
 
     /// Puts in force what can be. One file that lets go of an object may make room for another.
-    fn settle(&mut self) -> (Vec<Change>, Vec<Write>) {
+    pub(crate) fn settle(&mut self) -> (Vec<Change>, Vec<Write>) {
         let (mut changes, mut writes) = (Vec::new(), Vec::new());
         loop {
             let before = changes.len() + writes.len();
@@ -153,7 +187,14 @@ impl Files {
                 file: path.to_owned(),
                 line: resource.origin.line,
                 path: "metadata.name".into(),
-                text: format!("{} {} is in {owner} already", resource.kind(), resource.meta),
+                text: match owner.as_str() {
+                    APPLIED => format!(
+                        "{} {} was applied; weft delete removes it there",
+                        resource.kind(),
+                        resource.meta
+                    ),
+                    _ => format!("{} {} is in {owner} already", resource.kind(), resource.meta),
+                },
             }));
         }
         if !problems.is_empty() {
@@ -185,23 +226,22 @@ impl Files {
 
     /// Everything in force, then each file with something wrong in it.
     pub(crate) fn statuses(&self, kind: &str, namespace: &str) -> Vec<pb::ResourceStatus> {
-        let mut statuses = Vec::new();
-        for file in self.files.values() {
-            for resource in &file.in_force {
-                let of_kind = kind.is_empty() || resource.kind().name() == kind;
-                if of_kind && (namespace.is_empty() || resource.meta.namespace == namespace) {
-                    statuses.push(pb::ResourceStatus {
-                        api_version: resource.kind().api_version().to_owned(),
-                        kind: resource.kind().name().to_owned(),
-                        namespace: resource.meta.namespace.clone(),
-                        name: resource.meta.name.clone(),
-                        origin: resource.origin.to_string(),
-                        accepted: true,
-                        ..Default::default()
-                    });
-                }
-            }
-        }
+        let of_files = self.files.values().flat_map(|file| &file.in_force);
+        let meant = |r: &&Arc<Resource>| {
+            (kind.is_empty() || r.kind().name() == kind)
+                && (namespace.is_empty() || r.meta.namespace == namespace)
+        };
+        let all = of_files.chain(self.applied.objects()).filter(meant);
+        let statuses = all.map(|resource| pb::ResourceStatus {
+            api_version: resource.kind().api_version().to_owned(),
+            kind: resource.kind().name().to_owned(),
+            namespace: resource.meta.namespace.clone(),
+            name: resource.meta.name.clone(),
+            origin: resource.origin.to_string(),
+            accepted: true,
+            ..Default::default()
+        });
+        let mut statuses: Vec<_> = statuses.collect();
         // What a bad file is about is not known, so it is listed whatever was asked for.
         statuses.extend(self.rejected_statuses());
         statuses
@@ -271,7 +311,7 @@ impl Files {
     }
 }
 
-fn share(resources: Vec<Resource>) -> Vec<Arc<Resource>> {
+pub(crate) fn share(resources: Vec<Resource>) -> Vec<Arc<Resource>> {
     resources.into_iter().map(Arc::new).collect()
 }
 

@@ -9,6 +9,7 @@
 //! node what of the change concerns it.
 
 mod api;
+mod applied;
 mod cluster;
 mod config;
 mod files;

@@ -4,17 +4,25 @@
 //! What must outlive a restart is stored before the world changes; if it can not be stored, nothing
 //! changes and the caller is told.
 
+mod events;
+mod orders;
+mod periods;
+mod shared;
+
+pub(crate) use events::{Event, First, OrderError, Refused};
+pub(crate) use orders::{Deletion, Order};
+
 use crate::{
     Config,
     cluster::key_of,
-    files::{Files, Reading},
+    files::{Change, Files, Reading},
     hosts::Hosts,
     listing,
     metrics::Counts,
     registrations::Batch,
     starts::Starts,
     store::{State, Write},
-    world::{ExplainError, ObjectKey, RegisterError, Session, SharedChange, SharedNodes, World, Written},
+    world::{ObjectKey, World},
 };
 use std::{
     collections::BTreeSet,
@@ -23,7 +31,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, MissedTickBehavior},
 };
 use weft_drain::Watcher;
@@ -38,93 +46,6 @@ const MAX_FOLLOWERS: usize = 4_096;
 
 /// As many events are taken at once, so that no transaction is large.
 const AT_ONCE: usize = 128;
-
-/// Why a registration or its removal did not happen.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Refused {
-    #[error(transparent)]
-    Register(#[from] RegisterError),
-    #[error(transparent)]
-    Store(Arc<StoreError>),
-}
-
-impl From<StoreError> for Refused {
-    fn from(error: StoreError) -> Self {
-        Self::Store(Arc::new(error))
-    }
-}
-
-/// Everything that can happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Register {
-        node: String,
-        workload: Box<pb::Workload>,
-        reply: oneshot::Sender<Result<pb::Workload, Refused>>,
-    },
-    Deregister {
-        node: String,
-        id: String,
-        reply: oneshot::Sender<Result<(), Refused>>,
-    },
-    /// Answered with a number for [`Event::News`] and a signal for when to ask.
-    Follow {
-        reply: oneshot::Sender<(u64, watch::Receiver<()>)>,
-    },
-    News {
-        number: u64,
-        reply: oneshot::Sender<Option<pb::WatchResponse>>,
-    },
-    Connect {
-        node: String,
-        session: Session,
-        hello: pb::Hello,
-    },
-    AskFor {
-        node: String,
-        namespaces: Vec<String>,
-    },
-    Ack {
-        node: String,
-        session: u64,
-        version: u64,
-    },
-    Nack {
-        node: String,
-        session: u64,
-        version: u64,
-        reasons: Vec<String>,
-    },
-    Disconnect {
-        node: String,
-        session: u64,
-    },
-    List {
-        request: pb::ListRequest,
-        reply: oneshot::Sender<pb::ListResponse>,
-    },
-    Rejected {
-        reply: oneshot::Sender<pb::RejectedResponse>,
-    },
-    /// Statuses to be written into a cluster, some from after a key on; answered with where to go on.
-    Statuses {
-        after: Option<ObjectKey>,
-        reply: oneshot::Sender<(Vec<Written>, Option<ObjectKey>)>,
-    },
-    Explain {
-        request: Box<pb::ExplainRequest>,
-        reply: oneshot::Sender<Result<pb::ExplainResponse, ExplainError>>,
-    },
-}
-
-/// What there is at the start.
-#[derive(Debug)]
-pub(crate) enum First {
-    /// All that the folder says.
-    Folder(Vec<Reading>),
-    /// Nothing yet: until the cluster is read, what was in force before is.
-    Cluster,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -203,6 +124,19 @@ impl Owner {
             }
         }
         state.write(&gone).await?;
+        if files.is_of_cluster() {
+            if !stored.applied.is_empty() {
+                let count = stored.applied.len();
+                tracing::warn!(
+                    count,
+                    "what was applied is not in force while the source is a cluster"
+                );
+            }
+        } else {
+            for (key, resource) in files.restore_applied(stored.applied) {
+                world.set_object(&key, Some(&resource));
+            }
+        }
         let mut owner = Self {
             world,
             files,
@@ -377,6 +311,15 @@ impl Owner {
             Event::Rejected { reply } => {
                 let _ = reply.send(self.files.rejected());
             }
+            Event::Apply { order, reply } => {
+                // What was planned was planned with the objects as they are.
+                self.commit(batch).await;
+                let _ = reply.send(self.apply(*order).await);
+            }
+            Event::Delete { deletion, reply } => {
+                self.commit(batch).await;
+                let _ = reply.send(self.delete(deletion).await);
+            }
             Event::Explain { request, reply } => {
                 let _ = reply.send(self.world.explain(&request));
             }
@@ -407,30 +350,27 @@ impl Owner {
         }
     }
 
-    async fn remove(&mut self, ids: &[String]) -> Result<(), StoreError> {
-        let now = now();
-        // There may be room for what there was none for.
-        self.unmade.clear();
-        for id in ids {
-            self.state.write(&self.world.plan_removal(id, now)).await?;
-            self.world.deregister(id, now);
-        }
-        Ok(())
-    }
-
     /// Takes over what the folder says. If it can not be stored, it is in force all the same: only a bad
     /// file at the next start would miss it.
     async fn read(&mut self, readings: Vec<Reading>) {
-        self.world.set_time(now());
         let paths: BTreeSet<String> = readings.iter().map(|r| r.path.clone()).collect();
         let (changes, writes) = self.files.apply(readings);
         for problem in self.files.problems_of(&paths) {
             tracing::error!("{problem}");
         }
-        for (key, resource) in &changes {
+        self.take_over(&changes, &writes).await;
+        if !changes.is_empty() {
+            tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
+        }
+    }
+
+    /// Brings the world to objects that changed, and stores what follows from them.
+    async fn take_over(&mut self, changes: &[Change], writes: &[Write]) {
+        self.world.set_time(now());
+        for (key, resource) in changes {
             self.world.set_object(key, resource.as_ref());
         }
-        if let Err(error) = self.state.write(&writes).await {
+        if let Err(error) = self.state.write(writes).await {
             tracing::error!(%error, "the last good state of the resources could not be stored");
         }
         let writes = self.world.seen_writes();
@@ -442,62 +382,7 @@ impl Owner {
         self.store_addresses().await;
         if !changes.is_empty() {
             self.news.notify_one();
-            tracing::info!(files = paths.len(), objects = changes.len(), "resources read");
         }
-    }
-
-    /// Brings shared endpoints to what Services ask for, on the nodes that are there for them.
-    async fn make_shared(&mut self) {
-        let clock = Instant::now();
-        let away = self.absent.iter();
-        let away = away.filter(|(_, since)| clock.duration_since(**since) >= self.move_after);
-        let away: BTreeSet<String> = away.map(|(node, _)| node.clone()).collect();
-        let hosts = self.hosts.clone();
-        let changes = self.world.shared_changes(&SharedNodes {
-            may_host: &|node, namespace, name| hosts.may_host(node, namespace, name),
-            away: &away,
-        });
-        for change in changes {
-            let (id, made) = match change {
-                SharedChange::Remove(id) => {
-                    let removed = self.remove(std::slice::from_ref(&id)).await;
-                    (id, removed.map_err(Refused::from))
-                }
-                SharedChange::Put(message) => {
-                    if self.unmade.get(&message.id) == Some(&*message) {
-                        continue;
-                    }
-                    let (id, wanted) = (message.id.clone(), (*message).clone());
-                    let made = self.put_shared(*message).await;
-                    if let Err(Refused::Register(_)) = &made {
-                        self.unmade.insert(id.clone(), wanted);
-                    }
-                    (id, made)
-                }
-            };
-            match made {
-                Ok(()) => {
-                    self.unmade.remove(&id);
-                    tracing::info!(workload = id, "shared endpoint changed");
-                }
-                Err(error) => {
-                    tracing::error!(workload = id, %error, "a shared endpoint is not as desired");
-                    // What can not be stored now can be later.
-                    if matches!(error, Refused::Store(_)) {
-                        self.world.look_at_shared();
-                        return;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn put_shared(&mut self, message: pb::Workload) -> Result<(), Refused> {
-        let now = now();
-        let planned = self.world.plan_shared(message, now)?;
-        self.state.write(&planned.writes).await?;
-        self.world.register(planned, now);
-        Ok(())
     }
 
     /// If they can not be stored they are in force all the same: a restart finds the same ones by the
@@ -506,53 +391,6 @@ impl Owner {
         let writes = self.world.address_writes();
         if let Err(error) = self.state.write(&writes).await {
             tracing::error!(%error, "addresses given to Services could not be stored");
-        }
-    }
-
-    async fn look_at_periods(&mut self) {
-        self.world.set_time(now());
-        self.world.note_programmed();
-        for identity in self
-            .world
-            .expired_identities(now().saturating_sub(self.grace.as_secs()))
-        {
-            match self
-                .state
-                .write(&[Write::RemoveIdentity { number: identity }])
-                .await
-            {
-                Ok(()) => self.world.take_back(identity),
-                Err(error) => {
-                    tracing::error!(%error, identity = identity.0, "a released identity could not be removed");
-                    break;
-                }
-            }
-        }
-        self.world.forget_lost_nodes(self.node_timeout);
-        let known = self.world.known_nodes();
-        self.absent.retain(|node, _| known.contains(node));
-        let now = Instant::now();
-        let mut over = Vec::new();
-        for node in known {
-            if self.world.is_connected(&node) {
-                self.absent.remove(&node);
-            } else if now.duration_since(*self.absent.entry(node.clone()).or_insert(now)) >= self.node_timeout
-            {
-                over.push(node);
-            }
-        }
-        if !self.absent.is_empty() {
-            self.world.look_at_shared();
-        }
-        for node in over {
-            tracing::warn!(node, "node has been away for too long; its workloads are removed");
-            if let Err(error) = self.remove(&self.world.ids_of_node(&node)).await {
-                tracing::error!(%error, node, "workloads of a lost node could not be removed");
-            }
-            let writes = self.world.node_gone(&node);
-            if let Err(error) = self.state.write(&writes).await {
-                tracing::error!(%error, node, "a lost node is remembered after a restart");
-            }
         }
     }
 

@@ -13,6 +13,8 @@ pub const ROLES: MethodRoles = MethodRoles(&[
     ("/weft.policy.v1.Distribution/Subscribe", &[Admit::Node]),
     ("/weft.policy.v1.Explain/Explain", &[Admit::Admin, Admit::Local]),
     ("/weft.policy.v1.Resources/List", &[Admit::Admin, Admit::Local]),
+    ("/weft.policy.v1.Resources/Apply", &[Admit::Admin, Admit::Local]),
+    ("/weft.policy.v1.Resources/Delete", &[Admit::Admin, Admit::Local]),
     ("/weft.policy.v1.Resources/Rejected", &[Admit::Node, Admit::Admin]),
 ]);
 
@@ -37,7 +39,7 @@ mod tests {
     #[test]
     fn every_method_has_its_roles_and_admits_no_workload() {
         let methods = weft_rpc::methods("weft.policy.v1", weft_proto::WEFT_DESCRIPTORS).unwrap();
-        assert_eq!(methods.len(), 7);
+        assert_eq!(methods.len(), 9);
         for method in &methods {
             assert!(!ROLES.admits(method).is_empty(), "{method} admits nobody");
             for refused in [
@@ -65,6 +67,10 @@ mod tests {
         let (identity, local) = (caller("/weft/service/identity"), Caller::Local { uid: 0 });
         assert!(ok("Registry/Watch", &identity));
         assert!(ok("Resources/List", &local) && !ok("Registry/Watch", &local));
+        for order in ["Resources/Apply", "Resources/Delete"] {
+            assert!(ok(order, &admin) && ok(order, &local), "{order}");
+            assert!(!ok(order, &node) && !ok(order, &identity), "{order}");
+        }
         assert!(ok("Explain/Explain", &admin) && ok("Explain/Explain", &local));
         assert!(!ok("Explain/Explain", &node));
     }

@@ -288,7 +288,10 @@ async fn start_on(
         .add_service(
             pb::explain_server::ExplainServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST),
         )
-        .add_service(pb::resources_server::ResourcesServer::new(api).max_decoding_message_size(MAX_REQUEST))
+        .add_service(
+            pb::resources_server::ResourcesServer::new(api)
+                .max_decoding_message_size(MAX_REQUEST + weft_resources::MAX_FILE_BYTES),
+        )
         .build();
 
     {

@@ -2,7 +2,7 @@
 
 use crate::world::{Name, ObjectKey};
 use prost::Message;
-use sqlx::{Row, migrate::Migrator};
+use sqlx::{Row, any::AnyRow, migrate::Migrator};
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use weft_model::{Labels, NumericIdentity};
 use weft_proto::weft::policy::v1 as pb;
@@ -62,6 +62,13 @@ pub(crate) enum Write {
     RemoveObject {
         key: ObjectKey,
     },
+    Applied {
+        key: ObjectKey,
+        json: String,
+    },
+    RemoveApplied {
+        key: ObjectKey,
+    },
 }
 
 impl Write {
@@ -86,6 +93,21 @@ pub(crate) struct Stored {
     pub service_addresses: Vec<(Name, IpAddr)>,
     /// Objects with when they were seen first, their generation and a digest of their content.
     pub objects: Vec<(ObjectKey, u64, u64, u64)>,
+    /// What was applied, as JSON.
+    pub applied: Vec<(ObjectKey, String)>,
+}
+
+/// The key in a row's first three columns; `None` for a kind that only a later version knew.
+fn key_of(row: &AnyRow) -> Result<Option<ObjectKey>, sqlx::Error> {
+    let kind: String = row.try_get(0)?;
+    let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind) else {
+        return Ok(None);
+    };
+    Ok(Some(ObjectKey {
+        kind,
+        namespace: row.try_get(1)?,
+        name: row.try_get(2)?,
+    }))
 }
 
 /// The database.
@@ -174,16 +196,7 @@ impl State {
             .fetch_all(self.0.pool())
             .await?
         {
-            let kind: String = row.try_get(0)?;
-            // A kind that only a later version knew.
-            let Some(kind) = Kind::ALL.into_iter().find(|k| k.name() == kind) else {
-                continue;
-            };
-            let key = ObjectKey {
-                kind,
-                namespace: row.try_get(1)?,
-                name: row.try_get(2)?,
-            };
+            let Some(key) = key_of(&row)? else { continue };
             let [created, generation, digest] = [3, 4, 5].map(|at| row.try_get::<i64, _>(at));
             stored.objects.push((
                 key,
@@ -191,6 +204,14 @@ impl State {
                 generation?.cast_unsigned(),
                 digest?.cast_unsigned(),
             ));
+        }
+        for row in
+            sqlx::query("SELECT kind, namespace, name, content FROM applied ORDER BY kind, namespace, name")
+                .fetch_all(self.0.pool())
+                .await?
+        {
+            let Some(key) = key_of(&row)? else { continue };
+            stored.applied.push((key, row.try_get(3)?));
         }
         Ok(stored)
     }
@@ -257,6 +278,20 @@ impl State {
                 .bind(digest.cast_signed()),
                 Write::RemoveObject { key } => {
                     sqlx::query("DELETE FROM object WHERE kind = $1 AND namespace = $2 AND name = $3")
+                        .bind(key.kind.name())
+                        .bind(&key.namespace)
+                        .bind(&key.name)
+                }
+                Write::Applied { key, json } => sqlx::query(
+                    "INSERT INTO applied (kind, namespace, name, content) VALUES ($1, $2, $3, $4)
+                     ON CONFLICT (kind, namespace, name) DO UPDATE SET content = excluded.content",
+                )
+                .bind(key.kind.name())
+                .bind(&key.namespace)
+                .bind(&key.name)
+                .bind(json),
+                Write::RemoveApplied { key } => {
+                    sqlx::query("DELETE FROM applied WHERE kind = $1 AND namespace = $2 AND name = $3")
                         .bind(key.kind.name())
                         .bind(&key.namespace)
                         .bind(&key.name)

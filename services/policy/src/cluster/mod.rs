@@ -18,7 +18,7 @@ mod status;
 mod wire;
 mod writer;
 
-pub(crate) use object::{key_of, reread};
+pub(crate) use object::{key_of, place, reread};
 
 use crate::{files::Reading, owner::Event, world::ObjectKey};
 use api::Api;

@@ -8,6 +8,7 @@ mod explain;
 mod files;
 mod names;
 mod nodes;
+mod orders;
 #[path = "../../../../crates/store/tests/postgres/mod.rs"]
 mod postgres;
 mod process;

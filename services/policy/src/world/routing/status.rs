@@ -309,6 +309,14 @@ impl World {
         })
     }
 
+    /// An object as its author wrote it.
+    pub(crate) fn written_object(
+        &self,
+        key: &ObjectKey,
+    ) -> Option<&std::sync::Arc<weft_resources::Resource>> {
+        self.seen.object(key)
+    }
+
     /// Where an object stands.
     pub(crate) fn origin(&self, key: &ObjectKey) -> String {
         self.seen

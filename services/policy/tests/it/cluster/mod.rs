@@ -14,7 +14,7 @@ use std::time::Duration;
 use weft_policy::{Config, Source};
 use weft_proto::weft::policy::v1 as pb;
 
-fn of(server: &ApiServer) -> impl FnOnce(&mut Config) + use<> {
+pub fn of(server: &ApiServer) -> impl FnOnce(&mut Config) + use<> {
     let kubeconfig = server.kubeconfig();
     move |config| {
         config.source = Source::Kubernetes;
