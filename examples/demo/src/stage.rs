@@ -12,7 +12,7 @@ mod script;
 pub use client::{Client, Reply};
 pub use echo::{Answer, Seat, Talk, Target};
 pub use host::{agent_of, terminate};
-pub use pods::RunningLoad;
+pub use pods::{RunningLoad, labelled};
 pub use script::Interpreter;
 
 use crate::command::wait_for;

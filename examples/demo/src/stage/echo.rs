@@ -124,18 +124,11 @@ impl Stage {
     }
 
     /// Registers a process of a node; what is started there is it.
-    pub async fn place_process(&self, node: &str, name: &str, labels: &[(&str, &str)]) -> Result<Seat> {
+    pub async fn place_process(&self, node: &str, spec: WorkloadSpec) -> Result<Seat> {
+        let name = spec.name.clone();
         let spec = WorkloadSpec {
-            namespace: "default".into(),
-            name: name.into(),
-            labels: [("app", name)]
-                .iter()
-                .chain(labels)
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
-            app_id: name.into(),
             place: Some(Place::Process(ProcessPlace {})),
-            ..WorkloadSpec::default()
+            ..spec
         };
         let placed = self.register(node, spec).await?;
         ensure!(!placed.cgroup.is_empty(), "{name} has no cgroup");

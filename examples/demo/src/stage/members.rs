@@ -98,6 +98,16 @@ impl Stage {
 
     /// Starts a node that may host `patterns`.
     pub async fn start_node(&mut self, name: &str, patterns: &[&str]) -> Result<()> {
+        self.start_node_with(name, patterns, &[]).await
+    }
+
+    /// The same, with more flags for its agent.
+    pub async fn start_node_with(
+        &mut self,
+        name: &str,
+        patterns: &[&str],
+        agent_flags: &[&str],
+    ) -> Result<()> {
         let net = self.net.node(name)?;
         let dir = self.dir().join(name);
         let run_dir = dir.join("run");
@@ -139,7 +149,11 @@ impl Stage {
             format!("--hubble-listen={}:4244", net.v4()),
             "--log-format=text".into(),
         ];
-        command.args(arguments.iter().map(|a| format!("--agent-arg={a}")));
+        let flags = arguments
+            .iter()
+            .map(String::as_str)
+            .chain(agent_flags.iter().copied());
+        command.args(flags.map(|a| format!("--agent-arg={a}")));
         let command = self.logged(command, name)?;
         let process = net.namespace().spawn(command, &Spawn::root())?;
         self.nodes.insert(

@@ -28,18 +28,10 @@ impl Stage {
         labels: &[(&str, &str)],
     ) -> Result<Namespace> {
         let spec = WorkloadSpec {
-            namespace: "default".into(),
-            name: app_id.into(),
-            labels: [("app", app_id)]
-                .iter()
-                .chain(labels)
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
             annotations: [("dapr.io/app-id".to_owned(), app_id.to_owned())].into(),
-            app_id: app_id.into(),
             app_port: APP_PORT.into(),
             app_protocol: "http".into(),
-            ..WorkloadSpec::default()
+            ..labelled(app_id, labels)
         };
         self.place(node, spec).await?;
         self.pod_namespace(app_id)
@@ -132,6 +124,18 @@ impl Stage {
             from.run(|| Ok::<_, anyhow::Error>(runtime()?.block_on(load::run(plan, halt))))?
         });
         RunningLoad { stop, task }
+    }
+}
+
+/// A workload as it is registered: named after its app-id, with more labels than `app`.
+pub fn labelled(app_id: &str, labels: &[(&str, &str)]) -> WorkloadSpec {
+    let labels = [("app", app_id)].into_iter().chain(labels.iter().copied());
+    WorkloadSpec {
+        namespace: "default".into(),
+        name: app_id.into(),
+        app_id: app_id.into(),
+        labels: labels.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        ..WorkloadSpec::default()
     }
 }
 

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "streams/pool.rs"]
+mod pool;
 mod rig;
+#[path = "streams/windows.rs"]
+mod windows;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -70,46 +74,6 @@ async fn large_transfers_arrive_whole_in_both_directions() {
         tokio::spawn(receive(there_r))
     );
     assert!(a.unwrap() == data && b.unwrap() == data);
-}
-
-#[tokio::test]
-async fn streams_share_a_connection_until_it_is_full() {
-    let mut rig = rig(Limits {
-        streams_per_connection: 3,
-        ..quick()
-    })
-    .await;
-    let mut open = Vec::new();
-    for _ in 0..3 {
-        open.push(rig.open().await);
-    }
-    assert_eq!(rig.dials(), 1);
-    open.push(rig.open().await);
-    assert_eq!(rig.dials(), 2);
-    // Room on the first again.
-    open.truncate(2);
-    open.push(rig.open().await);
-    assert_eq!(rig.dials(), 2);
-}
-
-#[tokio::test]
-async fn many_first_callers_make_one_connection() {
-    let rig = rig(quick()).await;
-    let opened = futures::future::join_all((0..20).map(|_| rig.try_open())).await;
-    assert!(opened.iter().all(Result::is_ok));
-    assert_eq!(rig.dials(), 1);
-}
-
-#[tokio::test]
-async fn another_source_or_certificate_never_shares_a_connection() {
-    let mut rig = rig(quick()).await;
-    let _first = rig.open().await;
-    rig.source.workload = "n1/default/shop/2".into();
-    let _second = rig.open().await;
-    assert_eq!(rig.dials(), 2);
-    rig.source.svid.set(rig.ca.svid(&spiffe("shop"), Some("n1")));
-    let _third = rig.open().await;
-    assert_eq!(rig.dials(), 3);
 }
 
 #[tokio::test]
