@@ -166,6 +166,8 @@ struct weft_connection {
 #define WEFT_CONNECTION_REFUSED 4
 /* The other end is on this node itself, whatever address it has. */
 #define WEFT_CONNECTION_NODE 8
+/* Opened by the agent, which asks policy of each request in it. */
+#define WEFT_CONNECTION_AGENT 16
 
 /* weft_connection.proto_state. */
 #define WEFT_STATE_NEW 0

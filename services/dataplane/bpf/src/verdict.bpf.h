@@ -101,6 +101,34 @@ static __always_inline int judge_tunnel(const struct weft_packet *p, const struc
 	return 0;
 }
 
+/*
+ * Whether policy that wants the agent to look into a connection has what it wants: it is the agent's own,
+ * to where its requests go after each was judged. What makes it so is the mark on the socket, which the
+ * node's part sets on those that it makes for the agent, and which crosses into this namespace with the
+ * packet. Somebody else in the pod who may send whatever he likes could put bytes between the agent's: so
+ * only what carries none passes without the mark, as the kernel answers for sockets that are gone.
+ */
+static __always_inline int is_of_agent(struct __sk_buff *skb, const struct weft_packet *p,
+				       const struct weft_connection *connection)
+{
+	struct bpf_sock *sk = skb->sk;
+	__u8 offset = 0;
+
+	if (p->proto != IPPROTO_TCP)
+		return 0;
+	if (p->dir == WEFT_IN)
+		return connection->flags & WEFT_CONNECTION_AGENT;
+	if (sk)
+		sk = bpf_sk_fullsock(sk);
+	if (sk && bpf_sk_storage_get(&own, sk, 0, 0))
+		return 1;
+	if (!(connection->flags & WEFT_CONNECTION_AGENT) || is_opening(p) || p->part != WEFT_WHOLE)
+		return 0;
+	if (bpf_skb_load_bytes(skb, p->l4 + 12, &offset, 1))
+		return 0;
+	return skb->len <= p->l4 + (offset >> 4) * 4;
+}
+
 /* WEFT_PASS or WEFT_REFUSE. */
 __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_peer *peer)
 {
@@ -113,7 +141,7 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	struct weft_decision decision = {};
 	struct weft_answer answer = {};
 	__u8 dir = p->dir;
-	int known = 0, reason, is_reply = 0;
+	int known = 0, reason, is_reply = 0, of_agent = 0;
 
 	known = is_known(p, peer);
 	if (known == WEFT_STEADY)
@@ -182,7 +210,8 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 		return drop(skb, p, peer, &decision);
 	}
 	if (is_reply && connection.generation == question.set.generation &&
-	    connection.identity == peer->identity && !(connection.flags & ~WEFT_CONNECTION_NODE)) {
+	    connection.identity == peer->identity &&
+	    !(connection.flags & ~(WEFT_CONNECTION_NODE | WEFT_CONNECTION_AGENT))) {
 		touch_connection(p, &key, 1);
 		return WEFT_PASS;
 	}
@@ -196,7 +225,6 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	question.key.proto = p->proto;
 	question.key.dir = dir;
 	reason = judge(&question, &endpoint, peer, &answer);
-	decision.reason = reason;
 	decision.rule = answer.rule;
 	decision.verdict = WEFT_VERDICT_FORWARDED;
 	if (!is_reply) {
@@ -208,6 +236,11 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 			__builtin_memset(&connection, 0, sizeof(connection));
 		}
 	}
+	if (reason == WEFT_DROP_PROXY_NOT_SUPPORTED && dir == WEFT_OUT)
+		of_agent = is_of_agent(skb, p, &connection);
+	if (of_agent)
+		reason = answer.flags & WEFT_POLICY_AUTH ? WEFT_DROP_AUTH_REQUIRED : 0;
+	decision.reason = reason;
 	if (reason && !(endpoint.flags & WEFT_ENDPOINT_AUDIT)) {
 		if (known || is_reply) {
 			connection.flags |= WEFT_CONNECTION_REFUSED;
@@ -215,8 +248,12 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 		}
 		return drop(skb, p, peer, &decision);
 	}
-	if (reason)
+	if (reason) {
 		decision.verdict = WEFT_VERDICT_AUDIT;
+		/* What is not known yet is not told where it is refused; here it will not come again. */
+		if (reason == WEFT_SILENT)
+			decision.reason = WEFT_DROP_POLICY_DENIED;
+	}
 
 	/* Is there anything to write down? */
 	if ((known || is_reply) && connection.generation == question.set.generation &&
@@ -229,6 +266,8 @@ __noinline int decide(struct __sk_buff *skb, struct weft_packet *p, struct weft_
 	write_down(&connection, peer, &question.set, &answer, p->epoch);
 	if (reason)
 		connection.flags |= WEFT_CONNECTION_EACH;
+	if (of_agent)
+		connection.flags |= WEFT_CONNECTION_AGENT;
 	reason = put_connection(p, &key, &connection);
 	if (reason) {
 		decision.reason = reason;

@@ -5,6 +5,8 @@
 #[path = "net_kernel/actor.rs"]
 #[allow(dead_code)]
 mod actor;
+#[path = "net_packets/agents.rs"]
+mod agents;
 #[path = "net_packets/builds.rs"]
 mod builds;
 mod compile;

@@ -8,6 +8,7 @@ mod carrying;
 #[path = "../common/control.rs"]
 mod control;
 mod openssl;
+mod outside;
 mod packets;
 mod protocols;
 mod requests;

@@ -88,7 +88,7 @@ const CONNECTIONS: u64 = 16;
 const PACE: u64 = 800;
 
 /// An app that answers each request with its name and the path.
-fn serve(name: &str, listener: TcpListener) {
+pub fn serve(name: &str, listener: TcpListener) {
     let name = name.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
@@ -110,6 +110,9 @@ fn answer(name: &str, mut stream: &TcpStream) -> Option<()> {
         let body = format!("{name} {}", head.split(' ').nth(1)?);
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         stream.write_all(answer.as_bytes()).ok()?;
+        if head.to_lowercase().contains("\r\nconnection: close\r\n") {
+            return None;
+        }
     }
 }
 
@@ -190,8 +193,9 @@ fn ask(stream: &mut TcpStream, method: &str, path: &str) -> (u16, String) {
 }
 
 /// Asks once from a workload, by bash.
-fn once(place: &Namespace, cgroup: &Path, to: &str, method: &str, path: &str) -> String {
-    let (host, port) = to.split_once(':').unwrap();
+pub fn once(place: &Namespace, cgroup: &Path, to: &str, method: &str, path: &str) -> String {
+    let (host, port) = to.rsplit_once(':').unwrap();
+    let host = host.trim_matches(['[', ']']);
     let mut command = Command::new("bash");
     let script = format!(
         "exec 3<>/dev/tcp/{host}/{port} || exit; \
@@ -214,7 +218,7 @@ async fn until(wanted: &str, ask: impl FnMut() -> String) {
     crate::rig::ask_until(wanted, ask).await;
 }
 
-async fn pod(node: &Running, name: &str) -> (Pod, PathBuf) {
+pub async fn pod(node: &Running, name: &str) -> (Pod, PathBuf) {
     let pod = node.node.pod(name).unwrap();
     let place = Place::NetnsPath(pod.namespace().path().to_str().unwrap().into());
     let placed = node.add(name, 0, place).await;

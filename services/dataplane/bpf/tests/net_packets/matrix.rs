@@ -248,6 +248,23 @@ fn audit_tells_what_would_be_refused_and_lets_it_pass() {
         rig.endpoint(|endpoint| endpoint.audit = true);
     });
     assert_eq!(rig.count("packets_audited"), 12);
+
+    // Who is not known yet is refused without a word; under audit that is told, as nothing will come again.
+    let unknown = families()[0].unknown;
+    let packet = Packet::tcp((families()[0].pod, 40000), (unknown, 77), SYN);
+    assert!(rig.passes(Direction::Out, &packet));
+    let told = rig.told();
+    assert_eq!((told[0].verdict, told[0].reason), (Verdict::Audit, 133));
+    rig.endpoint(|_| {});
+    assert!(!rig.passes(Direction::Out, &packet));
+    assert_eq!(rig.told(), []);
+
+    // Who sends is no matter of policy.
+    rig.endpoint(|endpoint| endpoint.audit = true);
+    let [family, _] = families();
+    let forged = Packet::tcp((family.other, 40000), (family.remote, 78), SYN);
+    assert!(!rig.passes(Direction::Out, &forged));
+    assert_eq!(rig.reason(), 132);
 }
 
 #[test]
@@ -309,6 +326,11 @@ fn strict_mode_lets_no_workload_of_another_node_be_reached_in_the_plain() {
     all(|direction, packet, _, _| {
         assert!(!rig.passes(direction, &packet), "{packet:?}");
         assert_eq!(rig.reason(), 195);
+        // No matter of policy, so under audit as well.
+        rig.endpoint(|endpoint| endpoint.audit = true);
+        assert!(!rig.passes(direction, &packet), "{packet:?}");
+        assert_eq!(rig.reason(), 195);
+        rig.endpoint(|_| {});
         let mut world = packet.clone();
         let family = families()[usize::from(packet.from.is_ipv6())];
         match direction {
