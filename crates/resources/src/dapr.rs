@@ -98,6 +98,18 @@ const METRIC: Shape = object(&[
     ("rules", Free),
     ("workflow", Free),
     (
+        "secrets",
+        object(&[(
+            "scopes",
+            List(&object(&[
+                ("storeName", Text),
+                ("defaultAccess", Text),
+                ("allowedSecrets", List(&Text)),
+                ("deniedSecrets", List(&Text)),
+            ])),
+        )]),
+    ),
+    (
         "http",
         object(&[
             ("increasedCardinality", Bool),
@@ -163,7 +175,6 @@ const CONFIGURATION: Shape = object(&[
     ("accessControl", Unsupported),
     ("api", Unsupported),
     ("components", Unsupported),
-    ("secrets", Unsupported),
 ]);
 
 fn check(node: &Node, path: &str, shape: &Shape, problems: &mut Problems) {

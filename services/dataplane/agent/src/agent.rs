@@ -8,6 +8,7 @@ use crate::{
     certificates::Certificates,
     channels, components,
     config::AgentConfig,
+    egress,
     error::AgentError,
     gateways::{self, Failures},
     hubble,
@@ -326,7 +327,11 @@ pub async fn start(
     let surroundings = Surroundings {
         directory: Arc::new(view.clone()),
         judge: Arc::new(view.clone()),
-        apps: Arc::new(view.clone()),
+        apps: Arc::new(egress::Apps {
+            view: view.clone(),
+            capture: capture.clone(),
+            drain: drain.clone(),
+        }),
         tunnels: Arc::new(Tunnels::new(tunnels.clone())),
         flows: flows.clone(),
     };

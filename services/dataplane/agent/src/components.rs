@@ -1,4 +1,4 @@
-//! Components and subscriptions on their way from the policy service to the building blocks, and the
+//! Components, subscriptions and Configurations on their way from the policy service to the building blocks, and the
 //! drivers that this agent has.
 
 use crate::{agent::Shared, mesh::Mesh};
@@ -7,7 +7,8 @@ use std::{collections::BTreeSet, path::Path, path::PathBuf, sync::Arc};
 use tokio::sync::Notify;
 use weft_components_api::{Driver, Drivers};
 use weft_components_bindings::{Cron, LocalStorage};
-use weft_components_memory::{MemoryPubSub, MemoryState};
+use weft_components_memory::{MemoryConfiguration, MemoryLock, MemoryPubSub, MemoryState};
+use weft_components_secrets::{LocalEnv, LocalFile};
 use weft_drain::Watcher;
 use weft_proto::weft::policy::v1::resource::Body;
 use weft_runtime::{BlockProblem, Blocks};
@@ -19,6 +20,10 @@ pub fn drivers() -> Drivers {
         Arc::new(MemoryPubSub::new()),
         Arc::new(Cron),
         Arc::new(LocalStorage),
+        Arc::new(LocalEnv),
+        Arc::new(LocalFile),
+        Arc::new(MemoryConfiguration::new()),
+        Arc::new(MemoryLock::new()),
     ];
     Drivers::new(drivers)
 }
@@ -42,7 +47,7 @@ struct Pending {
 }
 
 fn is_wanted(kind: &str) -> bool {
-    matches!(kind, "component" | "subscription")
+    matches!(kind, "component" | "subscription" | "configuration")
 }
 
 impl Changes {
@@ -75,7 +80,9 @@ impl Changes {
 fn tell(mesh: &Mesh, blocks: &Blocks, kind: &str, name: &str) -> Result<(), BlockProblem> {
     let resource = mesh.sent(|sent| sent.other(kind, name).cloned());
     let body = match resource.as_ref().and_then(|r| r.body.as_ref()) {
-        Some(Body::Component(object) | Body::Subscription(object)) => Some(object),
+        Some(Body::Component(object) | Body::Subscription(object) | Body::Configuration(object)) => {
+            Some(object)
+        }
         _ => None,
     };
     let manifest = body.map(|object| (object.scopes.as_slice(), object.json.as_slice()));
@@ -84,6 +91,7 @@ fn tell(mesh: &Mesh, blocks: &Blocks, kind: &str, name: &str) -> Result<(), Bloc
     };
     match kind {
         "component" => blocks.set_component(namespace, name, manifest),
+        "configuration" => blocks.set_configuration(namespace, name, manifest.map(|(_, json)| json)),
         _ => blocks.set_subscription(namespace, name, manifest),
     }
 }

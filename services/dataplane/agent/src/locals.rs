@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use weft_flows::{Party, Proof};
 use weft_model::SpiffeId;
 use weft_proto::weft::policy::v1::{Workload, WorkloadKind};
-use weft_runtime::{AppChannel, AppContext, AppHealth, AppSpec, Endpoint, Place, Token};
+use weft_runtime::{AppChannel, AppContext, AppHealth, AppSettings, AppSpec, Endpoint, Place, Token};
 use weft_tls::SvidCell;
 
 /// Connections of one workload to its runtime APIs: one app's flood takes its own share.
@@ -91,7 +91,7 @@ pub struct Remote {
 
 impl Remote {
     /// `http://<host>:<port>`, as the policy service has read and written it.
-    fn read(url: &str) -> Option<Self> {
+    pub(crate) fn read(url: &str) -> Option<Self> {
         let authority = url.strip_prefix("http://")?;
         let (host, port) = authority.rsplit_once(':')?;
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -171,7 +171,8 @@ impl Local {
     /// Takes what was derived. Connections that are open keep the context they began with.
     pub fn set_member(&self, workload: Workload, spiffe_id: SpiffeId, party: Arc<Party>) -> Arc<Member> {
         let port = u16::try_from(workload.app_port).unwrap_or(0);
-        let context = AppContext::new(AppSpec {
+        let settings = AppSettings::of(&workload.annotations);
+        let spec = AppSpec {
             workload: self.id.clone(),
             party: party.clone(),
             proof: self.proof,
@@ -182,7 +183,8 @@ impl Local {
                 protocol: workload.app_protocol.clone(),
             },
             health: self.health.clone(),
-        });
+        };
+        let context = AppContext::with_settings(spec, settings);
         let endpoint = Endpoint::new(self.id.clone(), party, Place::Local { app_port: port });
         let remote = workload.shared.as_ref();
         let member = Arc::new(Member {

@@ -1,8 +1,9 @@
 //! Bindings: events from outside to the app, and calls of the app to the outside.
 
+use crate::Guard;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 /// Why a binding did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,21 +32,7 @@ pub trait BindingHandler: Send + Sync + 'static {
 }
 
 /// Events are read: until this is dropped.
-pub struct Reading(Box<dyn Send + Sync>);
-
-impl Reading {
-    /// That ends with `guard`.
-    pub fn new(guard: impl Send + Sync + 'static) -> Self {
-        Self(Box::new(guard))
-    }
-}
-
-impl fmt::Debug for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let _ = &self.0;
-        f.write_str("Reading")
-    }
-}
+pub type Reading = Guard;
 
 /// A source of events, opened for one app.
 pub trait InputBinding: Send + Sync + 'static {

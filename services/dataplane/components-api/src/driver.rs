@@ -1,10 +1,11 @@
 //! How a driver is found, and how it opens a component for an app.
 
 use crate::{
-    Block, ComponentSpec, InputBinding, Metadata, OutputBinding, Owner, PubSub, Schema, SpecError, StateStore,
+    Block, ComponentSpec, ConfigurationStore, InputBinding, LockStore, Metadata, Net, OutputBinding, Owner,
+    PubSub, Schema, SecretStore, SpecError, StateStore,
 };
 use futures::future::BoxFuture;
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 /// Why a component is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,8 +40,29 @@ pub struct Instance {
     pub owner: Owner,
     /// Checked against the driver's [`Schema`], placeholders filled in.
     pub metadata: Metadata,
-    /// A folder of this app's own, for drivers that keep files; it may not be there yet.
+    /// What the app has of its own.
+    pub home: Home,
+}
+
+/// What an app has of its own, and no other has.
+#[derive(Clone)]
+pub struct Home {
+    /// A folder, for drivers that keep files; it may not be there yet.
     pub files: PathBuf,
+    /// The environment of its runtime, as annotation `dapr.io/env` has it.
+    pub environment: Arc<BTreeMap<String, String>>,
+    /// How it reaches the network.
+    pub net: Net,
+}
+
+impl fmt::Debug for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&String> = self.environment.keys().collect();
+        f.debug_struct("Home")
+            .field("files", &self.files)
+            .field("environment", &names)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A component, opened for one app.
@@ -57,6 +79,12 @@ pub enum Component {
         /// It can be called.
         output: Option<Arc<dyn OutputBinding>>,
     },
+    /// A secret store.
+    Secrets(Arc<dyn SecretStore>),
+    /// A configuration store.
+    Configuration(Arc<dyn ConfigurationStore>),
+    /// A lock store.
+    Lock(Arc<dyn LockStore>),
 }
 
 impl fmt::Debug for Component {
@@ -65,6 +93,9 @@ impl fmt::Debug for Component {
             Self::State(_) => "State",
             Self::PubSub(_) => "PubSub",
             Self::Binding { .. } => "Binding",
+            Self::Secrets(_) => "Secrets",
+            Self::Configuration(_) => "Configuration",
+            Self::Lock(_) => "Lock",
         })
     }
 }
@@ -75,6 +106,8 @@ impl Component {
         match self {
             Self::State(store) => store.capabilities().iter().map(|c| c.as_str()).collect(),
             Self::PubSub(broker) => broker.features().iter().map(|f| f.as_str()).collect(),
+            Self::Secrets(store) => store.features().iter().map(|f| f.as_str()).collect(),
+            Self::Configuration(_) | Self::Lock(_) => Vec::new(),
             Self::Binding { input, output } => {
                 let directions = [
                     (input.is_some(), "INPUT_BINDING"),
@@ -149,7 +182,7 @@ impl Drivers {
         &self,
         spec: &ComponentSpec,
         owner: &Owner,
-        files: PathBuf,
+        home: Home,
     ) -> Result<Component, InitError> {
         let driver = self.find(&spec.kind, &spec.version)?;
         spec.metadata
@@ -159,7 +192,7 @@ impl Drivers {
             name: spec.name.clone(),
             owner: owner.clone(),
             metadata: spec.metadata_for(owner)?,
-            files,
+            home,
         };
         driver.open(instance).await
     }

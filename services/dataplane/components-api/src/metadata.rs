@@ -17,22 +17,41 @@ pub enum Block {
     PubSub,
     /// `bindings.*`
     Bindings,
+    /// `secretstores.*`
+    Secrets,
+    /// `configuration.*`
+    Configuration,
+    /// `lock.*`
+    Lock,
 }
 
 impl Block {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::State,
+        Self::PubSub,
+        Self::Bindings,
+        Self::Secrets,
+        Self::Configuration,
+        Self::Lock,
+    ];
+
     /// The first part of `spec.type`.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::State => "state",
             Self::PubSub => "pubsub",
             Self::Bindings => "bindings",
+            Self::Secrets => "secretstores",
+            Self::Configuration => "configuration",
+            Self::Lock => "lock",
         }
     }
 
     /// What the runtime reads itself, whatever the driver.
     fn common(self) -> &'static [&'static str] {
         match self {
-            Self::State => &["keyPrefix"],
+            Self::State | Self::Lock => &["keyPrefix"],
             Self::PubSub => &[
                 "consumerID",
                 "publishingScopes",
@@ -41,6 +60,7 @@ impl Block {
                 "protectedTopics",
             ],
             Self::Bindings => &["direction", "route"],
+            Self::Secrets | Self::Configuration => &[],
         }
     }
 
@@ -57,7 +77,7 @@ impl Block {
                 "primaryEncryptionKey",
                 "secondaryEncryptionKey",
             ],
-            Self::PubSub | Self::Bindings => &[],
+            _ => &[],
         }
     }
 }
@@ -69,6 +89,21 @@ pub struct Field {
     pub name: &'static str,
     /// Without it the component can not be.
     pub required: bool,
+}
+
+impl Field {
+    /// One that must be there.
+    pub const fn required(name: &'static str) -> Self {
+        Self { name, required: true }
+    }
+
+    /// One that may be there.
+    pub const fn optional(name: &'static str) -> Self {
+        Self {
+            name,
+            required: false,
+        }
+    }
 }
 
 /// What a driver knows.
@@ -116,9 +151,15 @@ fn quoted(keys: &[String]) -> String {
     keys.join(", ")
 }
 
-/// A component's metadata.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A component's metadata. Its values may be secrets, so they are not shown.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Metadata(Vec<(String, String)>);
+
+impl std::fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(key, _)| key)).finish()
+    }
+}
 
 impl Metadata {
     /// Of these pairs.
@@ -171,6 +212,21 @@ impl Metadata {
             parsed.ok_or_else(|| wrong(key, format!("{text:?} is no duration")))
         };
         self.get(key).map(read).transpose()
+    }
+
+    /// The value of a key as a truth value, as Dapr reads them; `false` when it is not there.
+    pub fn truth(&self, key: &str) -> Result<bool, MetadataError> {
+        let text = self.get(key).unwrap_or_default().trim();
+        match text.to_ascii_lowercase().as_str() {
+            "y" | "yes" | "true" | "t" | "on" | "1" => Ok(true),
+            "" | "n" | "no" | "false" | "f" | "off" | "0" => Ok(false),
+            _ => Err(wrong(key, format!("{text:?} is neither true nor false"))),
+        }
+    }
+
+    /// What is wrong with the value of a key.
+    pub fn wrong(key: &str, problem: impl Into<String>) -> MetadataError {
+        wrong(key, problem.into())
     }
 
     /// Checks all keys against what the building block and the driver know.

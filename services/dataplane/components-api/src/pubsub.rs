@@ -1,8 +1,9 @@
 //! Publish and subscribe.
 
+use crate::Guard;
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 /// What a broker does itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,21 +77,7 @@ pub struct Subscribe {
 }
 
 /// A subscription: it ends when this is dropped.
-pub struct Subscription(Box<dyn Send + Sync>);
-
-impl Subscription {
-    /// That ends with `guard`.
-    pub fn new(guard: impl Send + Sync + 'static) -> Self {
-        Self(Box::new(guard))
-    }
-}
-
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let _ = &self.0;
-        f.write_str("Subscription")
-    }
-}
+pub type Subscription = Guard;
 
 /// A broker, opened for one app.
 pub trait PubSub: Send + Sync + 'static {

@@ -27,6 +27,17 @@ fn form(text: impl Into<String>) -> SpecError {
     SpecError::Form(text.into())
 }
 
+/// A value that a secret store has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretRef {
+    /// The metadata's name.
+    pub field: String,
+    /// The secret's.
+    pub name: String,
+    /// Which of its values; the one of the secret's own name where the manifest does not say.
+    pub key: String,
+}
+
 /// For whom a component is opened.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner {
@@ -53,8 +64,12 @@ pub struct ComponentSpec {
     pub ignore_errors: bool,
     /// How long opening it may take.
     pub init_timeout: Duration,
-    /// Its metadata, before placeholders are filled in.
+    /// Its metadata, before placeholders are filled in and without what secrets hold.
     pub metadata: Metadata,
+    /// `auth.secretStore`; empty without one.
+    pub secret_store: String,
+    /// Metadata that the secret store has.
+    pub secrets: Vec<SecretRef>,
 }
 
 impl ComponentSpec {
@@ -75,14 +90,27 @@ impl ComponentSpec {
                 .min(MAX_INIT_TIMEOUT),
         };
         let none = Vec::new();
-        let mut pairs = Vec::new();
+        let (mut pairs, mut secrets) = (Vec::new(), Vec::new());
         for item in spec["metadata"].as_array().unwrap_or(&none) {
             let key = item["name"].as_str().unwrap_or_default();
             if key.is_empty() {
                 return Err(form("an item of spec.metadata has no name"));
             }
-            pairs.push((key.to_owned(), value(key, item)?));
+            match secret(key, item)? {
+                Some(reference) => secrets.push(reference),
+                None => pairs.push((key.to_owned(), value(key, item)?)),
+            }
         }
+        let secret_store = object["auth"]["secretStore"].as_str().unwrap_or_default();
+        if let (Some(reference), "") = (secrets.first(), secret_store) {
+            let why = "secretKeyRef needs a secret store: name one in auth.secretStore";
+            return Err(form(format!("metadata \"{}\": {why}", reference.field)));
+        }
+        // Bounds and keys that are there twice are known before any secret is.
+        let named = secrets
+            .iter()
+            .map(|s: &SecretRef| (s.field.clone(), String::new()));
+        Metadata::new(pairs.iter().cloned().chain(named).collect())?;
         Ok(Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
@@ -92,14 +120,26 @@ impl ComponentSpec {
             ignore_errors: spec["ignoreErrors"].as_bool().unwrap_or_default(),
             init_timeout,
             metadata: Metadata::new(pairs)?,
+            secret_store: secret_store.to_owned(),
+            secrets,
+        })
+    }
+
+    /// The same with the values of its secrets, in their order.
+    pub fn with_secrets(&self, values: Vec<String>) -> Result<Self, SpecError> {
+        let fields = self.secrets.iter().map(|secret| secret.field.clone());
+        let pairs = self.metadata.pairs().iter().cloned();
+        Ok(Self {
+            metadata: Metadata::new(pairs.chain(fields.zip(values)).collect())?,
+            secrets: Vec::new(),
+            ..self.clone()
         })
     }
 
     /// The building block that `spec.type` names.
     pub fn block(&self) -> Option<Block> {
         let (prefix, _) = self.kind.split_once('.')?;
-        let blocks = [Block::State, Block::PubSub, Block::Bindings];
-        blocks.into_iter().find(|block| block.prefix() == prefix)
+        Block::ALL.into_iter().find(|block| block.prefix() == prefix)
     }
 
     /// Whether it is for this app.
@@ -131,14 +171,28 @@ impl ComponentSpec {
     }
 }
 
+/// A reference to a secret, if the item is one.
+fn secret(field: &str, item: &Value) -> Result<Option<SecretRef>, SpecError> {
+    let Some(reference) = item.get("secretKeyRef").filter(|v| !v.is_null()) else {
+        return Ok(None);
+    };
+    let text = |part: &str| reference[part].as_str().unwrap_or_default().to_owned();
+    let (name, key) = (text("name"), text("key"));
+    if name.is_empty() {
+        return Err(form(format!(
+            "metadata \"{field}\": secretKeyRef.name is missing"
+        )));
+    }
+    Ok(Some(SecretRef {
+        field: field.to_owned(),
+        key: if key.is_empty() { name.clone() } else { key },
+        name,
+    }))
+}
+
 /// A value as text, however YAML had it.
 fn value(key: &str, item: &Value) -> Result<String, SpecError> {
-    let given = |field: &str| item.get(field).filter(|v| !v.is_null());
-    if given("secretKeyRef").is_some() {
-        let why = "secretKeyRef needs a secret store, and none is served yet";
-        return Err(form(format!("metadata \"{key}\": {why}")));
-    }
-    if given("envRef").is_some() {
+    if item.get("envRef").is_some_and(|v| !v.is_null()) {
         let why =
             "envRef reads the environment of one daprd; this agent serves many apps and gives none its own";
         return Err(form(format!("metadata \"{key}\": {why}")));
@@ -201,7 +255,11 @@ mod tests {
             ),
             (
                 r#"{"type": "state.x", "metadata": [{"name": "p", "secretKeyRef": {"name": "s"}}]}"#,
-                "\"p\": secretKeyRef",
+                "\"p\": secretKeyRef needs a secret store",
+            ),
+            (
+                r#"{"type": "state.x", "metadata": [{"name": "p", "secretKeyRef": {"key": "s"}}]}"#,
+                "\"p\": secretKeyRef.name",
             ),
             (
                 r#"{"type": "state.x", "metadata": [{"name": "p", "envRef": "X"}]}"#,
@@ -232,6 +290,28 @@ mod tests {
             read(r#"{"type": "pubsub.x", "metadata": [{"name": "id", "value": "{podName}"}]}"#).unwrap();
         let error = pod.metadata_for(&owner("shop", "cart")).unwrap_err().to_string();
         assert!(error.contains("\"id\": {podName}"), "{error}");
+    }
+
+    #[test]
+    fn secrets_take_the_places_of_their_references() {
+        let json = r#"{"auth": {"secretStore": "vault"}, "spec": {"type": "state.x", "metadata": [
+            {"name": "host", "value": "h"}, {"name": "password", "secretKeyRef": {"name": "redis", "key": "pass"}},
+            {"name": "user", "secretKeyRef": {"name": "user"}}]}}"#;
+        let spec = ComponentSpec::read("shop", "store", &[], json.as_bytes()).unwrap();
+        assert_eq!(spec.secret_store, "vault");
+        let wanted: Vec<_> = spec
+            .secrets
+            .iter()
+            .map(|s| (s.name.as_str(), s.key.as_str()))
+            .collect();
+        assert_eq!(wanted, [("redis", "pass"), ("user", "user")]);
+        assert_eq!(spec.metadata.get("password"), None);
+        let whole = spec.with_secrets(vec!["p4ss".into(), "me".into()]).unwrap();
+        let get = |key| whole.metadata.get(key).unwrap();
+        assert_eq!((get("host"), get("password"), get("user")), ("h", "p4ss", "me"));
+        assert!(!format!("{whole:?}").contains("p4ss"), "secrets are not shown");
+        let twice = json.replace("\"host\"", "\"USER\"");
+        assert!(ComponentSpec::read("shop", "store", &[], twice.as_bytes()).is_err());
     }
 
     #[test]

@@ -79,6 +79,12 @@ pub enum Kind {
     Deliver,
     /// An app calls by a binding, or gets an event of one.
     Binding,
+    /// An app asks for secrets.
+    Secret,
+    /// An app asks for configuration.
+    Configuration,
+    /// An app locks or unlocks.
+    Lock,
     /// A connection.
     Connection,
     /// The end of a connection.
@@ -97,6 +103,9 @@ impl Kind {
             Self::Publish => "publish",
             Self::Deliver => "deliver",
             Self::Binding => "binding",
+            Self::Secret => "secret",
+            Self::Configuration => "configuration",
+            Self::Lock => "lock",
             Self::Connection => "connection",
             Self::Closed => "closed",
             Self::Packet => "packet",

@@ -105,10 +105,47 @@ pub struct AppSpec {
     pub health: Arc<AppHealth>,
 }
 
+/// What an app's annotations say of its runtime.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct AppSettings {
+    /// `dapr.io/config`: the Configuration of its namespace that counts for it; empty for none.
+    pub configuration: String,
+    /// `dapr.io/env`: the environment of its runtime.
+    pub environment: Arc<BTreeMap<String, String>>,
+}
+
+impl std::fmt::Debug for AppSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppSettings")
+            .field("configuration", &self.configuration)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AppSettings {
+    /// As annotations say: `dapr.io/config: <name>` and `dapr.io/env: A=1,B=2`.
+    pub fn of<'a>(annotations: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        let mut settings = Self::default();
+        for (name, value) in annotations {
+            match name.as_str() {
+                "dapr.io/config" => value.trim().clone_into(&mut settings.configuration),
+                "dapr.io/env" => {
+                    let pairs = value.split(',').filter_map(|pair| pair.split_once('='));
+                    let pairs = pairs.map(|(name, value)| (name.trim().to_owned(), value.to_owned()));
+                    settings.environment = Arc::new(pairs.filter(|(name, _)| !name.is_empty()).collect());
+                }
+                _ => {}
+            }
+        }
+        settings
+    }
+}
+
 /// Whose request it is, and by which proof.
 #[derive(Debug)]
 pub struct AppContext {
     spec: AppSpec,
+    settings: AppSettings,
     headers: CallerHeaders,
     extended: Mutex<BTreeMap<String, String>>,
 }
@@ -147,9 +184,15 @@ impl CallerHeaders {
 impl AppContext {
     /// For one app and one way in.
     pub fn new(spec: AppSpec) -> Arc<Self> {
+        Self::with_settings(spec, AppSettings::default())
+    }
+
+    /// As [`AppContext::new`], with what annotations say.
+    pub fn with_settings(spec: AppSpec, settings: AppSettings) -> Arc<Self> {
         let headers = CallerHeaders::of(&spec.party);
         Arc::new(Self {
             spec,
+            settings,
             headers,
             extended: Mutex::default(),
         })
@@ -183,6 +226,11 @@ impl AppContext {
     /// How the app is reached.
     pub fn channel(&self) -> &AppChannel {
         &self.spec.channel
+    }
+
+    /// What its annotations say.
+    pub fn settings(&self) -> &AppSettings {
+        &self.settings
     }
 
     /// Its readiness.

@@ -303,6 +303,21 @@ pub trait AppDialer: Send + Sync + 'static {
         None
     }
 
+    /// A connection of the app's own to somewhere outside it, as its components need it: judged by the
+    /// app's policy and made from where the app is.
+    fn egress(
+        &self,
+        _app: &Arc<AppContext>,
+        host: &str,
+        port: u16,
+    ) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let error = format!("there is no way to {host}:{port} from here");
+        Box::pin(std::future::ready(Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            error,
+        ))))
+    }
+
     /// Connects to the app's port on its loopback.
     fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>>;
 }

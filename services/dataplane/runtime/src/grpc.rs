@@ -7,6 +7,7 @@ mod invoke;
 mod metadata;
 mod publish;
 mod state;
+mod stores;
 
 use crate::{AppContext, Runtime, truth};
 use http::{Request, Response};
@@ -171,6 +172,77 @@ impl Dapr for Api {
         request: tonic::Request<pb::InvokeBindingRequest>,
     ) -> Answer<pb::InvokeBindingResponse> {
         self.binding(request).await
+    }
+
+    async fn get_secret(
+        &self,
+        request: tonic::Request<pb::GetSecretRequest>,
+    ) -> Answer<pb::GetSecretResponse> {
+        answer(self.secret(request).await)
+    }
+
+    async fn get_bulk_secret(
+        &self,
+        request: tonic::Request<pb::GetBulkSecretRequest>,
+    ) -> Answer<pb::GetBulkSecretResponse> {
+        answer(self.secrets(request).await)
+    }
+
+    async fn get_configuration(
+        &self,
+        request: tonic::Request<pb::GetConfigurationRequest>,
+    ) -> Answer<pb::GetConfigurationResponse> {
+        answer(self.configuration(request).await)
+    }
+
+    async fn get_configuration_alpha1(
+        &self,
+        request: tonic::Request<pb::GetConfigurationRequest>,
+    ) -> Answer<pb::GetConfigurationResponse> {
+        answer(self.configuration(request).await)
+    }
+
+    type SubscribeConfigurationStream = stores::Changes;
+
+    async fn subscribe_configuration(
+        &self,
+        request: tonic::Request<pb::SubscribeConfigurationRequest>,
+    ) -> Answer<stores::Changes> {
+        answer(self.watch(request).await)
+    }
+
+    type SubscribeConfigurationAlpha1Stream = stores::Changes;
+
+    async fn subscribe_configuration_alpha1(
+        &self,
+        request: tonic::Request<pb::SubscribeConfigurationRequest>,
+    ) -> Answer<stores::Changes> {
+        answer(self.watch(request).await)
+    }
+
+    async fn unsubscribe_configuration(
+        &self,
+        request: tonic::Request<pb::UnsubscribeConfigurationRequest>,
+    ) -> Answer<pb::UnsubscribeConfigurationResponse> {
+        Ok(tonic::Response::new(self.unwatch(request.into_inner())))
+    }
+
+    async fn unsubscribe_configuration_alpha1(
+        &self,
+        request: tonic::Request<pb::UnsubscribeConfigurationRequest>,
+    ) -> Answer<pb::UnsubscribeConfigurationResponse> {
+        Ok(tonic::Response::new(self.unwatch(request.into_inner())))
+    }
+
+    async fn try_lock_alpha1(
+        &self,
+        request: tonic::Request<pb::TryLockRequest>,
+    ) -> Answer<pb::TryLockResponse> {
+        answer(self.lock(request).await)
+    }
+
+    async fn unlock_alpha1(&self, request: tonic::Request<pb::UnlockRequest>) -> Answer<pb::UnlockResponse> {
+        answer(self.unlock(request).await)
     }
 
     async fn get_metadata(

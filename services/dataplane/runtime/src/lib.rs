@@ -20,7 +20,7 @@ mod truth;
 mod tunnels;
 
 pub use blocks::{BlockProblem, Blocks};
-pub use context::{AppChannel, AppContext, AppHealth, AppSpec, Token};
+pub use context::{AppChannel, AppContext, AppHealth, AppSettings, AppSpec, Token};
 pub use env::{
     AppDialer, Channel, ChannelError, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question,
     RequestLine, Target, TunnelDialer,

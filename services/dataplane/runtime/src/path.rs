@@ -233,7 +233,8 @@ mod tests {
         assert_eq!(route("/v1.0/metadata"), Route::Metadata);
         assert_eq!(route("/v1.0/metadata/a%20b"), Route::MetadataKey("a%20b"));
         assert!(matches!(route("/v1.0/state/s/k"), Route::Block(_)));
-        assert!(matches!(route("/v1.0-alpha1/lock/s"), Route::Unserved("lock", _)));
+        assert!(matches!(route("/v1.0-alpha1/lock/s"), Route::Block(_)));
+        assert!(matches!(route("/v1.0/lock/s"), Route::Unserved("lock", _)));
         for path in [
             "/",
             "/healthz",

@@ -1,6 +1,5 @@
 //! Bindings that need no server: `bindings.cron` and `bindings.localstorage`.
 
-mod beneath;
 mod cron;
 mod localstorage;
 mod schedule;

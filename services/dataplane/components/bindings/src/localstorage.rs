@@ -3,7 +3,6 @@
 //! `rootPath` is a path in that folder, however it is written: no app sees another's files, nor the
 //! node's. Answers and errors name paths by `rootPath`, as Dapr's own binding does.
 
-use crate::beneath::{Folder, PathError, parts};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
@@ -11,6 +10,7 @@ use std::{path::PathBuf, sync::Arc};
 use weft_components_api::{
     BindingError, BindingRequest, BindingResponse, Block, Component, Driver, Field, InitError, Instance,
     OutputBinding, Schema,
+    beneath::{Folder, PathError, parts},
 };
 
 /// The driver.
@@ -38,7 +38,7 @@ impl Driver for LocalStorage {
     fn open(&self, instance: Instance) -> BoxFuture<'_, Result<Component, InitError>> {
         async move {
             let root = instance.metadata.get("rootPath").unwrap_or_default().to_owned();
-            let opened = blocking(move || Storage::open(instance.files, &root)).await;
+            let opened = blocking(move || Storage::open(instance.home.files, &root)).await;
             let storage = opened.map_err(InitError::Failed)?;
             Ok(Component::Binding {
                 input: None,
@@ -195,7 +195,7 @@ mod tests {
 
     async fn open(files: PathBuf) -> Arc<dyn OutputBinding> {
         let mut instance = instance("files", &[("rootPath", "/data/in")]);
-        instance.files = files;
+        instance.home.files = files;
         match LocalStorage.open(instance).await {
             Ok(Component::Binding { input: None, output }) => output.unwrap(),
             other => panic!("{other:?}"),

@@ -5,12 +5,15 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+pub mod configuration;
 pub mod input;
+pub mod lock;
 pub mod pubsub;
+pub mod secrets;
 pub mod state;
 
-use std::time::Duration;
-use weft_components_api::{Instance, Metadata, Owner};
+use std::{sync::Arc, time::Duration};
+use weft_components_api::{Home, Instance, Metadata, Net, Owner};
 
 /// How long anything may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -25,6 +28,10 @@ pub fn instance(name: &str, metadata: &[(&str, &str)]) -> Instance {
             app_id: "cart".into(),
         },
         metadata: Metadata::new(pairs.collect()).unwrap(),
-        files: "/nonexistent".into(),
+        home: Home {
+            files: "/nonexistent".into(),
+            environment: Arc::default(),
+            net: Net::direct(),
+        },
     }
 }

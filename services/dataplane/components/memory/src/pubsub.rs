@@ -1,12 +1,8 @@
 //! `pubsub.in-memory`.
 
-use crate::broker::Broker;
+use crate::{broker::Broker, shared::Shared};
 use futures::{FutureExt, future::BoxFuture};
-use parking_lot::Mutex;
-use std::{
-    collections::HashMap,
-    sync::{Arc, Weak},
-};
+use std::sync::Arc;
 use weft_components_api::{
     Block, Component, Driver, InitError, Instance, Message, MessageHandler, PubSub, PubSubError,
     PubSubFeature, Schema, Subscribe, Subscription,
@@ -15,25 +11,13 @@ use weft_components_api::{
 /// The driver: it keeps the brokers, each for as long as an app has it open.
 #[derive(Default)]
 pub struct MemoryPubSub {
-    brokers: Mutex<HashMap<(String, String), Weak<Broker>>>,
+    brokers: Shared<Broker>,
 }
 
 impl MemoryPubSub {
     /// Without any broker yet.
     pub fn new() -> Self {
         Self::default()
-    }
-
-    fn broker(&self, namespace: &str, component: &str) -> Arc<Broker> {
-        let mut brokers = self.brokers.lock();
-        brokers.retain(|_, broker| broker.strong_count() > 0);
-        let key = (namespace.to_owned(), component.to_owned());
-        let known = brokers.get(&key).and_then(Weak::upgrade);
-        known.unwrap_or_else(|| {
-            let broker = Arc::new(Broker::default());
-            brokers.insert(key, Arc::downgrade(&broker));
-            broker
-        })
     }
 }
 
@@ -51,7 +35,7 @@ impl Driver for MemoryPubSub {
     }
 
     fn open(&self, instance: Instance) -> BoxFuture<'_, Result<Component, InitError>> {
-        let broker = self.broker(&instance.owner.namespace, &instance.name);
+        let broker = self.brokers.of(&instance);
         async move { Ok(Component::PubSub(Arc::new(Client(broker)))) }.boxed()
     }
 }
@@ -104,18 +88,5 @@ mod tests {
         let mut instance = instance(component, &[]);
         instance.owner.app_id = app.to_owned();
         instance
-    }
-
-    #[tokio::test]
-    async fn a_broker_is_its_namespaces_and_its_components_own() {
-        let driver = MemoryPubSub::new();
-        let broker = |namespace: &str, component: &str| driver.broker(namespace, component);
-        let one = broker("shop", "bus");
-        assert!(Arc::ptr_eq(&one, &broker("shop", "bus")));
-        assert!(!Arc::ptr_eq(&one, &broker("other", "bus")));
-        assert!(!Arc::ptr_eq(&one, &broker("shop", "other")));
-        drop(one);
-        broker("shop", "another");
-        assert_eq!(driver.brokers.lock().len(), 1, "unused ones are forgotten");
     }
 }

@@ -52,9 +52,15 @@ impl Observer {
         let flow = &recorded.flow;
         let base = self.common(flow);
         let mut events = match flow.kind {
-            Kind::Invoke | Kind::Http | Kind::State | Kind::Publish | Kind::Deliver | Kind::Binding => {
-                request(flow, base)
-            }
+            Kind::Invoke
+            | Kind::Http
+            | Kind::State
+            | Kind::Publish
+            | Kind::Deliver
+            | Kind::Binding
+            | Kind::Secret
+            | Kind::Configuration
+            | Kind::Lock => request(flow, base),
             Kind::Connection | Kind::Closed => vec![connection(flow, base)],
             Kind::Packet => packet(flow, base),
         };

@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 use weft_components_api::{
-    Component, ComponentSpec, InputBinding, Metadata, OutputBinding, Owner, PubSub, PubSubFeature, StateStore,
+    Component, ComponentSpec, ConfigurationStore, InputBinding, LockStore, Metadata, OutputBinding, Owner,
+    PubSub, PubSubFeature, SecretStore, StateStore,
 };
 use weft_flows::Party;
 use weft_model::NumericIdentity;
@@ -50,6 +51,28 @@ pub(crate) struct Output {
     pub party: Arc<Party>,
 }
 
+/// A secret store of one app.
+pub(crate) struct Secrets {
+    pub name: String,
+    pub store: Arc<dyn SecretStore>,
+    pub party: Arc<Party>,
+}
+
+/// A configuration store of one app.
+pub(crate) struct Configuration {
+    pub name: String,
+    pub store: Arc<dyn ConfigurationStore>,
+    pub party: Arc<Party>,
+}
+
+/// A lock store of one app.
+pub(crate) struct Lock {
+    pub name: String,
+    pub store: Arc<dyn LockStore>,
+    pub prefix: KeyPrefix,
+    pub party: Arc<Party>,
+}
+
 /// A component as the metadata API tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listed {
@@ -66,6 +89,9 @@ pub(crate) struct AppBlocks {
     pub brokers: HashMap<String, Arc<Broker>>,
     pub outputs: HashMap<String, Arc<Output>>,
     pub inputs: BTreeMap<String, Arc<Input>>,
+    pub secrets: HashMap<String, Arc<Secrets>>,
+    pub configurations: BTreeMap<String, Arc<Configuration>>,
+    pub locks: HashMap<String, Arc<Lock>>,
     pub listed: Vec<Listed>,
 }
 
@@ -100,6 +126,34 @@ impl AppBlocks {
                     party,
                 };
                 self.states.insert(name, Arc::new(state));
+            }
+            Component::Secrets(store) => {
+                let store = store.clone();
+                let secrets = Secrets {
+                    name: name.clone(),
+                    store,
+                    party,
+                };
+                self.secrets.insert(name, Arc::new(secrets));
+            }
+            Component::Configuration(store) => {
+                let store = store.clone();
+                let configuration = Configuration {
+                    name: name.clone(),
+                    store,
+                    party,
+                };
+                self.configurations.insert(name, Arc::new(configuration));
+            }
+            Component::Lock(store) => {
+                let strategy = metadata.get("keyPrefix").unwrap_or_default();
+                let lock = Lock {
+                    name: name.clone(),
+                    store: store.clone(),
+                    prefix: KeyPrefix::of_locks(strategy, &name, owner)?,
+                    party,
+                };
+                self.locks.insert(name, Arc::new(lock));
             }
             Component::PubSub(broker) => {
                 let group = metadata.get("consumerID").map(str::trim);

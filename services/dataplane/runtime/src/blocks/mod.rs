@@ -9,10 +9,14 @@ mod binding;
 mod budget;
 mod channel;
 mod cloud_event;
+mod configuration;
+mod configured;
 mod consume;
 mod content_type;
 mod delivery;
 mod error;
+mod lock;
+mod net;
 mod open;
 mod prefix;
 mod publish;
@@ -20,6 +24,7 @@ mod publish_http;
 mod record;
 mod request;
 mod rules;
+mod secrets;
 mod serve;
 mod state;
 mod state_http;
@@ -28,9 +33,12 @@ mod subscriptions;
 pub(crate) use app::AppBlocks;
 pub(crate) use binding::invoke as invoke_binding;
 pub(crate) use channel::{Consumer, Surroundings};
+pub(crate) use configuration::{ConfigurationCall, new_id as new_watch_id};
 pub(crate) use error::BlockError;
+pub(crate) use lock::{Asked as AskedLock, status as unlock_status, try_lock, unlock};
 pub(crate) use publish::{Entry, Publisher, Trace};
 pub(crate) use rules::Rule;
+pub(crate) use secrets::SecretCall;
 pub(crate) use serve::{Call, serve};
 pub(crate) use state::{StateCall, Write, WriteOperation, item_metadata};
 pub(crate) use subscriptions::Subscription;
@@ -38,6 +46,7 @@ pub(crate) use subscriptions::Subscription;
 use crate::{AppContext, Endpoint, Place};
 use arc_swap::ArcSwap;
 use budget::Budget;
+use configured::Configured;
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -46,7 +55,7 @@ use std::{
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use weft_components_api::{ComponentSpec, Drivers, Owner, SpecError};
+use weft_components_api::{ComponentSpec, Drivers, Home, Net, Owner, SpecError};
 use weft_flows::FlowLog;
 
 /// Deliveries of one app that are under way at once.
@@ -74,6 +83,7 @@ struct Shared {
 struct Desired {
     components: BTreeMap<(String, String), Arc<ComponentSpec>>,
     subscriptions: BTreeMap<(String, String), Arc<Declared>>,
+    configurations: BTreeMap<(String, String), Arc<Configured>>,
 }
 
 /// A manifest of kind Subscription.
@@ -96,6 +106,8 @@ pub(crate) struct Slot {
     /// Counts changes of which workloads are ready.
     readied: watch::Sender<u64>,
     replicas: Mutex<BTreeMap<Arc<str>, Replica>>,
+    /// Of configuration; told to the app as they change.
+    watches: configuration::Watches,
     deliveries: Arc<Semaphore>,
     budget: Budget,
     gone: CancellationToken,
@@ -112,7 +124,7 @@ struct Replica {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} {namespace}/{name}: {problem}")]
 pub struct BlockProblem {
-    /// "component" or "subscription".
+    /// "component", "subscription" or "configuration".
     pub kind: &'static str,
     /// Its namespace.
     pub namespace: String,
@@ -193,6 +205,42 @@ impl Blocks {
         }
         self.wake(namespace);
         problem.map_or(Ok(()), |e| Err(problem_of("subscription", namespace, name, e)))
+    }
+
+    /// Takes the manifest of a Configuration, or that it is gone. What can not be read is as if it was
+    /// gone: apps that name it see no secrets then.
+    pub fn set_configuration(
+        &self,
+        namespace: &str,
+        name: &str,
+        manifest: Option<&[u8]>,
+    ) -> Result<(), BlockProblem> {
+        let read = manifest.map(Configured::read).transpose();
+        let (configured, problem) = match read {
+            Ok(configured) => (configured, None),
+            Err(e) => (None, Some(e)),
+        };
+        let key = (namespace.to_owned(), name.to_owned());
+        {
+            let mut desired = self.0.desired.write();
+            match configured {
+                Some(configured) => drop(desired.configurations.insert(key, Arc::new(configured))),
+                None => drop(desired.configurations.remove(&key)),
+            }
+        }
+        problem.map_or(Ok(()), |e| Err(problem_of("configuration", namespace, name, e)))
+    }
+
+    /// Whether an app may see a secret. With a Configuration that is not known here it may see none.
+    pub(crate) fn may_see(&self, app: &AppContext, store: &str, secret: &str) -> bool {
+        let named = &app.settings().configuration;
+        if named.is_empty() {
+            return true;
+        }
+        let key = (app.party().namespace.to_string(), named.clone());
+        let desired = self.0.desired.read();
+        let configured = desired.configurations.get(&key);
+        configured.is_some_and(|configured| configured.allows(store, secret))
     }
 
     fn wake(&self, namespace: &str) {
@@ -297,6 +345,7 @@ impl Blocks {
         };
         if last {
             slot.gone.cancel();
+            slot.watches.clear();
             if let Some(of_namespace) = apps.get_mut(slot.owner.namespace.as_str()) {
                 of_namespace.remove(slot.owner.app_id.as_str());
                 if of_namespace.is_empty() {
@@ -335,8 +384,19 @@ impl Blocks {
         self.0.surroundings.flows.clone()
     }
 
-    fn files_of(&self, owner: &Owner) -> PathBuf {
-        self.0.files.join(&owner.namespace).join(&owner.app_id)
+    /// What drivers get of an app's own.
+    fn home_of(&self, slot: &Arc<Slot>) -> Home {
+        let owner = &slot.owner;
+        let replicas = slot.replicas.lock();
+        let environment = replicas
+            .values()
+            .next()
+            .map(|r| r.context.settings().environment.clone());
+        Home {
+            files: self.0.files.join(&owner.namespace).join(&owner.app_id),
+            environment: environment.unwrap_or_default(),
+            net: Net::new(net::AppNet::new(slot, &self.0.surroundings)),
+        }
     }
 }
 
@@ -360,6 +420,7 @@ impl Slot {
             opened: watch::Sender::new(0),
             readied: watch::Sender::new(0),
             replicas: Mutex::default(),
+            watches: Default::default(),
             deliveries: Arc::new(Semaphore::new(MAX_DELIVERIES)),
             budget: Budget::default(),
             gone: CancellationToken::new(),

@@ -28,6 +28,12 @@ impl KeyPrefix {
         }))
     }
 
+    /// That of locks: beneath `lock`, whatever the strategy.
+    pub fn of_locks(strategy: &str, component: &str, owner: &Owner) -> Result<Self, String> {
+        let Self(prefix) = Self::new(strategy, component, owner)?;
+        Ok(Self(format!("lock{SEPARATOR}{prefix}")))
+    }
+
     /// A key as the store knows it; `None` when the app may not use it.
     pub fn add(&self, key: &str) -> Option<String> {
         (!key.contains(SEPARATOR)).then(|| format!("{}{key}", self.0))
@@ -62,6 +68,16 @@ mod tests {
         ] {
             assert_eq!(key(strategy), wanted, "{strategy}");
         }
+        let lock = |strategy| {
+            KeyPrefix::of_locks(strategy, "store", &owner)
+                .unwrap()
+                .add("k")
+                .unwrap()
+        };
+        assert_eq!(
+            (lock(""), lock("none")),
+            ("lock||cart||k".into(), "lock||k".into())
+        );
         assert!(KeyPrefix::new("a||b", "store", &owner).is_err());
         assert_eq!(
             KeyPrefix::new("none", "store", &owner).unwrap().add("other||k"),

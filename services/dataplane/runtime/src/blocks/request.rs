@@ -35,6 +35,12 @@ impl Query {
         found.map(|(_, value)| value.as_str())
     }
 
+    /// All values of a name, in their order.
+    pub fn all(&self, name: &str) -> Vec<String> {
+        let found = self.0.iter().filter(|(key, _)| key == name);
+        found.map(|(_, value)| value.clone()).collect()
+    }
+
     /// What stands after `metadata.`; of a name that is there twice the first.
     pub fn metadata(&self) -> Vec<(String, String)> {
         let mut all: Vec<(String, String)> = Vec::new();

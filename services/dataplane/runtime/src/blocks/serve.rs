@@ -1,7 +1,9 @@
 //! The paths of the building blocks' HTTP API.
 
 use super::{
-    Blocks, binding, publish_http,
+    Blocks, binding,
+    configuration::{self, ConfigurationOf},
+    lock, publish_http, secrets,
     state_http::{self, Asked},
 };
 use crate::{AppContext, path::percent_decode};
@@ -21,6 +23,12 @@ pub(crate) enum Call {
     },
     /// `bindings/{name}`
     Binding(String),
+    /// `secrets/{store}/{key}`; without a key all of them.
+    Secret { store: String, key: Option<String> },
+    /// `configuration/{store}`, and what comes after it.
+    Configuration { store: String, of: ConfigurationOf },
+    /// `lock/{store}`, or `unlock`.
+    Lock { store: String, locks: bool },
 }
 
 /// Of a store.
@@ -71,6 +79,26 @@ impl Call {
                 bulk: false,
             }),
             ("v1.0", "bindings", [binding]) => Some(Self::Binding(name(binding)?)),
+            ("v1.0", "secrets", [store, key]) => Some(Self::Secret {
+                store: name(store)?,
+                key: match *key {
+                    "bulk" => None,
+                    key => Some(name(key)?),
+                },
+            }),
+            ("v1.0" | "v1.0-alpha1", "configuration", [store, of @ ..]) => Some(Self::Configuration {
+                store: name(store)?,
+                of: match of {
+                    [] => ConfigurationOf::Items,
+                    ["subscribe"] => ConfigurationOf::Subscribe,
+                    [id, "unsubscribe"] => ConfigurationOf::Unsubscribe(name(id)?),
+                    _ => return None,
+                },
+            }),
+            ("v1.0-alpha1", "lock" | "unlock", [store]) => Some(Self::Lock {
+                store: name(store)?,
+                locks: block == "lock",
+            }),
             _ => None,
         }
     }
@@ -103,6 +131,9 @@ pub(crate) async fn serve(
             publish_http::serve(blocks, app, pubsub, topic, *bulk, request).await
         }
         Call::Binding(name) => binding::serve(blocks, app, name, request).await,
+        Call::Secret { store, key } => secrets::serve(blocks, app, store, key.as_deref(), request).await,
+        Call::Configuration { store, of } => configuration::serve(blocks, app, store, of, request).await,
+        Call::Lock { store, locks } => lock::serve(blocks, app, store, *locks, request).await,
     }
 }
 
@@ -127,6 +158,24 @@ mod tests {
                 pubsub: pubsub.into(),
                 topic: topic.into(),
                 bulk,
+            })
+        };
+        let secret = |key: Option<&str>| {
+            Some(Call::Secret {
+                store: "vault".into(),
+                key: key.map(str::to_owned),
+            })
+        };
+        let configuration = |of| {
+            Some(Call::Configuration {
+                store: "conf".into(),
+                of,
+            })
+        };
+        let lock = |locks| {
+            Some(Call::Lock {
+                store: "locks".into(),
+                locks,
             })
         };
         for (version, rest, wanted) in [
@@ -171,6 +220,29 @@ mod tests {
             ("v1.0", "bindings/files", Some(Call::Binding("files".into()))),
             ("v1.0", "bindings/files/x", None),
             ("v1.0", "bindings/%ff", None),
+            ("v1.0", "secrets/vault/a%20b", secret(Some("a b"))),
+            ("v1.0", "secrets/vault/bulk", secret(None)),
+            ("v1.0", "secrets/vault", None),
+            ("v1.0-alpha1", "secrets/vault/a", None),
+            (
+                "v1.0",
+                "configuration/conf",
+                configuration(ConfigurationOf::Items),
+            ),
+            (
+                "v1.0-alpha1",
+                "configuration/conf/subscribe",
+                configuration(ConfigurationOf::Subscribe),
+            ),
+            (
+                "v1.0",
+                "configuration/conf/x-1/unsubscribe",
+                configuration(ConfigurationOf::Unsubscribe("x-1".into())),
+            ),
+            ("v1.0", "configuration/conf/x-1", None),
+            ("v1.0-alpha1", "lock/locks", lock(true)),
+            ("v1.0-alpha1", "unlock/locks", lock(false)),
+            ("v1.0", "lock/locks", None),
         ] {
             assert_eq!(Call::read(version, rest), wanted, "{version}/{rest}");
         }

@@ -12,7 +12,7 @@ use weft_proto::dapr::{
     runtime::v1::{self as pb, dapr_client::DaprClient},
 };
 
-async fn client(workload: &crate::world::Workload) -> DaprClient<Channel> {
+pub async fn client(workload: &crate::world::Workload) -> DaprClient<Channel> {
     let endpoint = Channel::from_shared(format!("http://{}", workload.grpc)).unwrap();
     DaprClient::new(endpoint.connect().await.unwrap())
 }

@@ -12,3 +12,4 @@ mod manifests;
 mod publish;
 mod stage;
 mod state;
+mod stores;

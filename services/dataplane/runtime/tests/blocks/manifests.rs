@@ -60,7 +60,7 @@ async fn what_is_wrong_is_left_out_and_the_rest_works() {
         .unwrap_err();
     assert_eq!(
         told.to_string(),
-        "component default/secret: metadata \"p\": secretKeyRef needs a secret store, and none is served yet"
+        "component default/secret: metadata \"p\": secretKeyRef needs a secret store: name one in auth.secretStore"
     );
     let app = App::new(&[]).await;
     let cart = stage.app("cart", &app).await;

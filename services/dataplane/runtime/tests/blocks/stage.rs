@@ -9,8 +9,9 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::{sync::mpsc, time::timeout};
 use weft_components_api::{Driver, Drivers};
 use weft_components_bindings::{Cron, LocalStorage};
-use weft_components_memory::{MemoryPubSub, MemoryState};
-use weft_runtime::RuntimeLimits;
+use weft_components_memory::{MemoryConfiguration, MemoryLock, MemoryPubSub, MemoryState};
+use weft_components_secrets::{LocalEnv, LocalFile};
+use weft_runtime::{AppSettings, RuntimeLimits};
 
 /// A world with one agent.
 pub struct Stage {
@@ -28,6 +29,10 @@ impl Stage {
             Arc::new(MemoryPubSub::new()),
             Arc::new(Cron),
             Arc::new(LocalStorage),
+            Arc::new(LocalEnv),
+            Arc::new(LocalFile),
+            Arc::new(MemoryConfiguration::new()),
+            Arc::new(MemoryLock::new()),
         ];
         let drivers = Drivers::new(drivers);
         let limits = RuntimeLimits::default();
@@ -48,6 +53,29 @@ impl Stage {
         blocks
             .set_component("default", name, Some((manifest.0, &manifest.1)))
             .unwrap();
+    }
+
+    /// Applies a manifest of namespace `default` as it is.
+    pub fn manifest(&self, name: &str, manifest: &serde_json::Value) {
+        let blocks = self.agent.runtime.blocks();
+        let json = manifest.to_string().into_bytes();
+        let done = match manifest["kind"].as_str() {
+            Some("Configuration") => blocks.set_configuration("default", name, Some(&json)),
+            _ => blocks.set_component("default", name, Some((&[], &json))),
+        };
+        done.unwrap();
+    }
+
+    /// An app with annotations.
+    pub async fn annotated(&self, app_id: &str, app: &App, annotations: &[(&str, &str)]) -> world::Workload {
+        let all: Vec<(String, String)> = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        let settings = AppSettings::of(all.iter().map(|(k, v)| (k, v)));
+        self.world
+            .workload_that(&self.agent, app_id, app.port, None, settings)
+            .await
     }
 
     /// An app that answers as `answer` says, and what it gets.

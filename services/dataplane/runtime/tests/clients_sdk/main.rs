@@ -42,6 +42,8 @@ async fn components(stage: &Stage) {
     }
     stage.component("bus", "pubsub.in-memory", &[], &[]);
     stage.component("files", "bindings.localstorage", &[("rootPath", "/data")], &[]);
+    stage.component("env", "secretstores.local.env", &[], &["app"]);
+    stage.component("locks", "lock.in-memory", &[], &[]);
     stage.component("tick", "bindings.cron", &[("schedule", "@every 100ms")], &["app"]);
 }
 
@@ -61,7 +63,9 @@ async fn run(mut command: Command) {
         .local_addr()
         .unwrap()
         .port();
-    let app = stage.world.workload(&stage.agent, "app", port).await;
+    let environment = ("dapr.io/env".to_owned(), "PASSWORD=p4ss,USER=me".to_owned());
+    let settings = weft_runtime::AppSettings::of([(&environment.0, &environment.1)]);
+    let app = stage.world.workload_that(&stage.agent, "app", port, None, settings).await;
     command
         .env("DAPR_HTTP_PORT", app.api.port().to_string())
         .env("DAPR_GRPC_PORT", app.grpc.port().to_string())
@@ -71,17 +75,27 @@ async fn run(mut command: Command) {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let output = timeout(PATIENCE, command.output())
-        .await
-        .expect("the client did not end")
-        .unwrap();
+    // What is configured changes as long as the client runs.
+    let changing = async {
+        let mut every = tokio::time::interval(Duration::from_millis(200));
+        for limit in 0.. {
+            every.tick().await;
+            let items = format!(r#"{{"limit": "{limit}", "colour": {{"value": "blue", "version": "v1"}}}}"#);
+            stage.component("conf", "configuration.in-memory", &[("items", &items)], &[]);
+        }
+    };
+    let output = tokio::select! {
+        output = timeout(PATIENCE, command.output()) => output,
+        () = changing => unreachable!("it goes on"),
+    };
+    let output = output.expect("the client did not end").unwrap();
     let (out, err) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
     let checks = out.lines().filter(|line| line.starts_with("ok ")).count();
-    assert!(checks >= 15, "only {checks} checks ran:\n{out}");
+    assert!(checks >= 22, "only {checks} checks ran:\n{out}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

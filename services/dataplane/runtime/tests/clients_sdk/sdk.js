@@ -1,8 +1,9 @@
 // Dapr's JavaScript SDK against the runtime, by HTTP or gRPC: state, publish, subscribe, bindings,
+// secrets, locks, configuration,
 // invocation, metadata. Its server takes HTTP in both cases.
 const assert = require("node:assert/strict");
 const { inspect } = require("node:util");
-const { DaprClient, DaprServer, CommunicationProtocolEnum, HttpMethod } = require("@dapr/dapr");
+const { DaprClient, DaprServer, CommunicationProtocolEnum, HttpMethod, LockStatus } = require("@dapr/dapr");
 
 const protocol = process.argv[2] === "grpc" ? CommunicationProtocolEnum.GRPC : CommunicationProtocolEnum.HTTP;
 const daprPort = process.argv[2] === "grpc" ? process.env.DAPR_GRPC_PORT : process.env.DAPR_HTTP_PORT;
@@ -94,6 +95,25 @@ async function main() {
   // By gRPC the SDK answers bytes and what came with them.
   check("a file", read.data ? Buffer.from(read.data).toString() : String(read), "hello, file");
   await refused("no such operation", () => binding.send("files", "shred", ""), "does not support operation shred");
+
+  check("a secret", await client.secret.get("env", "PASSWORD"), { PASSWORD: "p4ss" });
+  const secrets = await client.secret.getBulk("env");
+  check("all secrets", secrets, { PASSWORD: { PASSWORD: "p4ss" }, USER: { USER: "me" } });
+  await refused("no such secret store", () => client.secret.get("nowhere", "a"), "failed finding secret store");
+  const lock = (owner) => client.lock.lock("locks", "r", owner, 60);
+  check("a lock", await lock("me"), { success: true });
+  check("a lock that is held", await lock("you"), { success: false });
+  const status = async (owner) => (await client.lock.unlock("locks", "r", owner)).status;
+  check("unlocked", [await status("you"), await status("me"), await status("me")], [LockStatus.LockBelongsToOthers, LockStatus.Success, LockStatus.LockDoesNotExist]);
+  if (protocol === CommunicationProtocolEnum.GRPC) {
+    const got = (await client.configuration.get("conf", ["colour"])).items;
+    check("configuration", [got.colour.value, got.colour.version], ["blue", "v1"]);
+    const changes = new Queue();
+    const watch = await client.configuration.subscribeWithKeys("conf", ["limit"], async (told) => changes.put(told));
+    const change = await changes.get();
+    check("a change", [Object.keys(change.items), /^[0-9]+$/.test(change.items.limit.value)], [["limit"], true]);
+    await watch.stop();
+  }
 
   check("a call", await invoker.invoke("scorer", "score", HttpMethod.POST, { value: 7 }), { score: 14 });
   check("a call without a body", await invoker.invoke("scorer", "score", HttpMethod.GET), { score: 7 });

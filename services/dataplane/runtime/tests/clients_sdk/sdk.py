@@ -1,4 +1,5 @@
-"""Dapr's Python SDK against the runtime: state, publish, subscribe, bindings, invocation, metadata."""
+"""Dapr's Python SDK against the runtime: state, publish, subscribe, bindings, secrets, configuration, locks,
+invocation, metadata."""
 
 import json
 import os
@@ -133,12 +134,35 @@ with DaprClient() as dapr:
         "binding files does not support operation shred",
     )
 
+    check("a secret", dapr.get_secret("env", "PASSWORD").secret, {"PASSWORD": "p4ss"})
+    secrets = dapr.get_bulk_secret("env").secrets
+    check("all secrets", secrets, {"PASSWORD": {"PASSWORD": "p4ss"}, "USER": {"USER": "me"}})
+    refused(
+        "no such secret store",
+        lambda: dapr.get_secret("nowhere", "a"),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "failed finding secret store with key nowhere",
+    )
+    colour = dapr.get_configuration("conf", ["colour", "none"]).items
+    check("configuration", {k: (v.value, v.version) for k, v in colour.items()}, {"colour": ("blue", "v1")})
+    changes = queue.Queue()
+    watch = dapr.subscribe_configuration("conf", ["limit"], lambda id, told: changes.put((id, told.items)))
+    id, change = changes.get(timeout=30)
+    check("a change", (id, sorted(change), change["limit"].value.isdigit()), (watch, ["limit"], True))
+    check("its end", dapr.unsubscribe_configuration("conf", watch), True)
+
+    check("a lock", dapr.try_lock("locks", "r", "me", 60).success, True)
+    check("a lock that is held", dapr.try_lock("locks", "r", "you", 60).success, False)
+    check("of others", dapr.unlock("locks", "r", "you").status.name, "lock_belongs_to_others")
+    check("unlocked", dapr.unlock("locks", "r", "me").status.name, "success")
+    check("unlocked already", dapr.unlock("locks", "r", "me").status.name, "lock_does_not_exist")
+
     answer = dapr.invoke_method("scorer", "score", data=json.dumps({"value": 7}), http_verb="POST")
     check("a call", json.loads(answer.data), {"score": 14})
     dapr.set_metadata("colour", "blue")
     metadata = dapr.get_metadata()
     check("metadata", (metadata.application_id, metadata.extended_metadata["colour"]), ("app", "blue"))
     names = sorted(component.name for component in metadata.registered_components)
-    check("components", names, ["bus", "files", "other", "store", "tick"])
+    check("components", names, ["bus", "conf", "env", "files", "locks", "other", "store", "tick"])
 
 os._exit(0)

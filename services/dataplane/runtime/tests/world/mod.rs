@@ -33,8 +33,8 @@ use weft_components_api::Drivers;
 use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Party, Proof};
 use weft_model::NumericIdentity;
 use weft_runtime::{
-    AppChannel, AppContext, AppDialer, AppHealth, AppSpec, Decision, Directory, Endpoint, Environment, Judge,
-    Place, Question, Runtime, RuntimeLimits, Target, Token, Tunnels,
+    AppChannel, AppContext, AppDialer, AppHealth, AppSettings, AppSpec, Decision, Directory, Endpoint,
+    Environment, Judge, Place, Question, Runtime, RuntimeLimits, Target, Token, Tunnels,
 };
 use weft_tls::{PeerIdentity, Trust};
 use weft_tunnel::{Client, Dialer, Limits, Local, serve};
@@ -161,6 +161,16 @@ impl Judge for Rules {
 struct ToLoopback;
 
 impl AppDialer for ToLoopback {
+    fn egress(
+        &self,
+        _: &Arc<AppContext>,
+        host: &str,
+        port: u16,
+    ) -> BoxFuture<'static, io::Result<TcpStream>> {
+        let host = host.to_owned();
+        async move { TcpStream::connect((host.as_str(), port)).await }.boxed()
+    }
+
     fn connect(&self, endpoint: Arc<Endpoint>) -> BoxFuture<'static, io::Result<TcpStream>> {
         let Place::Local { app_port } = *endpoint.place() else {
             panic!("{endpoint:?} is not local")
@@ -262,6 +272,18 @@ impl World {
         app_port: u16,
         token: Option<&str>,
     ) -> Workload {
+        let none = AppSettings::default();
+        self.workload_that(agent, app_id, app_port, token, none).await
+    }
+
+    pub async fn workload_that(
+        &self,
+        agent: &Agent,
+        app_id: &str,
+        app_port: u16,
+        token: Option<&str>,
+        settings: AppSettings,
+    ) -> Workload {
         let tunnel = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let number = self.registry.workloads.lock().len() as u32;
         let id: Arc<str> = format!("{}/default/{app_id}-{number}/1", agent.node).into();
@@ -297,7 +319,7 @@ impl World {
         health.set_outbound(true);
         let local = Place::Local { app_port };
         let endpoint = Endpoint::new(id.clone(), party.clone(), local);
-        let context = AppContext::new(AppSpec {
+        let spec = AppSpec {
             workload: id.clone(),
             party,
             proof: if token.is_some() {
@@ -312,7 +334,8 @@ impl World {
                 protocol: "http".into(),
             },
             health: health.clone(),
-        });
+        };
+        let context = AppContext::with_settings(spec, settings);
         let grpc_context = context.clone();
         agent.runtime.blocks().app_here(&context).await;
         agent.runtime.blocks().app_ready(&context, &endpoint);
