@@ -285,14 +285,13 @@ impl Blocks {
         let mut apps = self.0.apps.write();
         let of_namespace = apps.entry(party.namespace.clone()).or_default();
         let known = of_namespace.get(&party.app_id).cloned();
+        let is_new = known.is_none();
         let slot = known.unwrap_or_else(|| {
             let owner = Owner {
                 namespace: party.namespace.to_string(),
                 app_id: party.app_id.to_string(),
             };
             let slot = Slot::new(owner);
-            tokio::spawn(open::run(self.clone(), slot.clone()));
-            tokio::spawn(consume::run(self.clone(), slot.clone()));
             of_namespace.insert(party.app_id.clone(), slot.clone());
             slot
         });
@@ -308,6 +307,11 @@ impl Blocks {
             }
         }
         drop(replicas);
+        // Not before: components are opened as one of its workloads.
+        if is_new {
+            tokio::spawn(open::run(self.clone(), slot.clone()));
+            tokio::spawn(consume::run(self.clone(), slot.clone()));
+        }
         slot
     }
 

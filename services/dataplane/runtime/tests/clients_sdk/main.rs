@@ -65,7 +65,10 @@ async fn run(mut command: Command) {
         .port();
     let environment = ("dapr.io/env".to_owned(), "PASSWORD=p4ss,USER=me".to_owned());
     let settings = weft_runtime::AppSettings::of([(&environment.0, &environment.1)]);
-    let app = stage.world.workload_that(&stage.agent, "app", port, None, settings).await;
+    let app = stage
+        .world
+        .workload_that(&stage.agent, "app", port, None, settings)
+        .await;
     command
         .env("DAPR_HTTP_PORT", app.api.port().to_string())
         .env("DAPR_GRPC_PORT", app.grpc.port().to_string())

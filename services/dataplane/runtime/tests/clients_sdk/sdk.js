@@ -3,7 +3,7 @@
 // invocation, metadata. Its server takes HTTP in both cases.
 const assert = require("node:assert/strict");
 const { inspect } = require("node:util");
-const { DaprClient, DaprServer, CommunicationProtocolEnum, HttpMethod, LockStatus } = require("@dapr/dapr");
+const { DaprClient, DaprServer, CommunicationProtocolEnum, HttpMethod } = require("@dapr/dapr");
 
 const protocol = process.argv[2] === "grpc" ? CommunicationProtocolEnum.GRPC : CommunicationProtocolEnum.HTTP;
 const daprPort = process.argv[2] === "grpc" ? process.env.DAPR_GRPC_PORT : process.env.DAPR_HTTP_PORT;
@@ -104,7 +104,7 @@ async function main() {
   check("a lock", await lock("me"), { success: true });
   check("a lock that is held", await lock("you"), { success: false });
   const status = async (owner) => (await client.lock.unlock("locks", "r", owner)).status;
-  check("unlocked", [await status("you"), await status("me"), await status("me")], [LockStatus.LockBelongsToOthers, LockStatus.Success, LockStatus.LockDoesNotExist]);
+  check("unlocked", [await status("you"), await status("me"), await status("me")], [2, 0, 1]);
   if (protocol === CommunicationProtocolEnum.GRPC) {
     const got = (await client.configuration.get("conf", ["colour"])).items;
     check("configuration", [got.colour.value, got.colour.version], ["blue", "v1"]);
