@@ -7,6 +7,7 @@
 use crate::{
     agent::Shared,
     locals::{Local, Remote},
+    shared_api::{GRPC_PORT, HTTP_PORT, SharedApi},
     view::View,
 };
 use futures::future::BoxFuture;
@@ -21,14 +22,10 @@ use std::{
 use weft_capture::{Found, Mesh as _};
 use weft_flows::{Direction, Flow, FlowLog, Kind, Party, Verdict};
 use weft_l7::Body;
-use weft_proxy::{Answerer, Answers, Caller, Front, Member, Outlet, Proxy, To, Unanswered};
+use weft_proxy::{Answerer, Caller, Front, Member, Outlet, Proxy, To, Unanswered};
 use weft_route::spec::BackendRef;
 use weft_runtime::{AppContext, Channel, ChannelError, Endpoint, Judge, Question, Runtime};
 
-/// Dapr's HTTP and gRPC APIs at a shared endpoint.
-pub const HTTP_PORT: u16 = 3500;
-/// See [`HTTP_PORT`].
-pub const GRPC_PORT: u16 = 50001;
 /// A request may come by so many apps within one agent: configurations can lead in a circle.
 const MAX_HOPS: u8 = 8;
 /// Ways that are kept.
@@ -92,14 +89,9 @@ impl View {
         if !local.is_shared() {
             return Answerer::Itself;
         }
-        match (port, self.channels.get()) {
-            (HTTP_PORT, Some(channels)) => Answerer::Agent(Arc::new(RuntimeApi {
-                runtime: channels.runtime.clone(),
-                local: local.clone(),
-            })),
-            (GRPC_PORT, Some(_)) => Answerer::Agent(Arc::new(GrpcApi)),
-            _ => Answerer::Nobody,
-        }
+        let channels = self.channels.get();
+        let api = channels.and_then(|channels| SharedApi::at(port, &channels.runtime, local));
+        api.map_or(Answerer::Nobody, |api| Answerer::Agent(Arc::new(api)))
     }
 
     /// The app behind a shared endpoint.
@@ -160,45 +152,6 @@ impl View {
             Some(_) => caller.identity == weft_model::NumericIdentity::INGRESS,
             None => self.mesh.serves(namespace, name, caller),
         }
-    }
-}
-
-/// Dapr's HTTP API, for whoever speaks as a shared app.
-struct RuntimeApi {
-    runtime: Weak<Runtime>,
-    local: Arc<Local>,
-}
-
-impl Answers for RuntimeApi {
-    fn answer(&self, from: &Arc<Party>, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
-        let (runtime, member) = (self.runtime.upgrade(), self.local.member());
-        let from = from.clone();
-        Box::pin(async move {
-            match runtime.zip(member) {
-                Some((runtime, member)) => runtime.answer(&member.context, &from, request).await,
-                None => {
-                    let mut response = Response::new(Body::empty());
-                    *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
-                    response
-                }
-            }
-        })
-    }
-}
-
-/// Dapr's gRPC API at a shared endpoint: it says that it is not served there.
-struct GrpcApi;
-
-const NO_GRPC: &str = "Dapr's gRPC API is not served at shared endpoints yet; use the HTTP API on port 3500";
-
-impl Answers for GrpcApi {
-    fn answer(&self, _: &Arc<Party>, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
-        let mut response = Response::new(Body::empty());
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static("12"));
-        headers.insert("grpc-message", HeaderValue::from_static(NO_GRPC));
-        Box::pin(std::future::ready(response))
     }
 }
 

@@ -37,6 +37,7 @@ mod registry;
 mod rootless;
 mod seccomp;
 pub mod selftest;
+mod shared_api;
 mod shared_apps;
 mod subscription;
 mod table;

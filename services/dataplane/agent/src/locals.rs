@@ -3,6 +3,7 @@
 //!
 //! Owns the index. One task writes ([`crate::table`]); connections read.
 
+use crate::shared_api::Asked;
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use parking_lot::RwLock;
@@ -46,6 +47,8 @@ pub struct Local {
     pub health: Arc<AppHealth>,
     /// Bounds its connections to the runtime APIs.
     pub connections: Arc<Semaphore>,
+    /// What was asked of a shared endpoint.
+    pub asked: Asked,
     /// Cancelled when it is taken away.
     pub gone: CancellationToken,
     captures: AtomicBool,
@@ -140,6 +143,7 @@ impl Local {
             svid: SvidCell::new(),
             health: Arc::default(),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            asked: Asked::default(),
             gone: CancellationToken::new(),
             captures: AtomicBool::new(false),
             member: ArcSwapOption::empty(),

@@ -9,6 +9,7 @@ use crate::{
     endpoints::party,
     locals::{Local, Seat},
 };
+use futures::FutureExt;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::sync::{oneshot, watch};
 use weft_drain::Watcher;
@@ -81,6 +82,10 @@ impl SharedApps {
                     entry.message = message.clone();
                     let local = entry.local.clone();
                     self.named(&local, message);
+                    // Known at once; its components are open already.
+                    if let Some(member) = local.member() {
+                        let _ = self.shared.blocks().app_here(&member.context).now_or_never();
+                    }
                 }
                 Some(_) => {
                     self.remove(&message.id.clone());
@@ -152,6 +157,7 @@ impl SharedApps {
             .view
             .mesh
             .change_local(|endpoints| endpoints.local_down(id));
+        self.shared.blocks().app_gone(id);
         self.shared.forget_identity(&entry.local);
     }
 }
@@ -212,6 +218,9 @@ async fn serve(shared: &Shared, local: &Arc<Local>, mut refused: watch::Receiver
         return false;
     };
     shared.identities.insert(&member.spiffe_id, local.svid.clone());
+    // What manifests give the app is there before it can ask for it.
+    shared.tell_components();
+    shared.blocks().app_here(&member.context).await;
     // The app behind it may come and go.
     local.health.set_app(true);
     local.health.set_outbound(true);

@@ -7,7 +7,7 @@ use crate::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http_body::{Body as _, Frame, SizeHint};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 use std::{
@@ -53,6 +53,9 @@ pub enum BodyError {
     /// It is larger than what may be kept of it.
     #[error("more than {0} bytes")]
     TooLarge(usize),
+    /// Whoever makes it here failed.
+    #[error("{0}")]
+    Made(String),
 }
 
 /// A body that streams through, or a short one made here.
@@ -88,6 +91,16 @@ enum Source {
     Empty,
     Bytes(Bytes),
     Incoming(Incoming),
+    Made(Made),
+}
+
+/// The lock is never taken; it makes the body one that may be shared.
+struct Made(Box<Mutex<UnsyncBoxBody<Bytes, BodyError>>>);
+
+impl std::fmt::Debug for Made {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Made")
+    }
 }
 
 impl Body {
@@ -100,6 +113,22 @@ impl Body {
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         Self {
             source: Source::Bytes(bytes.into()),
+            ..Self::default()
+        }
+    }
+
+    /// What is made here piece by piece, trailers and all.
+    pub fn made<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        let body = body.map_err(|e| BodyError::Made(e.to_string()));
+        Self {
+            source: Source::Made(Made(Box::new(Mutex::new(body.boxed_unsync())))),
             ..Self::default()
         }
     }
@@ -152,7 +181,7 @@ impl Body {
 
     /// Whether all of it is here, so that it can be sent more than once.
     pub fn is_kept(&self) -> bool {
-        !matches!(self.source, Source::Incoming(_))
+        !matches!(self.source, Source::Incoming(_) | Source::Made(_))
     }
 
     /// The same content once more; `None` unless [`Body::is_kept`].
@@ -160,7 +189,7 @@ impl Body {
         match &self.source {
             Source::Empty => Some(Self::empty()),
             Source::Bytes(bytes) => Some(Self::full(bytes.clone())),
-            Source::Incoming(_) => None,
+            Source::Incoming(_) | Source::Made(_) => None,
         }
     }
 
@@ -290,6 +319,13 @@ impl http_body::Body for Body {
                     Poll::Ready(None)
                 }
             },
+            Source::Made(made) => {
+                let frame = ready!(Pin::new(made.0.get_mut()).poll_frame(cx));
+                if frame.is_none() {
+                    this.end();
+                }
+                Poll::Ready(frame)
+            }
         }
     }
 
@@ -298,6 +334,8 @@ impl http_body::Body for Body {
             Source::Empty => true,
             Source::Bytes(bytes) => bytes.is_empty(),
             Source::Incoming(incoming) => incoming.is_end_stream(),
+            // Known at its end only.
+            Source::Made(_) => false,
         }
     }
 
@@ -306,6 +344,7 @@ impl http_body::Body for Body {
             Source::Empty => SizeHint::with_exact(0),
             Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
+            Source::Made(_) => SizeHint::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod convert;
 mod invoke;
 mod metadata;
 mod publish;
+mod shared;
 mod state;
 mod stores;
 
@@ -38,6 +39,17 @@ struct Api {
 }
 
 impl Runtime {
+    /// The API as `app` sees it.
+    fn grpc(self: &Arc<Self>, app: &Arc<AppContext>) -> DaprServer<Api> {
+        let api = Api {
+            runtime: self.clone(),
+            app: app.clone(),
+        };
+        DaprServer::new(api)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
     /// Serves the gRPC API to `app` on one connection that is known to be its own, to its end or to the
     /// drain: what is under way then is finished.
     pub async fn serve_grpc<T>(
@@ -49,13 +61,7 @@ impl Runtime {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let api = Api {
-            runtime: self.clone(),
-            app: app.clone(),
-        };
-        let server = DaprServer::new(api)
-            .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE);
+        let server = self.grpc(app);
         let answer = service_fn(|request: Request<Incoming>| {
             let (mut server, app) = (server.clone(), app.clone());
             async move {

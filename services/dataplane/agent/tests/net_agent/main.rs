@@ -16,6 +16,7 @@ mod revocation;
 mod rig;
 mod rotation;
 mod shared;
+mod shared_api;
 mod spiffe;
 mod spiffe_crate;
 mod upgrade;

@@ -22,7 +22,7 @@ const INGRESS: &str = "10.96.8.10:3500";
 /// The example's manifests, but for Services whose addresses the tests have to know.
 fn manifests() -> Vec<(&'static str, String)> {
     let example =
-        |text: &str, address: &str| text.replace("type: ClusterIP", &format!("clusterIP: {address}"));
+        |text: &str, address: &str| text.replace("type: ClusterIP", &format!("clusterIPs: [{address}]"));
     vec![
         (
             "gateway.yaml",
@@ -40,7 +40,7 @@ fn manifests() -> Vec<(&'static str, String)> {
             "shared-ingress.yaml",
             example(
                 include_str!("../../../../../examples/whoami/shared-ingress.yaml"),
-                "10.96.8.10",
+                "10.96.8.10, \"fd00:10:96::10\"",
             ),
         ),
         (
@@ -53,7 +53,7 @@ fn manifests() -> Vec<(&'static str, String)> {
     ]
 }
 
-const POLICIES: &str = include_str!("../../../../../examples/whoami/policies.yaml");
+pub const POLICIES: &str = include_str!("../../../../../examples/whoami/policies.yaml");
 const PODS: &str = include_str!("../../../../../examples/whoami/policy-pods.yaml");
 const SPLIT: &str = include_str!("../../../../../examples/whoami/split-50-50.yaml");
 
@@ -85,10 +85,10 @@ fn answer(name: &str, mut stream: &TcpStream) -> Option<()> {
 
 /// What an app said.
 #[derive(Debug, Default)]
-struct Answer {
-    status: u16,
-    name: String,
-    line: String,
+pub struct Answer {
+    pub status: u16,
+    pub name: String,
+    pub line: String,
     headers: Vec<(String, String)>,
 }
 
@@ -109,7 +109,7 @@ impl Answer {
         }
     }
 
-    fn header(&self, name: &str) -> Vec<&str> {
+    pub fn header(&self, name: &str) -> Vec<&str> {
         let all = self.headers.iter().filter(|(n, _)| n == name);
         all.map(|(_, value)| value.as_str()).collect()
     }
@@ -131,7 +131,7 @@ fn ask(from: &Namespace, to: SocketAddr, path: &str, headers: &str) -> Answer {
 }
 
 /// Asks once in a workload, by bash.
-fn script(place: &Namespace, cgroup: &Path, to: &str, path: &str) -> Answer {
+pub fn script(place: &Namespace, cgroup: &Path, to: &str, path: &str) -> Answer {
     let (host, port) = to.rsplit_once(':').unwrap();
     let script = format!(
         "exec 3<>/dev/tcp/{host}/{port} || exit; \
@@ -141,7 +141,7 @@ fn script(place: &Namespace, cgroup: &Path, to: &str, path: &str) -> Answer {
     Answer::read(&run(place, cgroup, &script))
 }
 
-fn run(place: &Namespace, cgroup: &Path, script: &str) -> String {
+pub fn run(place: &Namespace, cgroup: &Path, script: &str) -> String {
     let mut command = Command::new("bash");
     command.args(["-c", script]).stdout(Stdio::piped());
     let mut process = place.spawn(command, &Spawn::nobody().cgroup(cgroup)).unwrap();
@@ -155,7 +155,7 @@ fn run(place: &Namespace, cgroup: &Path, script: &str) -> String {
     answer
 }
 
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}");
@@ -163,7 +163,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn flows(node: &Running) -> Vec<Flow> {
+pub async fn flows(node: &Running) -> Vec<Flow> {
     let mut client = FlowsClient::new(node.channel());
     let mut stream = client
         .observe(ObserveRequest::default())
@@ -208,8 +208,8 @@ async fn whoami(node: &Running, version: &str) -> (Pod, PathBuf) {
 }
 
 /// Two nodes, a pod of each version on one of them; a pod and a process that are none of it; a machine outside.
-struct Scene {
-    rig: Rig,
+pub struct Scene {
+    pub rig: Rig,
     shop: (Pod, PathBuf),
     worker: (PathBuf, Process),
     outside: Node,
@@ -217,7 +217,7 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(more: &[(&'static str, &str)]) -> Self {
+    pub async fn new(more: &[(&'static str, &str)]) -> Self {
         let mut all = manifests();
         all.extend(more.iter().map(|(name, text)| (*name, (*text).to_owned())));
         let all: Vec<(&str, &str)> = all.iter().map(|(name, text)| (*name, text.as_str())).collect();
@@ -246,7 +246,7 @@ impl Scene {
         ask(self.outside.namespace(), to, path, headers)
     }
 
-    async fn ready(&self) {
+    pub async fn ready(&self) {
         for node in 0..self.rig.nodes.len() {
             for name in ["whoami-v1", "whoami-v2"] {
                 eventually("the chain does not answer", async || {
@@ -257,7 +257,7 @@ impl Scene {
         }
     }
 
-    fn callers(&self) -> [(&Namespace, &Path); 2] {
+    pub fn callers(&self) -> [(&Namespace, &Path); 2] {
         [
             (self.shop.0.namespace(), &self.shop.1),
             (self.rig.nodes[0].node.namespace(), &self.worker.0),

@@ -45,7 +45,7 @@ impl Api {
         &self,
         request: tonic::Request<pb::InvokeServiceRequest>,
     ) -> Answer<common::InvokeResponse> {
-        let (metadata, _, asked) = request.into_parts();
+        let (metadata, extensions, asked) = request.into_parts();
         let message = asked.message.unwrap_or_default();
         let extension = message.http_extension.as_ref();
         let query = extension.map_or("", |e| e.querystring.trim_start_matches('?'));
@@ -61,6 +61,8 @@ impl Api {
         let mut call = Request::new(Body::full(body));
         *call.method_mut() = method(extension);
         *call.uri_mut() = uri;
+        // By which hands the call came, where that is known.
+        *call.extensions_mut() = extensions;
         let headers = call.headers_mut();
         for pair in metadata.iter() {
             if let KeyAndValueRef::Ascii(key, value) = pair
