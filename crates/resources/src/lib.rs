@@ -30,7 +30,7 @@ pub use policy::{
     MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
     expressions,
 };
-pub use redirect::{LocalRedirect, RedirectPort};
+pub use redirect::{LocalRedirect, RedirectFrontend, RedirectPort};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};
 pub use service::{Service, ServicePort, TargetPort};
 pub use shared::{Remote, SharedApp, Strategy};

@@ -1,7 +1,7 @@
 //! CiliumLocalRedirectPolicy: what is read, and what is refused with its place.
 #![allow(clippy::unwrap_used)]
 
-use weft_resources::{Body, parse};
+use weft_resources::{Body, RedirectFrontend, parse};
 
 const GOOD: &str = "
 apiVersion: cilium.io/v2
@@ -23,10 +23,11 @@ fn a_published_policy_is_read() {
     let Body::CiliumLocalRedirectPolicy(redirect) = &all[0].body else {
         panic!("{all:?}")
     };
-    assert_eq!(
-        (redirect.namespace.as_str(), redirect.service.as_str()),
-        ("default", "ingress-dapr")
-    );
+    let service = RedirectFrontend::Service {
+        namespace: "default".into(),
+        name: "ingress-dapr".into(),
+    };
+    assert_eq!(redirect.frontend, service);
     assert_eq!(
         (
             redirect.ports[0].port,
@@ -36,6 +37,65 @@ fn a_published_policy_is_read() {
         (3500, 6, "http")
     );
     assert_eq!(redirect.backends.requirements.len(), 1);
+}
+
+/// As the documentation of Cilium has it for a node's cache of DNS.
+const ADDRESS: &str = "
+apiVersion: cilium.io/v2
+kind: CiliumLocalRedirectPolicy
+metadata: {name: nodelocaldns, namespace: kube-system}
+spec:
+  redirectFrontend:
+    addressMatcher:
+      ip: 169.254.20.10
+      toPorts:
+        - {port: '53', name: dns, protocol: UDP}
+        - {port: '53', name: dns-tcp, protocol: TCP}
+  redirectBackend:
+    localEndpointSelector: {matchLabels: {k8s-app: node-local-dns}}
+    toPorts:
+      - {port: '5353', name: dns, protocol: UDP}
+      - {port: '5354', name: dns-tcp, protocol: TCP}
+";
+
+#[test]
+fn an_address_is_redirected_port_by_port() {
+    let all = parse("a.yaml", ADDRESS.as_bytes()).unwrap();
+    let Body::CiliumLocalRedirectPolicy(redirect) = &all[0].body else {
+        panic!("{all:?}")
+    };
+    let RedirectFrontend::Address { ip, ports } = &redirect.frontend else {
+        panic!("{redirect:?}")
+    };
+    assert_eq!((ip.to_string().as_str(), ports.len()), ("169.254.20.10", 2));
+    let targets = ports.iter().map(|p| redirect.target(&p.name, p.protocol));
+    assert_eq!(targets.collect::<Vec<_>>(), [Some(5353), Some(5354)]);
+    assert_eq!(redirect.target("dns", 6), None);
+    for (from, to, said) in [
+        (
+            "169.254.20.10",
+            "127.0.0.1",
+            "8: spec.redirectFrontend.addressMatcher.ip: can not be redirected",
+        ),
+        (
+            "169.254.20.10",
+            "dns.example",
+            "addressMatcher.ip: is no IP address",
+        ),
+        (
+            "name: dns-tcp, protocol: TCP}\n  ",
+            "name: other, protocol: TCP}\n  ",
+            "redirectFrontend: no port of redirectBackend is for port 53",
+        ),
+    ] {
+        assert!(ADDRESS.contains(from), "{from}");
+        let text = ADDRESS.replacen(from, to, 1);
+        let found = parse("a.yaml", text.as_bytes()).expect_err(&text);
+        assert!(
+            found.len() == 1 && found[0].to_string().contains(said),
+            "{said}: {found:#?}"
+        );
+    }
 }
 
 #[test]
@@ -49,7 +109,7 @@ fn what_is_wrong_is_told_where_it_stands() {
         (
             "serviceMatcher: {serviceName: ingress-dapr, namespace: default}",
             "addressMatcher: {ip: 169.254.1.1, toPorts: []}",
-            "spec.redirectFrontend.addressMatcher: is not supported yet",
+            "spec.redirectFrontend.addressMatcher.toPorts: must have an element",
         ),
         (
             "serviceMatcher: {",
@@ -59,7 +119,7 @@ fn what_is_wrong_is_told_where_it_stands() {
         (
             "serviceMatcher: {serviceName: ingress-dapr, namespace: default}",
             "{}",
-            "must have a serviceMatcher",
+            "must have an addressMatcher or a serviceMatcher",
         ),
         (
             "serviceName: ingress-dapr, ",

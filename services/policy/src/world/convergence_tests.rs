@@ -145,6 +145,11 @@ fn object(namespace: &str, file: u8, kind: u8, variant: u8) -> Arc<weft_resource
                 if kind == 6 { "HTTPRoute" } else { "GRPCRoute" }
             )
         }
+        11 if spread % 3 == 0 => format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumLocalRedirectPolicy\n{meta}\nspec: {{redirectFrontend: {{addressMatcher: {{ip: 169.254.{}.{file}, toPorts: [{{port: '53', protocol: TCP}}]}}}}, redirectBackend: {{localEndpointSelector: {{matchLabels: {{role: r{app}}}}}, toPorts: [{{port: '5353', protocol: TCP}}]}}}}",
+            // Of two policies about one address the first counts, so they never meet.
+            u8::from(namespace == "b")
+        ),
         11 => format!(
             "apiVersion: cilium.io/v2\nkind: CiliumLocalRedirectPolicy\n{meta}\nspec: {{redirectFrontend: {{serviceMatcher: {{serviceName: o{}, namespace: a}}}}, redirectBackend: {{localEndpointSelector: {{matchLabels: {{role: r{app}}}}}, toPorts: [{{port: '{}', protocol: TCP}}]}}}}",
             variant % 2,

@@ -7,6 +7,7 @@
 //! - the same of namespaces in which the app behind one of its shared endpoints is;
 //! - endpoints and identities that the policy of one of its workloads names, wherever they are;
 //! - policy sets that govern a workload of its own;
+//! - addresses with a local redirect, all of them;
 //! - Gateways with the Services made for them, all of them; routes that are attached to a Gateway, or to a
 //!   Service of a namespace that it needs, and for each route the Services it names with their endpoints
 //!   and identities, wherever they are;

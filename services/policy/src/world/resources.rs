@@ -379,7 +379,7 @@ impl World {
                     Body::CiliumLocalRedirectPolicy(redirect) => Some(redirect.clone()),
                     _ => None,
                 });
-                self.redirects.set((namespace, name), redirect, &mut self.dirty);
+                self.set_redirect((namespace, name), redirect);
             }
             weft_resources::Kind::GatewayClass
             | weft_resources::Kind::Gateway

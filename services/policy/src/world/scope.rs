@@ -113,6 +113,8 @@ impl World {
             keys.extend(ids.map(|id| Key::new(Kind::Endpoint, id)));
         }
         keys.extend(self.routing.gateways());
+        let of_addresses = self.redirects.of_addresses();
+        keys.extend(of_addresses.map(|name| Key::new(Kind::Service, name.clone())));
         keys.extend(self.routing.needs.keys(&scope.namespaces));
         for namespace in scope.apps.keys() {
             keys.extend(self.objects.dapr_of(namespace));
@@ -161,8 +163,9 @@ impl World {
             }
             Kind::Service => {
                 let (namespace, _) = key.name.split_once('/')?;
-                let wanted =
-                    scope.namespaces.contains(namespace) || needs.wants_service(&key.name, &scope.namespaces);
+                let wanted = scope.namespaces.contains(namespace)
+                    || needs.wants_service(&key.name, &scope.namespaces)
+                    || self.redirects.is_of_address(&key.name);
                 let service = wanted.then(|| self.objects.resource(key))??;
                 let redirected = self.redirects.on(node, key, &service, &self.workloads);
                 Some(redirected.unwrap_or(service))

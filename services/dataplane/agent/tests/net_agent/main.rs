@@ -11,6 +11,7 @@ mod openssl;
 mod outside;
 mod packets;
 mod protocols;
+mod redirects;
 mod requests;
 mod revocation;
 mod rig;

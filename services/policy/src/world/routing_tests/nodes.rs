@@ -231,6 +231,50 @@ fn routes_of_services_reach_only_who_knows_their_namespace() {
 }
 
 #[test]
+fn a_redirected_address_is_known_to_every_node_and_leads_to_its_own_endpoints() {
+    let mut world = world(BASE);
+    host(&mut world, "n1", "shop", "cart");
+    // It hosts nothing of that namespace.
+    host(&mut world, "n2", "else", "web");
+    let _streams = [connect(&mut world, "n1", 1), connect(&mut world, "n2", 2)];
+    let seen = |world: &World, node: &str| {
+        let (node, _) = &world.nodes[node];
+        let key = Key::new(Kind::Service, "shop/p-local-redirect");
+        let resource = node.desired.get(&key)?;
+        match &resource.body {
+            Some(pb::resource::Body::Service(s)) => Some((
+                s.cluster_ips.clone(),
+                (s.ports[0].port, s.ports[0].target_port),
+                s.endpoints.clone(),
+            )),
+            other => panic!("{other:?}"),
+        }
+    };
+    let policy = |ip: &str, app: &str| {
+        format!(
+            "apiVersion: cilium.io/v2\nkind: CiliumLocalRedirectPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: {{redirectFrontend: {{addressMatcher: {{ip: {ip}, toPorts: [{{port: '53', protocol: UDP}}]}}}}, redirectBackend: {{localEndpointSelector: {{matchLabels: {{app: {app}}}}}, toPorts: [{{port: '5353', protocol: UDP}}]}}}}"
+        )
+    };
+    assert_eq!(seen(&world, "n1"), None);
+    let (one, cart) = (
+        vec!["169.254.20.10".to_owned()],
+        vec!["n1/shop/cart/1".to_owned()],
+    );
+    apply(&mut world, &policy("169.254.20.10", "cart"));
+    assert_eq!(seen(&world, "n1"), Some((one.clone(), (53, 5353), cart.clone())));
+    // Nobody is there: calls reach nobody, and not what the address is beside the mesh.
+    assert_eq!(seen(&world, "n2"), Some((one.clone(), (53, 5353), vec![])));
+    apply(&mut world, &policy("169.254.20.11", "cart"));
+    let other = vec!["169.254.20.11".to_owned()];
+    assert_eq!(seen(&world, "n1"), Some((other, (53, 5353), cart)));
+    apply(&mut world, &policy("169.254.20.10", "web"));
+    assert_eq!(seen(&world, "n1"), Some((one, (53, 5353), vec![])));
+    world.set_object(&key(Of::CiliumLocalRedirectPolicy, "shop", "p"), None);
+    world.settle();
+    assert_eq!((seen(&world, "n1"), seen(&world, "n2")), (None, None));
+}
+
+#[test]
 fn a_local_redirect_leaves_each_node_the_endpoints_of_its_own() {
     let mut world = world(BASE);
     host(&mut world, "n1", "shop", "cart");
