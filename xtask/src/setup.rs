@@ -36,6 +36,11 @@ const PACKAGES: &[(&str, &str, &[Purpose])] = &[
         DEMO,
     ),
     ("python3-venv", "keeps Python packages out of the system", DEMO),
+    (
+        "redis-server",
+        "a server of state, messages, configuration and locks",
+        DEMO,
+    ),
     ("postgresql", "keeps the state of services in tests", TESTS),
     ("docker-compose", "reads docker-compose.yml", TESTS),
     ("clang-16", "compiles the eBPF programs", TESTS),

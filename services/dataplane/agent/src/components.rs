@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use weft_components_api::{Driver, Drivers};
 use weft_components_bindings::{Cron, LocalStorage};
 use weft_components_memory::{MemoryConfiguration, MemoryLock, MemoryPubSub, MemoryState};
+use weft_components_redis::{RedisConfiguration, RedisLock, RedisPubSub, RedisState};
 use weft_components_secrets::{LocalEnv, LocalFile};
 use weft_drain::Watcher;
 use weft_proto::weft::policy::v1::resource::Body;
@@ -24,6 +25,10 @@ pub fn drivers() -> Drivers {
         Arc::new(LocalFile),
         Arc::new(MemoryConfiguration::new()),
         Arc::new(MemoryLock::new()),
+        Arc::new(RedisState),
+        Arc::new(RedisPubSub),
+        Arc::new(RedisConfiguration),
+        Arc::new(RedisLock),
     ];
     Drivers::new(drivers)
 }

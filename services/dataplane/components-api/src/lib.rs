@@ -41,5 +41,5 @@ pub use secrets::{Secret, SecretError, SecretFeature, SecretStore};
 pub use spec::{ComponentSpec, Owner, SecretRef, SpecError};
 pub use state::{
     Concurrency, DeleteRequest, GetRequest, Item, Operation, SetRequest, StateCapability, StateError,
-    StateStore,
+    StateStore, state_ttl,
 };

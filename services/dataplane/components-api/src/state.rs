@@ -6,7 +6,7 @@ use futures::{
     future::BoxFuture,
     stream::{self},
 };
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Bulk operations that are made of single ones have so many of them under way at most.
 const PARALLEL: usize = 16;
@@ -169,6 +169,19 @@ pub trait StateStore: Send + Sync + 'static {
         let each = requests.into_iter().map(|request| self.delete(request));
         stream::iter(each).buffered(at_once(0)).collect().boxed()
     }
+}
+
+/// For how long a value stays, as metadata `ttlInSeconds` says; none, 0 and less are for ever.
+pub fn state_ttl(metadata: &[(String, String)]) -> Result<Option<Duration>, StateError> {
+    let given = metadata.iter().find(|(key, _)| key == "ttlInSeconds");
+    let Some((_, text)) = given.filter(|(_, text)| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let seconds: i32 = text
+        .parse()
+        .map_err(|_| StateError::Invalid(format!("metadata ttlInSeconds: {text:?} is no whole number")))?;
+    let seconds = u64::try_from(seconds).unwrap_or(0);
+    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 fn at_once(wished: usize) -> usize {

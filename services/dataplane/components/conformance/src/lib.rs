@@ -10,6 +10,7 @@ pub mod input;
 pub mod lock;
 pub mod pubsub;
 pub mod secrets;
+pub mod server;
 pub mod state;
 
 use std::{sync::Arc, time::Duration};

@@ -9,7 +9,7 @@ use std::{
 };
 use weft_components_api::{
     Block, Component, Concurrency, DeleteRequest, Driver, GetRequest, InitError, Instance, Item, Operation,
-    Schema, SetRequest, StateCapability, StateError, StateStore,
+    Schema, SetRequest, StateCapability, StateError, StateStore, state_ttl,
 };
 
 /// What one app may keep.
@@ -157,7 +157,7 @@ impl Store {
             match operation {
                 Operation::Upsert(set) => {
                     let item = Item {
-                        expires: ttl(&set.metadata)?.map(|ttl| now + ttl),
+                        expires: state_ttl(&set.metadata)?.map(|ttl| now + ttl),
                         value: set.value,
                         etag: Some(uuid::Uuid::new_v4().to_string()),
                     };
@@ -207,19 +207,6 @@ impl Store {
             "the store is full: an app may keep {keys} keys and {bytes} bytes in memory"
         )))
     }
-}
-
-/// `ttlInSeconds`; none, 0 and less are for ever.
-fn ttl(metadata: &[(String, String)]) -> Result<Option<Duration>, StateError> {
-    let given = metadata.iter().find(|(key, _)| key == "ttlInSeconds");
-    let Some((_, text)) = given.filter(|(_, text)| !text.is_empty()) else {
-        return Ok(None);
-    };
-    let seconds: i32 = text
-        .parse()
-        .map_err(|_| StateError::Invalid(format!("metadata ttlInSeconds: {text:?} is no whole number")))?;
-    let seconds = u64::try_from(seconds).unwrap_or(0);
-    Ok((seconds > 0).then(|| Duration::from_secs(seconds)))
 }
 
 impl StateStore for Store {
