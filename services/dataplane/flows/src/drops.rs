@@ -23,3 +23,28 @@ pub(crate) fn name(number: u8) -> &'static str {
         _ => "DROP_REASON_UNKNOWN",
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use weft_proto::hubble::flow::DropReason;
+
+    /// All numbers that the programs use, as their source has them.
+    #[test]
+    fn numbers_and_names_are_hubbles() {
+        let source = include_str!("../../bpf/src/packet_types.bpf.h");
+        let reasons = source.lines().filter_map(|line| {
+            let (_, number) = line.trim().strip_prefix("WEFT_DROP_")?.split_once(" = ")?;
+            number.trim_end_matches(',').parse::<u8>().ok()
+        });
+        let mut known = 0;
+        for number in reasons.filter(|number| *number != 0) {
+            let hubbles = DropReason::try_from(i32::from(number)).unwrap();
+            assert_eq!(name(number), hubbles.as_str_name());
+            known += 1;
+        }
+        assert_eq!(known, 17);
+        assert_eq!(name(1), "DROP_REASON_UNKNOWN");
+    }
+}

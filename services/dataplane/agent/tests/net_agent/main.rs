@@ -4,6 +4,7 @@
 
 mod arrivals;
 mod attribution;
+mod before;
 mod carrying;
 #[path = "../common/control.rs"]
 mod control;

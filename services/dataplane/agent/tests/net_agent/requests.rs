@@ -13,7 +13,7 @@ use std::{
 use weft_proto::weft::dataplane::v1::{Flow, Verdict, workload_spec::Place};
 use weft_testnet::{Namespace, Pod, Process, Spawn};
 
-const SERVICES: &str = r#"
+pub const SERVICES: &str = r#"
 apiVersion: v1
 kind: Service
 metadata: {name: whoami, namespace: default}
@@ -38,7 +38,7 @@ spec:
   selector: {app: v2}
   ports: [{name: http, port: 80, targetPort: 8082}]
 "#;
-const WHOAMI: &str = "10.96.8.1:80";
+pub const WHOAMI: &str = "10.96.8.1:80";
 
 fn split(one: u32, two: u32) -> String {
     format!(
@@ -83,7 +83,7 @@ spec:
 
 const TO: &str = "WEFT_TEST_TO";
 const FOR: &str = "WEFT_TEST_MILLISECONDS";
-const CONNECTIONS: u64 = 16;
+pub const CONNECTIONS: u64 = 16;
 /// Requests a second in all, at which a client aims; proof of "no request fails" asks for 500.
 const PACE: u64 = 800;
 
@@ -118,7 +118,7 @@ fn answer(name: &str, mut stream: &TcpStream) -> Option<()> {
 
 /// Asks in a workload: over sixteen connections for so long, each reply checked by a unique path, no
 /// request tried twice. Says how often each app answered, or what went wrong.
-fn load(place: &Namespace, cgroup: &Path, to: &str, time: Duration) -> Process {
+pub fn load(place: &Namespace, cgroup: &Path, to: &str, time: Duration) -> Process {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["requests::is_a_client", "--exact", "--ignored", "--nocapture"]);
     command.env(TO, to).env(FOR, time.as_millis().to_string());
@@ -126,7 +126,7 @@ fn load(place: &Namespace, cgroup: &Path, to: &str, time: Duration) -> Process {
     place.spawn(command, &Spawn::root().cgroup(cgroup)).unwrap()
 }
 
-fn counts(mut client: Process) -> BTreeMap<String, u64> {
+pub fn counts(mut client: Process) -> BTreeMap<String, u64> {
     let mut said = String::new();
     client.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     let mut counts = BTreeMap::new();

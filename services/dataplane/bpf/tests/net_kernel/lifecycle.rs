@@ -149,6 +149,30 @@ fn a_cgroup_made_anew_gets_its_programs() {
 }
 
 #[test]
+fn programs_of_others_at_the_cgroup_stay_and_run() {
+    let net = Testnet::new().unwrap();
+    let node = net.node("n").unwrap();
+    fs::create_dir_all(node.cgroup()).unwrap();
+    // They came first, and know none of the workloads.
+    let others = Options::new(node.cgroup(), pin_dir(&net.bpffs().unwrap(), "others"));
+    let others = Kernel::load(&others).unwrap();
+    let seen = || count(&others, "connect_unregistered");
+    let rig = Rig::on(net, node, |_| {});
+    let (cart, id) = rig.workload("cart", 1);
+    let cart = rig.process(&cart);
+    let (listener, to) = rig.listener();
+    let before = seen();
+    let (_, from) = cart.connect(to);
+    assert_eq!(rig.accept(&listener, from).unwrap().cgroup_id, id);
+    assert_eq!(seen(), before + 1, "theirs saw the same call");
+
+    uninstall(&rig.options.bpffs_dir).unwrap();
+    let (_, from) = cart.connect(to);
+    assert_eq!(rig.accept(&listener, from), None, "ours are gone");
+    assert_eq!(seen(), before + 2);
+}
+
+#[test]
 fn uninstalling_leaves_nothing_and_may_be_repeated() {
     let rig = Rig::new();
     let (cart, id) = rig.workload("cart", 1);
