@@ -27,7 +27,8 @@ const MAX_ANSWER: usize = 8 * 1024 * 1024;
 #[command(
     after_help = "Kinds: services (svc), gateways (gtw), gatewayclasses (gc), httproutes, grpcroutes, referencegrants (refgrant),\n\
                   ciliumnetworkpolicies (cnp), ciliumclusterwidenetworkpolicies (ccnp), networkpolicies (netpol), ciliumlocalredirectpolicies (clrp),\n\
-                  components, configurations, subscriptions, namespaces (ns)"
+                  components, configurations, subscriptions, resiliencies, httpendpoints, namespaces (ns), ingresses (ing), tlsroutes,\n\
+                  backendtlspolicies (btlspolicy), ciliumcidrgroups (ccg), ciliumenvoyconfigs (cec), ciliumclusterwideenvoyconfigs (ccec)"
 )]
 pub struct Get {
     /// Kind, as its name, plural or short name; several with commas between them

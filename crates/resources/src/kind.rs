@@ -35,11 +35,25 @@ pub enum Kind {
     CiliumCidrGroup,
     /// `cilium.io/v2` CiliumLocalRedirectPolicy.
     CiliumLocalRedirectPolicy,
+    /// `networking.k8s.io/v1` Ingress.
+    Ingress,
+    /// `gateway.networking.k8s.io/v1` TLSRoute.
+    TlsRoute,
+    /// `gateway.networking.k8s.io/v1` BackendTLSPolicy.
+    BackendTlsPolicy,
+    /// `cilium.io/v2` CiliumEnvoyConfig.
+    CiliumEnvoyConfig,
+    /// `cilium.io/v2` CiliumClusterwideEnvoyConfig.
+    CiliumClusterwideEnvoyConfig,
+    /// `dapr.io/v1alpha1` Resiliency.
+    Resiliency,
+    /// `dapr.io/v1alpha1` HTTPEndpoint.
+    HttpEndpoint,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 22] = [
         Self::Service,
         Self::Component,
         Self::Configuration,
@@ -55,19 +69,39 @@ impl Kind {
         Self::ReferenceGrant,
         Self::CiliumCidrGroup,
         Self::CiliumLocalRedirectPolicy,
+        Self::Ingress,
+        Self::TlsRoute,
+        Self::BackendTlsPolicy,
+        Self::CiliumEnvoyConfig,
+        Self::CiliumClusterwideEnvoyConfig,
+        Self::Resiliency,
+        Self::HttpEndpoint,
     ];
 
     /// The values of `apiVersion` under which it is read; the first is today's.
     pub fn api_versions(self) -> &'static [&'static str] {
         match self {
             Self::Service | Self::Namespace => &["v1"],
-            Self::Component | Self::Configuration => &["dapr.io/v1alpha1"],
+            Self::Component | Self::Configuration | Self::Resiliency | Self::HttpEndpoint => {
+                &["dapr.io/v1alpha1"]
+            }
             Self::Subscription => &["dapr.io/v2alpha1", "dapr.io/v1alpha1"],
             Self::CiliumNetworkPolicy
             | Self::CiliumClusterwideNetworkPolicy
-            | Self::CiliumLocalRedirectPolicy => &["cilium.io/v2"],
+            | Self::CiliumLocalRedirectPolicy
+            | Self::CiliumEnvoyConfig
+            | Self::CiliumClusterwideEnvoyConfig => &["cilium.io/v2"],
             Self::CiliumCidrGroup => &["cilium.io/v2", "cilium.io/v2alpha1"],
-            Self::NetworkPolicy => &["networking.k8s.io/v1"],
+            Self::NetworkPolicy | Self::Ingress => &["networking.k8s.io/v1"],
+            Self::TlsRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            Self::BackendTlsPolicy => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+            ],
             Self::GatewayClass | Self::Gateway | Self::ReferenceGrant => &[
                 "gateway.networking.k8s.io/v1",
                 "gateway.networking.k8s.io/v1beta1",
@@ -108,6 +142,13 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::CiliumCidrGroup => "CiliumCIDRGroup",
             Self::CiliumLocalRedirectPolicy => "CiliumLocalRedirectPolicy",
+            Self::Ingress => "Ingress",
+            Self::TlsRoute => "TLSRoute",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::CiliumEnvoyConfig => "CiliumEnvoyConfig",
+            Self::CiliumClusterwideEnvoyConfig => "CiliumClusterwideEnvoyConfig",
+            Self::Resiliency => "Resiliency",
+            Self::HttpEndpoint => "HTTPEndpoint",
         }
     }
 
@@ -129,6 +170,13 @@ impl Kind {
             Self::ReferenceGrant => ("referencegrants", &["refgrant"]),
             Self::CiliumCidrGroup => ("ciliumcidrgroups", &["ccg"]),
             Self::CiliumLocalRedirectPolicy => ("ciliumlocalredirectpolicies", &["clrp"]),
+            Self::Ingress => ("ingresses", &["ing"]),
+            Self::TlsRoute => ("tlsroutes", &[]),
+            Self::BackendTlsPolicy => ("backendtlspolicies", &["btlspolicy"]),
+            Self::CiliumEnvoyConfig => ("ciliumenvoyconfigs", &["cec"]),
+            Self::CiliumClusterwideEnvoyConfig => ("ciliumclusterwideenvoyconfigs", &["ccec"]),
+            Self::Resiliency => ("resiliencies", &[]),
+            Self::HttpEndpoint => ("httpendpoints", &[]),
         }
     }
 
@@ -145,6 +193,7 @@ impl Kind {
                 | Self::GatewayClass
                 | Self::Namespace
                 | Self::CiliumCidrGroup
+                | Self::CiliumClusterwideEnvoyConfig
         )
     }
 }

@@ -22,7 +22,7 @@ mod shared;
 mod tree;
 
 pub use dapr::DaprObject;
-pub use gateway::{Gateway, GatewayClass, Grant, Route};
+pub use gateway::{BackendTls, Gateway, GatewayClass, Grant, Ingress, Route};
 pub use kind::Kind;
 pub use meta::{Home, Meta};
 pub use policy::{
@@ -143,6 +143,20 @@ pub enum Body {
     CiliumCidrGroup(CidrGroup),
     /// `cilium.io/v2` CiliumLocalRedirectPolicy.
     CiliumLocalRedirectPolicy(LocalRedirect),
+    /// `networking.k8s.io/v1` Ingress.
+    Ingress(Ingress),
+    /// `gateway.networking.k8s.io/v1` TLSRoute.
+    TlsRoute(Route),
+    /// `gateway.networking.k8s.io/v1` BackendTLSPolicy.
+    BackendTlsPolicy(BackendTls),
+    /// `cilium.io/v2` CiliumEnvoyConfig: that it is there is all that is read of it.
+    CiliumEnvoyConfig,
+    /// `cilium.io/v2` CiliumClusterwideEnvoyConfig, likewise.
+    CiliumClusterwideEnvoyConfig,
+    /// `dapr.io/v1alpha1` Resiliency.
+    Resiliency(DaprObject),
+    /// `dapr.io/v1alpha1` HTTPEndpoint.
+    HttpEndpoint(DaprObject),
 }
 
 /// An object of a known kind.
@@ -177,6 +191,13 @@ impl Resource {
             Body::ReferenceGrant(_) => Kind::ReferenceGrant,
             Body::CiliumCidrGroup(_) => Kind::CiliumCidrGroup,
             Body::CiliumLocalRedirectPolicy(_) => Kind::CiliumLocalRedirectPolicy,
+            Body::Ingress(_) => Kind::Ingress,
+            Body::TlsRoute(_) => Kind::TlsRoute,
+            Body::BackendTlsPolicy(_) => Kind::BackendTlsPolicy,
+            Body::CiliumEnvoyConfig => Kind::CiliumEnvoyConfig,
+            Body::CiliumClusterwideEnvoyConfig => Kind::CiliumClusterwideEnvoyConfig,
+            Body::Resiliency(_) => Kind::Resiliency,
+            Body::HttpEndpoint(_) => Kind::HttpEndpoint,
         }
     }
 }
@@ -319,6 +340,18 @@ fn object(
         Kind::CiliumLocalRedirectPolicy => {
             redirect::read(&mut object, problems).map(Body::CiliumLocalRedirectPolicy)
         }
+        Kind::Ingress => gateway::read_ingress(&mut object, metadata.as_ref(), problems).map(Body::Ingress),
+        Kind::TlsRoute => gateway::read_tls(&mut object, problems).map(Body::TlsRoute),
+        Kind::BackendTlsPolicy => {
+            gateway::read_backend_tls(&mut object, problems).map(Body::BackendTlsPolicy)
+        }
+        // Its status says that nothing is done with it, whatever Envoy would make of it.
+        Kind::CiliumEnvoyConfig => object.need("spec", problems).map(|_| Body::CiliumEnvoyConfig),
+        Kind::CiliumClusterwideEnvoyConfig => object
+            .need("spec", problems)
+            .map(|_| Body::CiliumClusterwideEnvoyConfig),
+        Kind::Resiliency => dapr::resiliency(&mut object, document, problems).map(Body::Resiliency),
+        Kind::HttpEndpoint => dapr::http_endpoint(&mut object, document, problems).map(Body::HttpEndpoint),
     };
     object.finish(problems);
     let (meta, body) = (meta?, body?);

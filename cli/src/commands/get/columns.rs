@@ -12,6 +12,7 @@ pub(super) fn header(kind: Kind) -> &'static [&'static str] {
         Kind::GatewayClass => &["NAME", "CONTROLLER", "ACCEPTED", "AGE"],
         Kind::HttpRoute | Kind::GrpcRoute => &["NAME", "HOSTNAMES", "AGE"],
         Kind::NetworkPolicy => &["NAME", "POD-SELECTOR", "AGE"],
+        Kind::Ingress => &["NAME", "CLASS", "HOSTS", "ADDRESS", "PORTS", "AGE"],
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => &["NAME", "AGE", "VALID"],
         Kind::Namespace => &["NAME", "STATUS", "AGE"],
         _ => &["NAME", "AGE"],
@@ -78,6 +79,26 @@ pub(super) fn row(kind: Kind, object: &Value, now: u64) -> Vec<String> {
             let labels: Vec<String> = labels.map(|(k, v)| format!("{k}={}", text(v))).collect();
             vec![name, or(labels.join(","), "<none>"), age]
         }
+        Kind::Ingress => {
+            let mut hosts: Vec<String> = Vec::new();
+            for rule in spec["rules"].as_array().into_iter().flatten() {
+                let host = or(text(&rule["host"]), "*");
+                if !hosts.contains(&host) {
+                    hosts.push(host);
+                }
+            }
+            let all = status["loadBalancer"]["ingress"].as_array().into_iter().flatten();
+            let addresses: Vec<String> = all.map(|a| text(&a["ip"])).collect();
+            let secure = spec["tls"].as_array().is_some_and(|tls| !tls.is_empty());
+            vec![
+                name,
+                or(text(&spec["ingressClassName"]), "<none>"),
+                or(hosts.join(","), "*"),
+                addresses.join(","),
+                if secure { "80, 443" } else { "80" }.to_owned(),
+                age,
+            ]
+        }
         Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
             vec![name, age, condition(status, "Valid")]
         }
@@ -131,6 +152,29 @@ mod tests {
         for kind in Kind::ALL {
             assert_eq!(row(kind, &json!({}), 0).len(), header(kind).len(), "{kind}");
         }
+    }
+
+    #[test]
+    fn an_ingress_is_shown_with_its_hosts_and_address() {
+        let mut ingress = json!({
+            "metadata": {"name": "web"},
+            "spec": {"ingressClassName": "cilium", "rules": [{"host": "a.test"}, {"host": "b.test"}, {"host": "a.test"}, {}]},
+            "status": {"loadBalancer": {"ingress": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}},
+        });
+        let cells = [
+            "web",
+            "cilium",
+            "a.test,b.test,*",
+            "10.0.0.1,fd00::1",
+            "80",
+            "<unknown>",
+        ];
+        assert_eq!(row(Kind::Ingress, &ingress, 5), cells);
+        ingress["spec"] = json!({"tls": [{}]});
+        assert_eq!(
+            row(Kind::Ingress, &ingress, 5)[1..5],
+            ["<none>", "*", "10.0.0.1,fd00::1", "80, 443"]
+        );
     }
 
     #[test]

@@ -101,7 +101,7 @@ fn path(field: &Field<'_>, reader: &mut Reader<'_>) -> Option<PathMatch> {
 }
 
 /// What the schema forbids in paths that are compared as they stand.
-fn wrong_path(path: &str) -> Option<&'static str> {
+pub(super) fn wrong_path(path: &str) -> Option<&'static str> {
     if !path.starts_with('/') {
         return Some("must begin with /");
     }

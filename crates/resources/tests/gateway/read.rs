@@ -193,7 +193,7 @@ fn kinds_are_read_under_the_versions_they_were_published_with() {
             "{found:?}"
         );
     }
-    for kind in ["TLSRoute", "TCPRoute", "BackendTLSPolicy", "ListenerSet"] {
+    for kind in ["TCPRoute", "UDPRoute", "XBackendTrafficPolicy", "ListenerSet"] {
         assert!(
             bad(&object(kind, ""))[0].contains("is not supported yet"),
             "{kind}"

@@ -100,6 +100,7 @@ fn attachments(wire: &pb::Route) -> Read<Vec<Attachment>> {
     let kind = match wire.kind.as_str() {
         "HTTPRoute" => "HTTPRoute",
         "GRPCRoute" => "GRPCRoute",
+        "Ingress" => "Ingress",
         other => return Err(Problem::new("kind", format!("{other:?} is not known here"))),
     };
     for (field, text) in [("namespace", &wire.namespace), ("name", &wire.name)] {

@@ -202,6 +202,7 @@ fn text() -> impl Strategy<Value = String> {
         Just("/a".to_owned()),
         Just("*.example.com".to_owned()),
         Just("HTTPRoute".to_owned()),
+        Just("Ingress".to_owned()),
         "[a-z/.*(){}0-9-]{0,12}",
         "\\PC{0,8}",
     ]

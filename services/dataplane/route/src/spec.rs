@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 /// One route, attached where its table is used.
 #[derive(Debug, Clone)]
 pub struct Route {
-    /// `HTTPRoute` or `GRPCRoute`.
+    /// `HTTPRoute`, `GRPCRoute` or `Ingress`.
     pub kind: &'static str,
     /// What flows call it: kind, namespace and name.
     pub label: Arc<str>,

@@ -20,11 +20,13 @@ use weft_resources::{Kind, MAX_FILE_BYTES, Problem, Resource};
 const MAX_RAW: usize = 2 * MAX_FILE_BYTES;
 
 /// Kinds that get a status.
-pub(super) const WITH_STATUS: [Kind; 6] = [
+pub(super) const WITH_STATUS: [Kind; 8] = [
     Kind::GatewayClass,
     Kind::Gateway,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::Ingress,
     Kind::CiliumNetworkPolicy,
     Kind::CiliumClusterwideNetworkPolicy,
 ];
@@ -232,7 +234,7 @@ fn said(problem: &Problem) -> String {
 fn whose(kind: Kind, object: &Value) -> Value {
     match kind {
         Kind::Gateway => object["spec"]["gatewayClassName"].clone(),
-        Kind::HttpRoute | Kind::GrpcRoute => object["spec"]["parentRefs"].clone(),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute => object["spec"]["parentRefs"].clone(),
         _ => Value::Null,
     }
 }

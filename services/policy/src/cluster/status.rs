@@ -79,7 +79,9 @@ pub(super) fn to_apply(mut wanted: Value, there: &Value) -> Option<Value> {
         has(there) && !has(&wanted)
     });
     let addresses = list(&wanted, "addresses") == list(there, "addresses");
-    if holds(&wanted, there) && listeners_hold(&wanted, there) && addresses && !left_over {
+    // Of an Ingress: the API server leaves out what is empty.
+    let balancer = list(&wanted["loadBalancer"], "ingress") == list(&there["loadBalancer"], "ingress");
+    if holds(&wanted, there) && listeners_hold(&wanted, there) && addresses && balancer && !left_over {
         return None;
     }
     keep_times(&mut wanted, there);
@@ -190,7 +192,7 @@ pub(super) fn of_rejected(
             }
             Some(status)
         }
-        Kind::HttpRoute | Kind::GrpcRoute => {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute => {
             let parents = rejected.of.as_array().map_or(NONE, Vec::as_slice).iter();
             let parents = parents.take(MAX_PARENTS).filter_map(|parent| {
                 let reference = reference(parent)?;

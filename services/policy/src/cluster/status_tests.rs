@@ -146,3 +146,17 @@ fn what_is_wrong_with_an_object_is_said_in_its_status() {
     );
     assert_eq!(rejected(Kind::Service, Value::Null, None), None);
 }
+
+#[test]
+fn an_address_of_an_ingress_is_written_when_it_differs() {
+    let at = |address: &str| json!({"loadBalancer": {"ingress": [{"ip": address}]}});
+    assert_eq!(
+        to_apply(at("10.0.0.1"), &json!({"loadBalancer": {}})),
+        Some(at("10.0.0.1"))
+    );
+    assert_eq!(to_apply(at("10.0.0.1"), &at("10.0.0.2")), Some(at("10.0.0.1")));
+    assert_eq!(to_apply(at("10.0.0.1"), &at("10.0.0.1")), None);
+    let none = json!({"loadBalancer": {"ingress": []}});
+    assert_eq!(to_apply(none.clone(), &json!({"loadBalancer": {}})), None);
+    assert_eq!(to_apply(none.clone(), &at("10.0.0.1")), Some(none));
+}

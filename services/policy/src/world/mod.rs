@@ -11,8 +11,8 @@
 //! - Gateways with the Services made for them, all of them; routes that are attached to a Gateway, or to a
 //!   Service of a namespace that it needs, and for each route the Services it names with their endpoints
 //!   and identities, wherever they are;
-//! - Components of namespaces in which it hosts a workload with an app-id, if their scopes name one of
-//!   these app-ids or nobody; Configurations of these namespaces.
+//! - Components, Subscriptions, Resiliencies and HTTPEndpoints of namespaces in which it hosts a workload with
+//!   an app-id, if their scopes name one of these app-ids or nobody; Configurations of these namespaces.
 //!
 //! So a change that touches nothing of this sends nothing to the node. After an event only the keys it
 //! touched are compared for each node, with those by which the node's needs differ from before; all keys
@@ -73,6 +73,8 @@ pub(crate) enum Kind {
     Component,
     Configuration,
     Subscription,
+    Resiliency,
+    HttpEndpoint,
     Endpoint,
     Service,
     Gateway,
@@ -102,6 +104,8 @@ impl Key {
             Kind::Component => "component",
             Kind::Configuration => "configuration",
             Kind::Subscription => "subscription",
+            Kind::Resiliency => "resiliency",
+            Kind::HttpEndpoint => "http-endpoint",
             Kind::Endpoint => "endpoint",
             Kind::Service => "service",
             Kind::Gateway => "gateway",

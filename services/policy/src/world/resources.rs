@@ -75,7 +75,7 @@ impl Objects {
         all.find(has).map(|(namespace, name)| (&**namespace, &**name))
     }
 
-    /// Components, Configurations and Subscriptions of a namespace.
+    /// Dapr's objects of a namespace.
     pub(crate) fn dapr_of(&self, namespace: &str) -> impl Iterator<Item = Key> {
         let start = format!("{namespace}/");
         let of_kind = move |kind| {
@@ -89,6 +89,8 @@ impl Objects {
         of_kind(Kind::Component)
             .chain(of_kind(Kind::Configuration))
             .chain(of_kind(Kind::Subscription))
+            .chain(of_kind(Kind::Resiliency))
+            .chain(of_kind(Kind::HttpEndpoint))
     }
 
     fn put(&mut self, key: Key, resource: Option<Shared>, dirty: &mut Dirty) {
@@ -371,7 +373,9 @@ impl World {
             }
             weft_resources::Kind::Component
             | weft_resources::Kind::Configuration
-            | weft_resources::Kind::Subscription => {
+            | weft_resources::Kind::Subscription
+            | weft_resources::Kind::Resiliency
+            | weft_resources::Kind::HttpEndpoint => {
                 self.set_dapr_object(key, resource);
             }
             weft_resources::Kind::CiliumLocalRedirectPolicy => {
@@ -385,7 +389,12 @@ impl World {
             | weft_resources::Kind::Gateway
             | weft_resources::Kind::HttpRoute
             | weft_resources::Kind::GrpcRoute
+            | weft_resources::Kind::TlsRoute
+            | weft_resources::Kind::BackendTlsPolicy
+            | weft_resources::Kind::Ingress
             | weft_resources::Kind::ReferenceGrant => self.set_routing_object(key, resource),
+            // Nothing is done with them, which their status says.
+            weft_resources::Kind::CiliumEnvoyConfig | weft_resources::Kind::CiliumClusterwideEnvoyConfig => {}
         }
     }
 
@@ -403,13 +412,17 @@ impl World {
         let kind = match key.kind {
             weft_resources::Kind::Component => Kind::Component,
             weft_resources::Kind::Subscription => Kind::Subscription,
+            weft_resources::Kind::Resiliency => Kind::Resiliency,
+            weft_resources::Kind::HttpEndpoint => Kind::HttpEndpoint,
             _ => Kind::Configuration,
         };
         let wire_key = Key::new(kind, format!("{}/{}", key.namespace, key.name));
         let object = resource.and_then(|r| match &r.body {
-            Body::Component(object) | Body::Configuration(object) | Body::Subscription(object) => {
-                Some(object)
-            }
+            Body::Component(object)
+            | Body::Configuration(object)
+            | Body::Subscription(object)
+            | Body::Resiliency(object)
+            | Body::HttpEndpoint(object) => Some(object),
             _ => None,
         });
         let built = object.map(|object| {
@@ -422,6 +435,8 @@ impl World {
             let body = match kind {
                 Kind::Component => pb::resource::Body::Component(body),
                 Kind::Subscription => pb::resource::Body::Subscription(body),
+                Kind::Resiliency => pb::resource::Body::Resiliency(body),
+                Kind::HttpEndpoint => pb::resource::Body::HttpEndpoint(body),
                 _ => pb::resource::Body::Configuration(body),
             };
             wire_key.clone().with(body).1

@@ -5,9 +5,11 @@
 //! those whose references a grant permits. Each gateway and each route is one resource on the wire.
 
 mod attach;
+mod backend_tls;
 mod backends;
 mod conditions;
 mod gateway;
+mod ingress;
 mod needs;
 mod status;
 mod wire;
@@ -15,10 +17,12 @@ mod written;
 
 use super::{Dirty, Key, Kind, Name, ObjectKey, Shared, World, resources::Objects};
 use attach::{AtListener, Parent};
+use backend_tls::BackendTlsPolicies;
 use backends::Resolver;
 use gateway::GatewayState;
 #[cfg(test)]
 pub(super) use gateway::service_name;
+use ingress::Ingresses;
 pub(super) use needs::Needs;
 use needs::Wanted;
 use std::{
@@ -52,6 +56,8 @@ pub(super) struct Routing {
     stale_gateways: BTreeSet<Name>,
     stale_routes: BTreeSet<ObjectKey>,
     built: BTreeMap<Key, Shared>,
+    backend_tls: BackendTlsPolicies,
+    ingresses: Ingresses,
     pub needs: Needs,
 }
 
@@ -65,7 +71,7 @@ struct RouteState {
 
 fn route_of(resource: &Resource) -> Option<&Route> {
     match &resource.body {
-        Body::HttpRoute(route) | Body::GrpcRoute(route) => Some(route),
+        Body::HttpRoute(route) | Body::GrpcRoute(route) | Body::TlsRoute(route) => Some(route),
         _ => None,
     }
 }
@@ -121,6 +127,7 @@ impl Routing {
     pub(super) fn service_changed(&mut self, name: &Name) {
         let routes = self.by_service.get(name).into_iter().flatten();
         self.stale_routes.extend(routes.cloned());
+        self.ingresses.service_changed(name);
     }
 
     fn index(&mut self, key: &ObjectKey, resource: &Resource, there: bool) {
@@ -277,7 +284,7 @@ impl Routing {
             self.needs.set(&wire_key, Wanted::default(), dirty);
             return self.build(wire_key, None, dirty);
         };
-        let mut resolver = Resolver::new(key, objects, &self.grants);
+        let mut resolver = Resolver::new(key, objects, &self.grants, &self.backend_tls);
         let rules = wire::rules(route, &mut resolver);
         let resolved = resolver.condition();
         let mut wanted = Wanted {
@@ -352,8 +359,17 @@ impl World {
                 routing.set_class(&key.name, class);
             }
             Of::Gateway => routing.set_gateway((key.namespace.clone(), key.name.clone()), resource),
-            Of::HttpRoute | Of::GrpcRoute => {
+            Of::HttpRoute | Of::GrpcRoute | Of::TlsRoute => {
                 routing.set_route(key, resource, self.seen.created(key));
+            }
+            Of::Ingress => {
+                let name = (key.namespace.clone(), key.name.clone());
+                routing.ingresses.set(name, resource, self.seen.created(key));
+            }
+            Of::BackendTlsPolicy => {
+                for service in routing.backend_tls.set((&key.namespace, &key.name), resource) {
+                    routing.service_changed(&service);
+                }
             }
             Of::ReferenceGrant => {
                 let grant = body.and_then(|b| match b {
@@ -387,6 +403,9 @@ impl World {
         }
         while let Some(key) = routing.stale_routes.pop_first() {
             routing.judge_route(&key, objects, self.now, dirty);
+        }
+        if let Some(service) = routing.judge_ingresses(&self.trust_domain, objects, dirty) {
+            objects.set_made(&ingress::service(), service, workloads, dirty);
         }
         routing.needs.sync(objects, workloads, dirty);
     }

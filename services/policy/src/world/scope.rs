@@ -174,7 +174,11 @@ impl World {
             Kind::Route => needs
                 .wants_route(&key.name, &scope.namespaces)
                 .then(|| self.routing.resource(key))?,
-            Kind::Component | Kind::Configuration | Kind::Subscription => {
+            Kind::Component
+            | Kind::Configuration
+            | Kind::Subscription
+            | Kind::Resiliency
+            | Kind::HttpEndpoint => {
                 let (namespace, _) = key.name.split_once('/')?;
                 let apps = scope.apps.get(namespace)?;
                 let scopes = self.objects.scopes(key)?;

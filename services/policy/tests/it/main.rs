@@ -6,6 +6,7 @@ mod cluster;
 mod distribution;
 mod explain;
 mod files;
+mod kinds;
 mod names;
 mod nodes;
 mod orders;

@@ -8,6 +8,7 @@ mod before;
 mod carrying;
 #[path = "../common/control.rs"]
 mod control;
+mod ingress;
 mod openssl;
 mod outside;
 mod packets;

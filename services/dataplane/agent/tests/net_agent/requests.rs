@@ -226,14 +226,14 @@ pub async fn pod(node: &Running, name: &str) -> (Pod, PathBuf) {
 }
 
 /// App v1 in a pod here, app v2 as a process there; a pod and a process here that ask.
-struct Scene {
-    rig: Rig,
+pub(crate) struct Scene {
+    pub(crate) rig: Rig,
     shop: (Pod, PathBuf),
     worker: (PathBuf, Process),
     _v1: Pod,
 }
 
-async fn scene(manifests: &[(&str, &str)]) -> Scene {
+pub(crate) async fn scene(manifests: &[(&str, &str)]) -> Scene {
     let rig = Rig::new(manifests, &["n1", "n2"]);
     let (near, far) = (&rig.nodes[0], &rig.nodes[1]);
     let shop = pod(near, "shop").await;
@@ -413,7 +413,11 @@ spec:
 "#;
 
 /// Asks the first node's gateway from another machine, one that no agent knows.
-fn from_outside(scene: &Scene, port: u16, path: &str) -> Result<(u16, String), weft_testnet::Error> {
+pub(crate) fn from_outside(
+    scene: &Scene,
+    port: u16,
+    path: &str,
+) -> Result<(u16, String), weft_testnet::Error> {
     let [near, far] = &scene.rig.nodes[..] else {
         panic!("two nodes")
     };
@@ -422,7 +426,7 @@ fn from_outside(scene: &Scene, port: u16, path: &str) -> Result<(u16, String), w
     Ok(ask(&mut stream, "GET", path))
 }
 
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !holds().await {
         assert!(Instant::now() < deadline, "{what}");

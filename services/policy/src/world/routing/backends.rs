@@ -1,6 +1,7 @@
 //! What a route's references to backends mean.
 
 use super::{
+    backend_tls::BackendTlsPolicies,
     conditions::{Condition, line},
     is_service, name_in,
 };
@@ -20,6 +21,7 @@ pub(super) struct Resolver<'w> {
     route: &'w ObjectKey,
     objects: &'w Objects,
     grants: &'w BTreeMap<String, BTreeMap<String, Grant>>,
+    tls: &'w BackendTlsPolicies,
     problems: Vec<(&'static str, String)>,
     /// `<namespace>/<name>` of those that were found.
     pub services: BTreeSet<String>,
@@ -30,11 +32,13 @@ impl<'w> Resolver<'w> {
         route: &'w ObjectKey,
         objects: &'w Objects,
         grants: &'w BTreeMap<String, BTreeMap<String, Grant>>,
+        tls: &'w BackendTlsPolicies,
     ) -> Self {
         Self {
             route,
             objects,
             grants,
+            tls,
             problems: Vec::new(),
             services: BTreeSet::new(),
         }
@@ -86,6 +90,13 @@ impl<'w> Resolver<'w> {
             let text = format!(
                 "appProtocol {} of Service {namespace}/{name} is not supported",
                 found.app_protocol
+            );
+            return Err(("UnsupportedProtocol", text));
+        }
+        // In clear is not what its author wants.
+        if let Some(policy) = self.tls.demanded(&namespace, &name, &found.name) {
+            let text = format!(
+                "BackendTLSPolicy {namespace}/{policy} demands TLS to Service {namespace}/{name}, which is not supported"
             );
             return Err(("UnsupportedProtocol", text));
         }

@@ -5,6 +5,7 @@ use super::{
     Routing,
     conditions::{Condition, Truth, line, time},
     gateway::{self, GatewayState, asked_for},
+    ingress,
 };
 use crate::world::{Key, Kind, Name, ObjectKey, World, node::Standing};
 use serde_json::{Map, Value, json};
@@ -192,10 +193,13 @@ impl World {
                 let json: Value = serde_json::from_str(&resource.json).ok()?;
                 (json, self.seen.created(key), self.seen.generation(key))
             }
-            None => {
-                let (json, owner) = self.made_service(&name)?;
-                (json, self.seen.created(&owner), 0)
-            }
+            None => match self.routing.ingress_service(&name) {
+                Some(json) => (json, self.routing.first_ingress(), 0),
+                None => {
+                    let (json, owner) = self.made_service(&name)?;
+                    (json, self.seen.created(&owner), 0)
+                }
+            },
         };
         json["apiVersion"] = key.kind.api_version().into();
         let metadata = json["metadata"].as_object_mut()?;
@@ -231,7 +235,34 @@ impl World {
                 self.routing
                     .gateway_status(name, generation, if made { addresses } else { &[] })
             }
-            Of::HttpRoute | Of::GrpcRoute => Some(self.routing.route_status(key, generation)),
+            Of::HttpRoute | Of::GrpcRoute | Of::TlsRoute => {
+                Some(self.routing.route_status(key, generation))
+            }
+            Of::BackendTlsPolicy => {
+                let since = self.seen.changed(key);
+                self.routing.backend_tls_status(name, generation, since)
+            }
+            Of::Ingress => {
+                let shared = ingress::service();
+                let made = self.objects.is_made(&shared);
+                let addresses = if made { self.objects.addresses_of(&shared) } else { &[] };
+                self.routing.ingress_status(name, addresses)
+            }
+            Of::CiliumEnvoyConfig | Of::CiliumClusterwideEnvoyConfig => Some(self.refused(
+                key,
+                generation,
+                "Envoy's own configuration is not served by this version; use HTTPRoutes, GRPCRoutes or an Ingress",
+            )),
+            Of::Resiliency => Some(self.refused(
+                key,
+                generation,
+                "sent to nodes, whose runtime of this version does not act on it: nothing is retried, timed out or cut off by it",
+            )),
+            Of::HttpEndpoint => Some(self.refused(
+                key,
+                generation,
+                "sent to nodes, whose runtime of this version can not be asked to invoke it",
+            )),
             Of::CiliumNetworkPolicy | Of::CiliumClusterwideNetworkPolicy => {
                 let mut valid = Condition::yes("Valid", "Valid", "Policy validation succeeded");
                 valid.since = self.seen.changed(key);
@@ -240,6 +271,13 @@ impl World {
             Of::Namespace => Some(json!({"phase": "Active"})),
             _ => None,
         }
+    }
+
+    /// What is said of an object that is read and without effect.
+    fn refused(&self, key: &ObjectKey, generation: u64, text: &str) -> Value {
+        let mut accepted = Condition::no("Accepted", "NotSupported", text);
+        accepted.since = self.seen.changed(key);
+        json!({"conditions": [accepted.json(generation)]})
     }
 
     /// A Service that no manifest has, with the Gateway it was made for.

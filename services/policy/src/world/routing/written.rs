@@ -10,11 +10,13 @@ use weft_resources::Kind;
 const PAGE: usize = 200;
 
 /// In this order; gateways before what is attached to them.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 8] = [
     Kind::GatewayClass,
     Kind::Gateway,
     Kind::HttpRoute,
     Kind::GrpcRoute,
+    Kind::TlsRoute,
+    Kind::Ingress,
     Kind::CiliumNetworkPolicy,
     Kind::CiliumClusterwideNetworkPolicy,
 ];

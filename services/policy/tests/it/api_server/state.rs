@@ -6,7 +6,7 @@ use k8s_openapi::{
     api::{
         coordination::v1::Lease,
         core::v1::{Namespace, Service},
-        networking::v1::NetworkPolicy,
+        networking::v1::{Ingress, NetworkPolicy},
     },
     apimachinery::pkg::apis::meta::v1::Status,
 };
@@ -84,6 +84,7 @@ impl State {
             "Service" => published::<Service>(&object),
             "Namespace" => published::<Namespace>(&object),
             "NetworkPolicy" => published::<NetworkPolicy>(&object),
+            "Ingress" => published::<Ingress>(&object),
             "Lease" => published::<Lease>(&object),
             _ => {}
         }
@@ -113,7 +114,7 @@ impl State {
         if start + items.len() < all.len() {
             metadata["continue"] = (start + items.len()).to_string().into();
         }
-        let core = at.starts_with("/api/") || at.contains(".k8s.io/v1/networkpolicies");
+        let core = at.starts_with("/api/") || at.starts_with("/apis/networking.k8s.io/");
         if core {
             for item in &mut items {
                 let item = item.as_object_mut().unwrap();

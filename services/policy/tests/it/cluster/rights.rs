@@ -46,6 +46,8 @@ fn every_kind_may_be_read_and_those_with_a_status_written() {
                 | Kind::Gateway
                 | Kind::HttpRoute
                 | Kind::GrpcRoute
+                | Kind::TlsRoute
+                | Kind::Ingress
                 | Kind::CiliumNetworkPolicy
                 | Kind::CiliumClusterwideNetworkPolicy
         ) {
