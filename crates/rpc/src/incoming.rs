@@ -5,6 +5,7 @@
 use crate::{
     Caller,
     gate::{Gate, Place},
+    refused::ConnectionObserver,
     roles::Connection,
 };
 use rustls::time_provider::TimeProvider;
@@ -150,6 +151,7 @@ pub(crate) fn tls(
     listener: TcpListener,
     config: Arc<rustls::ServerConfig>,
     trust: Trust,
+    observer: ConnectionObserver,
     mut drain: Watcher,
 ) -> Incoming<TlsStream<TcpStream>> {
     let (tx, rx) = mpsc::channel(16);
@@ -173,22 +175,26 @@ pub(crate) fn tls(
             };
             // Who is over the limit is closed rather than kept waiting: waiting would be a place too.
             let Some(place) = gate.handshake(from) else {
-                tracing::debug!(%from, "connection refused: too many TLS handshakes");
+                observer.too_many_handshakes(from);
                 continue;
             };
             let (acceptor, clock, gate, tx) = (acceptor.clone(), clock.clone(), gate.clone(), tx.clone());
-            let trust = trust.clone();
+            let (trust, observer) = (trust.clone(), observer.clone());
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&acceptor, stream)).await;
+                let shaking = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(&acceptor, stream));
+                let (shaken, refused) = weft_tls::with_refused(shaking).await;
                 drop(place);
                 match shaken {
-                    Ok(Ok((io, caller))) => {
-                        if let Some(accepted) = admit(io, caller, from, &gate, clock, trust) {
-                            let _ = tx.send(Ok(accepted)).await;
+                    Ok(Ok((io, caller))) => match gate.connection(&caller, from) {
+                        Some(place) => {
+                            if let Some(accepted) = admit(io, (caller, from), place, clock, trust) {
+                                let _ = tx.send(Ok(accepted)).await;
+                            }
                         }
-                    }
-                    Ok(Err(error)) => tracing::debug!(%error, "TLS handshake refused"),
-                    Err(_) => tracing::debug!("TLS handshake timed out"),
+                        None => observer.too_many_connections(from, &caller),
+                    },
+                    Ok(Err(error)) => observer.failed(from, refused, &error),
+                    Err(_) => observer.timed_out(from),
                 }
             });
         }
@@ -196,19 +202,14 @@ pub(crate) fn tls(
     rx.into()
 }
 
-/// Gives a connection its place and its end; none when its caller has too many.
+/// Gives a connection its end; none when there is no clock to tell it.
 fn admit(
     io: TlsStream<TcpStream>,
-    caller: Caller,
-    from: IpAddr,
-    gate: &Gate,
+    (caller, from): (Caller, IpAddr),
+    place: Place,
     clock: Arc<dyn TimeProvider>,
     trust: Trust,
 ) -> Option<Accepted<TlsStream<TcpStream>>> {
-    let Some(place) = gate.connection(&caller, from) else {
-        tracing::debug!(%caller, %from, "connection refused: its caller has too many");
-        return None;
-    };
     let unix_seconds = match &caller {
         Caller::Tls(peer) => peer.not_after,
         Caller::Anonymous | Caller::Local { .. } | Caller::Loopback => {

@@ -14,6 +14,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub const RPC_DOMAIN: &str = "rpc.weft.dev";
 /// Bytes of a sentence. It is sent twice, and percent-encoded it may grow to three times that.
 const MAX_TEXT: usize = 1024;
+const TOO_LATE: &str = "no answer within";
 
 /// A refusal under construction. What is certain is given at once, the rest where it applies.
 #[derive(Debug, Clone)]
@@ -107,7 +108,12 @@ pub(crate) fn complete(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-/// Why a request could not be read, where that is what a response says: `complete` gives it details.
+/// What is answered when no answer has begun in time.
+pub(crate) fn too_late(within: Duration) -> Status {
+    Status::deadline_exceeded(format!("{TOO_LATE} {} s", within.as_secs_f32()))
+}
+
+/// Why no handler decided on a request, where that is what a response says: `complete` gives it details.
 pub(crate) fn unread(response: &Response<Body>) -> Option<(&'static str, String)> {
     let headers = response.headers();
     if headers.contains_key(Status::GRPC_STATUS_DETAILS) {
@@ -131,7 +137,7 @@ fn reason(status: &Status) -> &'static str {
         Code::OutOfRange if text.contains("message length too large") => "MESSAGE_TOO_LARGE",
         Code::Internal if text.contains("decode") => "MESSAGE_MALFORMED",
         Code::Internal if text.contains("Missing request message") => "MESSAGE_MISSING",
-        Code::Cancelled if text.contains("Timeout") => "NOT_ANSWERED_IN_TIME",
+        Code::DeadlineExceeded if text.starts_with(TOO_LATE) => "NOT_ANSWERED_IN_TIME",
         code => code_name(code),
     }
 }

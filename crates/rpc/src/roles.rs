@@ -2,16 +2,18 @@
 
 use crate::{
     Limiter, RPC_DOMAIN, Refusal,
-    refusal::{complete, unread},
+    refusal::{complete, too_late, unread},
 };
-use futures::{TryFutureExt as _, future::MapOk};
+use futures::{FutureExt as _, future::Map};
 use http::{Request, Response};
 use std::{
     fmt,
     net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
+use tokio::time::{Timeout, error::Elapsed, timeout};
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 use tracing::instrument::{Instrument as _, Instrumented};
@@ -177,7 +179,8 @@ impl NotAdmitted {
     }
 }
 
-/// A call that no handler decided on: its caller has not the role, or its request could not be read.
+/// A call that no handler decided on: its caller has not the role, its request could not be read, or its
+/// answer did not begin in time.
 #[derive(Debug, Clone)]
 pub struct TurnedAway {
     /// Who called.
@@ -240,6 +243,8 @@ pub(crate) struct RoleLayer {
     pub roles: MethodRoles,
     pub limiter: Option<Limiter>,
     pub observer: Option<Observer>,
+    /// A call whose handler has not begun to answer by then ends.
+    pub answer_within: Duration,
 }
 
 /// See [`RoleLayer`].
@@ -268,21 +273,31 @@ impl RoleLayer {
     }
 }
 
-/// What is done with a handler's answer before it is sent.
-type Finish = Box<dyn FnOnce(Response<Body>) -> Response<Body> + Send>;
+/// A handler's answer, or that there was none in time.
+type Answer<E> = Result<Result<Response<Body>, E>, Elapsed>;
+/// What is done with it before it is sent.
+type Finish<E> = Box<dyn FnOnce(Answer<E>) -> Result<Response<Body>, E> + Send>;
 
-/// Tells the observer if the answer says that the request could not be read.
-fn finish(observer: Option<&Observer>, connection: Option<&Connection>, method: &str) -> Finish {
-    let (Some(Observer(told)), Some(connection)) = (observer, connection) else {
-        return Box::new(complete);
-    };
-    let (told, connection, method) = (told.clone(), connection.clone(), method.to_owned());
-    Box::new(move |response| {
-        if let Some((reason, text)) = unread(&response) {
-            told(TurnedAway::new(&connection, &method, reason, &text));
-        }
-        complete(response)
-    })
+impl RoleLayer {
+    /// Gives details to a refusal, and tells the observer if no handler decided on it.
+    fn finish<E>(&self, connection: Option<&Connection>, method: &str) -> Finish<E> {
+        let within = self.answer_within;
+        let (Some(Observer(told)), Some(connection)) = (&self.observer, connection) else {
+            return Box::new(move |answer| in_time(answer, within).map(complete));
+        };
+        let (told, connection, method) = (told.clone(), connection.clone(), method.to_owned());
+        Box::new(move |answer| {
+            let response = in_time(answer, within)?;
+            if let Some((reason, text)) = unread(&response) {
+                told(TurnedAway::new(&connection, &method, reason, &text));
+            }
+            Ok(complete(response))
+        })
+    }
+}
+
+fn in_time<E>(answer: Answer<E>, within: Duration) -> Result<Response<Body>, E> {
+    answer.unwrap_or_else(|_| Ok(too_late(within).into_http()))
 }
 
 impl<S> Layer<S> for RoleLayer {
@@ -303,7 +318,7 @@ where
     type Error = S::Error;
     type Future = futures::future::Either<
         std::future::Ready<Result<Response<Body>, S::Error>>,
-        MapOk<Instrumented<S::Future>, Finish>,
+        Map<Timeout<Instrumented<S::Future>>, Finish<S::Error>>,
     >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -316,9 +331,9 @@ where
         match self.checks.check(connection, path) {
             Ok(()) => {
                 let span = tracing::info_span!("rpc", otel.name = path, otel.kind = "server");
-                let finish = finish(self.checks.observer.as_ref(), connection, path);
+                let finish = self.checks.finish(connection, path);
                 let answer = self.inner.call(request).instrument(span);
-                futures::future::Either::Right(answer.map_ok(finish))
+                futures::future::Either::Right(timeout(self.checks.answer_within, answer).map(finish))
             }
             Err(status) => {
                 let refused = complete(status.into_http());

@@ -1,13 +1,15 @@
 //! One gRPC server: the services of a process, with health, reflection and the role check.
 
 use crate::{
-    Limiter, MethodRoles, RpcError, TurnedAway, incoming,
+    ConnectionRefused, Limiter, MethodRoles, RpcError, TurnedAway, incoming,
+    refused::ConnectionObserver,
     roles::{Observer, RoleLayer},
     until::Until,
 };
 use futures::future::Either;
 use prost::Message;
-use std::{sync::Arc, time::Duration};
+use prost_types::FileDescriptorSet;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -37,6 +39,8 @@ pub struct GrpcServer {
     roles: MethodRoles,
     limiter: Option<Limiter>,
     observer: Option<Observer>,
+    refused: ConnectionObserver,
+    answer_within: Duration,
     routes: RoutesBuilder,
     health: HealthReporter,
     end: CancellationToken,
@@ -67,12 +71,15 @@ impl GrpcServer {
             .iter()
             .map(|(package, in_set)| service_names(package, in_set));
         let names: Vec<String> = names.collect::<Result<Vec<_>, _>>()?.concat();
+        let sets = packages.iter().map(|(package, in_set)| files_of(package, in_set));
+        let sets: Vec<FileDescriptorSet> = sets.collect::<Result<_, _>>()?;
         let configure = || {
             let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
                 .with_service_name("grpc.health.v1.Health");
-            let sets = packages.iter().map(|(_, in_set)| *in_set);
-            let builder = sets.fold(builder, |b, set| b.register_encoded_file_descriptor_set(set));
+            let builder = sets
+                .iter()
+                .fold(builder, |b, set| b.register_file_descriptor_set(set.clone()));
             names.iter().fold(builder, |b, name| b.with_service_name(name))
         };
         let failed = |e: tonic_reflection::server::Error| RpcError::Reflection(e.to_string());
@@ -89,6 +96,8 @@ impl GrpcServer {
             roles,
             limiter: None,
             observer: None,
+            refused: ConnectionObserver::default(),
+            answer_within: ANSWER_TIMEOUT,
             routes,
             health,
             end,
@@ -110,8 +119,25 @@ impl GrpcServer {
         }
     }
 
-    /// Tells of each call that no handler decides on: the caller has not the role, or the request can
-    /// not be read. `told` is called on the server's threads and must not wait. Of calls that are over a
+    /// Another limit than a minute on the time until a handler begins to answer.
+    pub fn answer_within(self, answer_within: Duration) -> Self {
+        Self {
+            answer_within,
+            ..self
+        }
+    }
+
+    /// Tells of each connection by TLS that is refused before any method can be asked. `told` is called on
+    /// the server's threads and must not wait.
+    pub fn on_connection_refused(self, told: impl Fn(ConnectionRefused) + Send + Sync + 'static) -> Self {
+        Self {
+            refused: ConnectionObserver::new(told),
+            ..self
+        }
+    }
+
+    /// Tells of each call that no handler decides on: the caller has not the role, the request can not be
+    /// read, or the answer has not begun in time. `told` is called on the server's threads and must not wait. Of calls that are over a
     /// limit, [`Limiter::on_refused`] tells.
     pub fn on_turned_away(self, told: impl Fn(TurnedAway) + Send + Sync + 'static) -> Self {
         Self {
@@ -150,7 +176,9 @@ impl GrpcServer {
                 roles: self.roles,
                 limiter: self.limiter,
                 observer: self.observer,
+                answer_within: self.answer_within,
             },
+            refused: self.refused,
             routes: self.routes.routes().prepare(),
             health: self.health,
             end: self.end,
@@ -163,6 +191,7 @@ impl GrpcServer {
 #[derive(Debug, Clone)]
 pub struct BuiltServer {
     checks: RoleLayer,
+    refused: ConnectionObserver,
     routes: Routes,
     health: HealthReporter,
     end: CancellationToken,
@@ -178,7 +207,6 @@ impl BuiltServer {
             .http2_keepalive_interval(Some(Duration::from_secs(20)))
             .http2_keepalive_timeout(Some(Duration::from_secs(10)))
             .max_connection_age(MAX_CONNECTION_AGE)
-            .timeout(ANSWER_TIMEOUT)
             .layer(self.checks.clone())
     }
 
@@ -192,7 +220,7 @@ impl BuiltServer {
         trust: Trust,
         drain: Watcher,
     ) -> Result<(), RpcError> {
-        let incoming = incoming::tls(listener, tls, trust, drain.clone());
+        let incoming = incoming::tls(listener, tls, trust, self.refused.clone(), drain.clone());
         self.run(incoming, drain).await
     }
 
@@ -262,9 +290,33 @@ fn finish(ended: Option<Result<(), tonic::transport::Error>>) -> Result<(), RpcE
     }
 }
 
+/// The files of a package with all that they import. The rest of the set is other services', and would
+/// only take memory.
+fn files_of(package: &str, descriptors: &[u8]) -> Result<FileDescriptorSet, RpcError> {
+    let mut set = decode(descriptors)?;
+    let own = set.file.iter().filter(|f| f.package() == package);
+    let mut wanted: HashSet<String> = own.map(|f| f.name().to_owned()).collect();
+    loop {
+        let known = wanted.len();
+        for file in &set.file {
+            if wanted.contains(file.name()) {
+                wanted.extend(file.dependency.iter().cloned());
+            }
+        }
+        if wanted.len() == known {
+            break;
+        }
+    }
+    set.file.retain(|file| wanted.contains(file.name()));
+    Ok(set)
+}
+
+fn decode(descriptors: &[u8]) -> Result<FileDescriptorSet, RpcError> {
+    FileDescriptorSet::decode(descriptors).map_err(|e| RpcError::Reflection(e.to_string()))
+}
+
 fn service_names(package: &str, descriptors: &[u8]) -> Result<Vec<String>, RpcError> {
-    let set = prost_types::FileDescriptorSet::decode(descriptors)
-        .map_err(|e| RpcError::Reflection(e.to_string()))?;
+    let set = decode(descriptors)?;
     let names: Vec<String> = set
         .file
         .iter()
@@ -281,8 +333,7 @@ fn service_names(package: &str, descriptors: &[u8]) -> Result<Vec<String>, RpcEr
 
 /// Every method of a package as `/package.Service/Method`: for tests that a role table is complete.
 pub fn methods(package: &str, descriptors: &[u8]) -> Result<Vec<String>, RpcError> {
-    let set = prost_types::FileDescriptorSet::decode(descriptors)
-        .map_err(|e| RpcError::Reflection(e.to_string()))?;
+    let set = decode(descriptors)?;
     Ok(set
         .file
         .iter()

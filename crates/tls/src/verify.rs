@@ -1,7 +1,7 @@
 //! Verification of peers: the chain by webpki against the present bundle, the name as a SPIFFE ID.
 //! DNS names play no part: who the peer is stands in its URI name.
 
-use crate::{Clock, PeerIdentity, Trust, root_sha256};
+use crate::{Clock, PeerIdentity, Trust, root_sha256, shown::note_refused};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -125,14 +125,10 @@ impl ClientCertVerifier for Clients {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        chain(
-            leaf,
-            intermediates,
-            &self.trust.state().anchors,
-            now,
-            KeyUsage::client_auth(),
-        )?;
-        member(leaf, &self.trust)?;
+        let state = self.trust.state();
+        chain(leaf, intermediates, &state.anchors, now, KeyUsage::client_auth())
+            .and_then(|()| member(leaf, &self.trust))
+            .inspect_err(|_| note_refused(leaf))?;
         Ok(ClientCertVerified::assertion())
     }
 

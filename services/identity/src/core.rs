@@ -7,6 +7,7 @@ use crate::{
     audit::Gate,
     authority::{Issued, Maker, Order},
     config::{CaConfig, Config},
+    connections::Connections,
     counts::Counts,
     db::{AuditRow, Db, Filter, StoredTrust},
     error::StartError,
@@ -80,6 +81,7 @@ pub struct Core {
     pub(crate) recorder: Recorder,
     pub(crate) members: Members,
     pub(crate) gate: Gate,
+    pub(crate) connections: Connections,
     pub(crate) counts: Counts,
 }
 
@@ -157,6 +159,7 @@ impl Core {
             name: format!("{:016x}", rand::random::<u64>()),
             members: Members::default(),
             gate: Gate::default(),
+            connections: Connections::default(),
             counts,
         };
         if let Some(supplied) = &supplied {
@@ -225,6 +228,7 @@ impl Core {
     pub async fn close(self) {
         self.leave().await;
         self.record_left_out(self.gate.rest());
+        self.record_connections(self.connections.rest(self.now()));
         self.recorder.close().await;
         self.db.close().await;
     }

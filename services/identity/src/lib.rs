@@ -14,6 +14,7 @@ mod authority;
 mod backup;
 mod bootstrap;
 mod config;
+mod connections;
 mod core;
 mod counts;
 mod csr;

@@ -3,6 +3,7 @@
 
 use crate::{
     authority::Issued,
+    connections::{Due, Key},
     core::{Core, Decision},
     db::{Audit, Recorded},
     reason::Reason,
@@ -11,7 +12,7 @@ use crate::{
 use rcgen::SubjectPublicKeyInfo;
 use std::time::Duration;
 use weft_model::SpiffeId;
-use weft_rpc::{Caller, Limited, TurnedAway};
+use weft_rpc::{Caller, ConnectionRefused, Limited, TurnedAway};
 
 /// Bytes of what was asked for; it is of the caller's choosing.
 const MAX_ASKED: usize = 2048;
@@ -198,6 +199,53 @@ impl Core {
         }
     }
 
+    /// Records a connection that was refused before any method was asked. Does not wait.
+    pub(crate) fn record_connection(&self, refused: ConnectionRefused) {
+        let ConnectionRefused {
+            from,
+            shown,
+            reason,
+            text,
+        } = refused;
+        self.counts.refused("handshake", reason);
+        let named = shown.as_ref().map_or("", |peer| peer.id.as_str());
+        let mut asked = self.asked("handshake", &Caller::Anonymous, named);
+        name_address(&mut asked, Some(from));
+        asked.reason = match &shown {
+            Some(peer) => format!("{text} (serial {})", peer.serial),
+            None => text,
+        };
+        let key = Key {
+            from,
+            reason,
+            named: asked.spiffe_id.as_str().into(),
+        };
+        if self.connections.ask(key, &asked) {
+            tracing::warn!(%from, named = asked.spiffe_id, why = reason, reason = asked.reason, "connection refused");
+            self.recorder.owe(asked);
+        }
+    }
+
+    /// Records how often connections were refused that have no entry of their own. Does not wait.
+    pub(crate) fn record_connections(&self, due: Due) {
+        for (entry, count) in due.again {
+            let reason = format!("{}; {count} more times since it was recorded last", entry.reason);
+            self.recorder.owe(Audit { reason, ..entry });
+        }
+        if due.left_out > 0 {
+            self.recorder.owe(Audit {
+                time: self.now(),
+                action: "left-out",
+                caller: "connections".into(),
+                reason: format!(
+                    "{} more connections refused within a minute, which are not recorded one by one",
+                    due.left_out
+                ),
+                ..Audit::default()
+            });
+        }
+    }
+
     /// Records how many refusals have no entry of their own. Does not wait.
     pub(crate) fn record_left_out(&self, left_out: Vec<(Box<str>, u64)>) {
         for (who, count) in left_out {
@@ -214,6 +262,7 @@ impl Core {
     /// The same for minutes that are over.
     pub(crate) fn record_floods(&self) {
         self.record_left_out(self.gate.left_out(self.now()));
+        self.record_connections(self.connections.due(self.now()));
     }
 }
 

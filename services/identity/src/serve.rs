@@ -258,6 +258,7 @@ pub async fn start_with(config: Config, env: Env) -> Result<Handle, StartError> 
     let server = GrpcServer::of(&packages, ROLES)?
         .limit(limiter)
         .on_turned_away(told(&core, Core::record_turned_away))
+        .on_connection_refused(told(&core, Core::record_connection))
         .add_service(BootstrapServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(CertificatesServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))
         .add_service(TrustServer::new(api.clone()).max_decoding_message_size(MAX_REQUEST))

@@ -79,6 +79,15 @@ pub struct Running {
 
 impl Ca {
     pub async fn serve(&self, clock: &ManualClock, auth: ClientAuth) -> Running {
+        self.serve_with(clock, auth, |server| server).await
+    }
+
+    pub async fn serve_with(
+        &self,
+        clock: &ManualClock,
+        auth: ClientAuth,
+        change: impl FnOnce(GrpcServer) -> GrpcServer,
+    ) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let cell = SvidCell::new();
@@ -87,9 +96,8 @@ impl Ca {
         let trust = self.trust(clock);
         let tls = server_config(Arc::new(cell), &trust, auth, &[b"h2"]).unwrap();
         let (trigger, watcher) = weft_drain::channel();
-        let server = GrpcServer::new("weft.placement.v1", weft_proto::WEFT_DESCRIPTORS, ROLES)
-            .unwrap()
-            .build();
+        let server = GrpcServer::new("weft.placement.v1", weft_proto::WEFT_DESCRIPTORS, ROLES).unwrap();
+        let server = change(server).build();
         let task = tokio::spawn(server.serve_tls(listener, Arc::new(tls), trust.clone(), watcher));
         Running {
             address,

@@ -17,7 +17,7 @@ use weft_proto::weft::identity::v1::{
 use weft_tls::ManualClock;
 
 /// Entries of an action, as soon as there are so many.
-async fn entries(rig: &Rig, action: &str, count: usize) -> Vec<AuditEntry> {
+pub async fn entries(rig: &Rig, action: &str, count: usize) -> Vec<AuditEntry> {
     let mut found = Vec::new();
     let there = async {
         loop {

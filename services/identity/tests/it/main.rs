@@ -28,5 +28,6 @@ mod rig;
 mod rotation;
 mod sentry;
 mod streams;
+mod turned_away;
 mod workloads;
 mod world;
