@@ -198,10 +198,48 @@ fn what_identity_is_asked_is_told_in_each_form() {
             }
         }
     }
-    let shown = session.weft(&["identity", "show"]);
-    for column in ["KIND", "STATE", "AGE", "UNTIL", "SHA-256"] {
-        assert!(shown.lines().next().unwrap().contains(column), "{shown}");
+    // Each issuer with the root that it is under, the same in each form. Roots were replaced above.
+    let text = session.weft(&["identity", "show", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let by_yaml = session.weft(&["identity", "show", "-o", "yaml"]);
+    let by_yaml: serde_json::Value = serde_saphyr::from_str(&by_yaml).unwrap();
+    let table = session.weft(&["identity", "show"]);
+    for column in ["KIND", "STATE", "AGE", "UNTIL", "SHA-256", "UNDER ROOT"] {
+        assert!(table.lines().next().unwrap().contains(column), "{table}");
     }
+    let all = |shown: &serde_json::Value, kind: &str| shown[kind].as_array().unwrap().clone();
+    let is_root = |sha256: &serde_json::Value| all(&shown, "roots").iter().any(|r| r["sha256"] == *sha256);
+    let issuers = all(&shown, "issuers");
+    assert!(issuers.iter().any(|i| !i["crossRootSha256"].is_null()), "{text}");
+    for (issuer, in_yaml) in issuers.iter().zip(all(&by_yaml, "issuers")) {
+        assert!(is_root(&issuer["rootSha256"]), "{text}");
+        assert_eq!(in_yaml["sha256"], issuer["sha256"]);
+        assert_eq!(in_yaml["rootSha256"], issuer["rootSha256"]);
+        let short = |field: &str| issuer[field].as_str().map_or("", |sha256| &sha256[..16]);
+        let line = table
+            .lines()
+            .find(|l| l.starts_with("issuer") && l.contains(short("sha256")));
+        let under = line
+            .unwrap_or_else(|| panic!("{table}"))
+            .split(short("sha256"))
+            .nth(1)
+            .unwrap();
+        assert!(
+            under.contains(short("rootSha256")) && under.contains(short("crossRootSha256")),
+            "{table}"
+        );
+        assert_eq!(
+            under.contains("also"),
+            !issuer["crossRootSha256"].is_null(),
+            "{table}"
+        );
+    }
+    assert!(
+        all(&shown, "roots")
+            .iter()
+            .all(|root| root["rootSha256"].is_null()),
+        "{text}"
+    );
     let ends = |args: &[&str]| {
         let output = session.try_weft(args);
         let text = String::from_utf8(output.stderr).unwrap();

@@ -63,7 +63,8 @@ impl Show {
             let value = json!({
                 "trustDomain": shown.trust_domain, "bundleVersion": shown.bundle_version,
                 "phase": shown.phase, "members": shown.members, "waitingFor": shown.waiting_for,
-                "roots": all(&shown.roots), "issuers": all(&shown.issuers),
+                "roots": all(&shown.roots),
+                "issuers": shown.issuers.iter().map(issuer_json).collect::<Vec<_>>(),
                 "replicas": replicas.collect::<Vec<_>>(),
             });
             return print_value(&value, self.output);
@@ -80,7 +81,8 @@ impl Show {
                 a.needed_until
                     .filter(|t| t.seconds > 0)
                     .map_or_else(|| "-".into(), |t| time(Some(t))),
-                a.sha256.chars().take(16).collect(),
+                short(&a.sha256),
+                under(a),
             ]
         };
         let rows: Vec<_> = shown
@@ -98,6 +100,7 @@ impl Show {
             "UNTIL",
             "NEEDED UNTIL",
             "SHA-256",
+            "UNDER ROOT",
         ];
         print_text(&table(&header, &rows))?;
         let mut line = format!(
@@ -124,6 +127,29 @@ fn authority_json(a: &Authority) -> serde_json::Value {
         "sha256": a.sha256, "state": a.state, "key": a.key, "notBefore": time(a.not_before),
         "notAfter": time(a.not_after), "neededUntil": time(a.needed_until), "hasKey": a.has_key,
     })
+}
+
+/// An issuer says what it is under as well.
+fn issuer_json(a: &Authority) -> serde_json::Value {
+    let cross = Some(&a.cross_root_sha256).filter(|sha256| !sha256.is_empty());
+    let mut value = authority_json(a);
+    value["rootSha256"] = json!(a.root_sha256);
+    value["crossRootSha256"] = json!(cross);
+    value
+}
+
+/// As much of a SHA-256 as people compare.
+fn short(sha256: &str) -> String {
+    sha256.chars().take(16).collect()
+}
+
+/// The root that an issuer is under, and the older one that its key is certified under as well.
+fn under(a: &Authority) -> String {
+    match (a.root_sha256.as_str(), a.cross_root_sha256.as_str()) {
+        ("", _) => "-".into(),
+        (root, "") => short(root),
+        (root, cross) => format!("{}, also {}", short(root), short(cross)),
+    }
 }
 
 impl Rotate {

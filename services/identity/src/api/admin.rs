@@ -2,7 +2,7 @@
 
 use super::{Api, bundle, svid, timestamp};
 use crate::{
-    db::{AuditRow, Filter, Replica, State},
+    db::{AuditRow, Filter, Replica, State, StoredIssuer, StoredRoot},
     pattern::{HostPattern, MAX_PATTERNS},
     rotation::{Phase, life},
     supplied::key_name,
@@ -34,6 +34,26 @@ fn authority(state: State, cert: &CertificateDer<'_>, needed_until: u64, has_key
         needed_until: timestamp(needed_until),
         certificate_der: cert.to_vec(),
         has_key,
+        ..Authority::default()
+    }
+}
+
+fn root(of: &StoredRoot) -> Authority {
+    authority(of.state, &of.cert, of.signed_until, of.sealed_key.is_some())
+}
+
+/// An issuer, with the roots that it is under.
+fn issuer(of: &StoredIssuer, roots: &[StoredRoot]) -> Authority {
+    let sha256 = |id: i64| {
+        let root = roots.iter().find(|root| root.id == id);
+        root.map(|root| hex::encode(root_sha256(&root.cert)))
+            .unwrap_or_default()
+    };
+    Authority {
+        root_sha256: sha256(of.root_id),
+        // Empty as soon as that root is gone: the certificate under it serves nobody then.
+        cross_root_sha256: of.cross.as_ref().map(|c| sha256(c.root_id)).unwrap_or_default(),
+        ..authority(of.state, &of.cert, of.signed_until, of.sealed_key.is_some())
     }
 }
 
@@ -117,17 +137,11 @@ impl Admin for Api {
     ) -> Result<Response<GetAuthorityResponse>, Status> {
         let shown = self.core.show(&caller(&request)?).await?;
         let trust = &shown.live.trust;
-        let roots = trust.roots.iter();
-        let issuers = trust.issuers.iter();
         Ok(Response::new(GetAuthorityResponse {
             trust_domain: trust.trust_domain.clone(),
             bundle_version: trust.bundle_version,
-            roots: roots
-                .map(|r| authority(r.state, &r.cert, r.signed_until, r.sealed_key.is_some()))
-                .collect(),
-            issuers: issuers
-                .map(|i| authority(i.state, &i.cert, i.signed_until, i.sealed_key.is_some()))
-                .collect(),
+            roots: trust.roots.iter().map(root).collect(),
+            issuers: trust.issuers.iter().map(|i| issuer(i, &trust.roots)).collect(),
             phase: shown.phase.as_str().into(),
             members: shown
                 .replicas

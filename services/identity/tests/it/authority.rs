@@ -4,6 +4,10 @@ use crate::rig::{NOW, Rig, config, td};
 use std::time::Duration;
 use tempfile::TempDir;
 use weft_identity::{Config, Env, Kind, StartError};
+use weft_proto::weft::identity::v1::{
+    Authority, GetAuthorityRequest, GetAuthorityResponse, RotateRequest, RotateTarget,
+    admin_client::AdminClient,
+};
 use weft_tls::ManualClock;
 
 const DAY: u64 = 24 * 3600;
@@ -195,4 +199,72 @@ async fn what_can_not_be_recorded_is_not_issued() {
         .filter(|e| e.action == "sign-admin")
         .count();
     assert_eq!(issued, 1);
+}
+
+async fn rotated(rig: &Rig, target: RotateTarget) -> GetAuthorityResponse {
+    let mut admin = AdminClient::new(rig.local());
+    let target = target.into();
+    admin.rotate(RotateRequest { target }).await.unwrap();
+    let shown = async {
+        loop {
+            let shown = admin
+                .get_authority(GetAuthorityRequest {})
+                .await
+                .unwrap()
+                .into_inner();
+            if shown.phase != "distributing" {
+                return shown;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), shown)
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn each_issuer_says_under_which_roots_it_is() {
+    let rig = Rig::new().await;
+    let state = |of: &[Authority], state: &str| -> Authority {
+        let all: Vec<_> = of.iter().filter(|a| a.state == state).collect();
+        assert_eq!(all.len(), 1, "{state}: {of:?}");
+        all[0].clone()
+    };
+    // By the root's own key, and by no other's.
+    let is_under = |issuer: &Authority, root: &Authority| {
+        let (_, issuer) = x509_parser::parse_x509_certificate(&issuer.certificate_der).unwrap();
+        let (_, root) = x509_parser::parse_x509_certificate(&root.certificate_der).unwrap();
+        issuer.verify_signature(Some(root.public_key())).is_ok()
+    };
+    let first = AdminClient::new(rig.local());
+    let first = first
+        .clone()
+        .get_authority(GetAuthorityRequest {})
+        .await
+        .unwrap()
+        .into_inner();
+    let (old_root, old_issuer) = (state(&first.roots, "active"), state(&first.issuers, "active"));
+    assert_eq!(old_issuer.root_sha256, old_root.sha256);
+    assert_eq!(old_issuer.cross_root_sha256, "");
+    assert!(is_under(&old_issuer, &old_root));
+    assert_eq!(old_root.root_sha256, "", "a root is under none");
+
+    let next = rotated(&rig, RotateTarget::Root).await;
+    let (root, issuer) = (state(&next.roots, "active"), state(&next.issuers, "active"));
+    assert_ne!(root.sha256, old_root.sha256);
+    assert_eq!(
+        (&issuer.root_sha256, &issuer.cross_root_sha256),
+        (&root.sha256, &old_root.sha256)
+    );
+    assert!(is_under(&issuer, &root) && !is_under(&issuer, &old_root));
+    let before = state(&next.issuers, "retired");
+    assert_eq!(
+        (&before.root_sha256, before.cross_root_sha256.as_str()),
+        (&old_root.sha256, "")
+    );
+
+    // A new issuer under the same root: no other root beside it, once the old one is gone.
+    let last = rotated(&rig, RotateTarget::Issuer).await;
+    assert_eq!(state(&last.issuers, "active").root_sha256, root.sha256);
 }
