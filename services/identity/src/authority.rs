@@ -2,18 +2,19 @@
 //! and issuers. Decides nothing: whoever calls has checked that the leaf may be given out.
 
 mod make;
+mod names;
 
 pub use make::{KeyType, Made, Maker};
+use names::{dns_name, node_extension, uri};
 
 use rcgen::{
-    CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SerialNumber,
 };
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 use time::OffsetDateTime;
-use weft_model::{Principal, SpiffeId, check_dns_label, check_name};
-use weft_tls::NODE_EXTENSION_OID;
+use weft_model::SpiffeId;
 
 /// A certificate begins this long before it is made, for verifiers whose clock is behind: as much as
 /// Dapr's sentry allows for.
@@ -241,46 +242,11 @@ fn serial() -> Result<(SerialNumber, String), AuthorityError> {
     Ok((SerialNumber::from_slice(&bytes), hex::encode(bytes)))
 }
 
-/// The name by which tools that know nothing of SPIFFE, such as grpcurl, check whom they call: the
-/// binary's, or a workload's as clients of Dapr's sentry know it. Nothing of Weft reads it.
-fn dns_name(id: &SpiffeId) -> Result<Option<SanType>, AuthorityError> {
-    let name = match id.principal() {
-        Principal::Service(name) => format!("weft-{name}"),
-        Principal::Node(_) => "weft-agent".to_owned(),
-        // An app-id may have characters that no DNS name has.
-        Principal::Workload { namespace, name } | Principal::ServiceAccount { namespace, name }
-            if check_dns_label(&name).is_ok() =>
-        {
-            let name = format!("{name}.{namespace}.svc.{}", id.trust_domain());
-            match check_name(&name) {
-                Ok(()) => name,
-                Err(_) => return Ok(None),
-            }
-        }
-        _ => return Ok(None),
-    };
-    Ok(Some(SanType::DnsName(name.try_into()?)))
-}
-
-fn uri(text: &str) -> Result<SanType, AuthorityError> {
-    Ok(SanType::URI(text.to_owned().try_into()?))
-}
-
 fn date(unix_seconds: u64) -> Result<OffsetDateTime, AuthorityError> {
     i64::try_from(unix_seconds)
         .ok()
         .and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok())
         .ok_or(AuthorityError::Time(unix_seconds))
-}
-
-/// The node's name as a DER UTF8String with a one-byte length, as `weft_tls` reads it.
-fn node_extension(node: &str) -> Result<CustomExtension, AuthorityError> {
-    let length = u8::try_from(node.len()).ok().filter(|l| *l < 0x80);
-    let length =
-        length.ok_or_else(|| AuthorityError::Stored(format!("node name of {} bytes", node.len())))?;
-    let mut der = vec![0x0c, length];
-    der.extend_from_slice(node.as_bytes());
-    Ok(CustomExtension::from_oid_content(NODE_EXTENSION_OID, der))
 }
 
 #[cfg(test)]
