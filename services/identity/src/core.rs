@@ -137,6 +137,7 @@ impl Core {
         let form = config.ca.svid_form;
         let attestor = Attestor::new(&config.attestation, &trust_domain, form, &clock, &db, insecure).await?;
         let core = Self {
+            registry: Registry::new(trust_domain.clone(), form),
             attestor,
             recorder: Recorder::start(db.clone(), counts.clone()),
             db,
@@ -150,7 +151,6 @@ impl Core {
             acks: Acks::new(clock.clone()),
             wake: Notify::new(),
             is_new,
-            registry: Registry::default(),
             joins: broadcast::Sender::new(JOINS),
             clock,
             settings: config.ca.clone(),

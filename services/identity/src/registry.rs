@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
+use weft_model::{SvidForm, TrustDomain};
 use weft_proto::weft::policy::v1::{WatchResponse, Workload};
 
 /// A workload may be asked for right after it was registered, before this copy knows it.
@@ -29,8 +30,15 @@ pub struct Known {
     pub app_id: Box<str>,
     /// Its service account, if it has one.
     pub service_account: Box<str>,
-    /// What the registry derived; may be empty.
+    /// What the registry derived, unless that is what namespace and name make anyway; may be empty.
     pub spiffe_id: Box<str>,
+}
+
+/// What SPIFFE IDs are made of beside a workload's names.
+#[derive(Debug)]
+struct Naming {
+    trust_domain: TrustDomain,
+    form: SvidForm,
 }
 
 /// The copy. Clones share.
@@ -38,6 +46,7 @@ pub struct Known {
 pub struct Registry {
     // `None` until the first snapshot.
     state: Arc<watch::Sender<Option<Workloads>>>,
+    naming: Arc<Naming>,
 }
 
 /// What the copy knows of a workload.
@@ -63,7 +72,15 @@ pub enum RegistryError {
 }
 
 /// Keeps what is needed. Nodes and namespaces of one message are few and shared.
-fn known(workload: Workload, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Known>) {
+fn known(workload: Workload, naming: &Naming, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Known>) {
+    let name = naming.form.name(&workload.app_id, &workload.service_account);
+    let made = naming.form.id(&naming.trust_domain, &workload.namespace, name);
+    let is_made = made.is_ok_and(|made| made.as_str() == workload.spiffe_id);
+    let spiffe_id = if is_made {
+        String::new()
+    } else {
+        workload.spiffe_id
+    };
     let mut shared = |name: String| match names.get(name.as_str()) {
         Some(name) => name.clone(),
         None => {
@@ -77,20 +94,20 @@ fn known(workload: Workload, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Kn
         namespace: shared(workload.namespace),
         app_id: workload.app_id.into(),
         service_account: workload.service_account.into(),
-        spiffe_id: workload.spiffe_id.into(),
+        spiffe_id: spiffe_id.into(),
     };
     (workload.id.into(), Arc::new(known))
 }
 
-impl Default for Registry {
-    fn default() -> Self {
+impl Registry {
+    /// No copy yet, of a mesh where workloads are named so.
+    pub(crate) fn new(trust_domain: TrustDomain, form: SvidForm) -> Self {
         Self {
             state: Arc::new(watch::Sender::new(None)),
+            naming: Arc::new(Naming { trust_domain, form }),
         }
     }
-}
 
-impl Registry {
     /// Takes over a message of the registry's watch.
     pub fn apply(&self, change: WatchResponse) -> Result<(), RegistryError> {
         let mut verdict = Ok(());
@@ -111,7 +128,7 @@ impl Registry {
             let workloads = state.get_or_insert_default();
             let mut names = HashSet::new();
             for workload in change.upserts {
-                let (id, known) = known(workload, &mut names);
+                let (id, known) = known(workload, &self.naming, &mut names);
                 workloads.insert(id, known);
             }
             for id in &change.removed_ids {
@@ -148,6 +165,10 @@ impl Registry {
 mod tests {
     use super::*;
 
+    fn registry() -> Registry {
+        Registry::new(TrustDomain::new("td").unwrap(), SvidForm::default())
+    }
+
     fn workload(id: &str) -> Workload {
         Workload {
             id: id.into(),
@@ -165,7 +186,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn snapshot_then_changes() {
-        let registry = Registry::default();
+        let registry = registry();
         assert_eq!(registry.find("a").await, Lookup::NotReady);
         assert_eq!(
             registry.apply(change(false, &["a"], &[])),
@@ -184,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_decisions_need_is_kept() {
-        let registry = Registry::default();
+        let registry = registry();
         let told = Workload {
             node: "n1".into(),
             namespace: "shop".into(),
@@ -193,24 +214,32 @@ mod tests {
             spiffe_id: "spiffe://td/ns/shop/cart".into(),
             ..workload("a")
         };
+        // Another name is kept, to be refused by.
+        let lie = Workload {
+            id: "b".into(),
+            spiffe_id: "spiffe://td/ns/shop/pay".into(),
+            ..told.clone()
+        };
         let snapshot = WatchResponse {
-            upserts: vec![told],
+            upserts: vec![told, lie],
             ..change(true, &[], &[])
         };
         registry.apply(snapshot).unwrap();
-        let known = Known {
-            node: "n1".into(),
-            namespace: "shop".into(),
-            app_id: "cart".into(),
-            service_account: "robot".into(),
-            spiffe_id: "spiffe://td/ns/shop/cart".into(),
-        };
-        assert_eq!(registry.find("a").await, Lookup::Found(Arc::new(known)));
+        for (id, spiffe_id) in [("a", ""), ("b", "spiffe://td/ns/shop/pay")] {
+            let known = Known {
+                node: "n1".into(),
+                namespace: "shop".into(),
+                app_id: "cart".into(),
+                service_account: "robot".into(),
+                spiffe_id: spiffe_id.into(),
+            };
+            assert_eq!(registry.find(id).await, Lookup::Found(Arc::new(known)));
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_workload_on_its_way_is_waited_for() {
-        let registry = Registry::default();
+        let registry = registry();
         registry.apply(change(true, &[], &[])).unwrap();
         let feed = registry.clone();
         let late = tokio::spawn(async move {
