@@ -106,6 +106,11 @@ enum Event {
 
 /// Runs `plan` until `stop` is set. Call it on a runtime inside the caller's namespace.
 pub async fn run(plan: Plan, stop: Arc<AtomicBool>) -> Outcome {
+    run_counted(plan, stop, Arc::default()).await
+}
+
+/// [`run`] that tells meanwhile how many requests are done, whatever came of them.
+pub async fn run_counted(plan: Plan, stop: Arc<AtomicBool>, done: Arc<AtomicU64>) -> Outcome {
     let begun = Instant::now();
     let (events, mut inbox) = mpsc::unbounded_channel();
     let ids = Arc::new(AtomicU64::new(0));
@@ -141,6 +146,7 @@ pub async fn run(plan: Plan, stop: Arc<AtomicBool>) -> Outcome {
     let mut outcome = Outcome::default();
     while let Some(event) = inbox.recv().await {
         outcome.sent += 1;
+        done.store(outcome.sent, Ordering::Relaxed);
         let failure = match event {
             Event::Good(took, answer) => {
                 outcome.good += 1;

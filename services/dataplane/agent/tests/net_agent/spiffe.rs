@@ -1,7 +1,10 @@
 //! SPIFFE's Workload API with the stock Python client: who is in a workload's cgroup gets that
 //! workload's identity, and sees it renewed; who is in none gets nothing.
 
-use crate::rig::{Rig, Running, SOON};
+use crate::{
+    rig::{Rig, Running, SOON},
+    rotation::rotate,
+};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read},
@@ -11,6 +14,7 @@ use std::{
     time::Duration,
 };
 use weft_identity::CaConfig;
+use weft_proto::weft::identity::v1::RotateTarget;
 use weft_testnet::{Process, Spawn};
 
 pub fn python() -> PathBuf {
@@ -54,6 +58,22 @@ fn said(mut process: Process) -> (Vec<Value>, String) {
         .unwrap();
     let lines = out.lines().map(|line| serde_json::from_str(line).unwrap());
     (lines.collect(), errors)
+}
+
+/// A client that follows its identity, and what it says.
+fn watch(node: &Running, cgroup: &Path) -> (Process, mpsc::Receiver<Value>) {
+    let mut watching = client(node, Some(cgroup), "watch");
+    let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let value: Value = serde_json::from_str(&line).unwrap();
+            if tell.send(value).is_err() {
+                return;
+            }
+        }
+    });
+    (watching, told)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,17 +132,7 @@ async fn a_stock_client_sees_its_certificate_renewed() {
     let rig = Rig::with_authority(&[], &["n1"], ca);
     let node = &rig.nodes[0];
     let (cart, _runs) = node.add_process("cart").await;
-    let mut watching = client(node, Some(&cart), "watch");
-    let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in lines.map_while(Result::ok) {
-            let value: Value = serde_json::from_str(&line).unwrap();
-            if tell.send(value).is_err() {
-                return;
-            }
-        }
-    });
+    let (_watching, told) = watch(node, &cart);
     let first = told.recv_timeout(SOON).unwrap();
     let second = told.recv_timeout(SOON + Duration::from_secs(60)).unwrap();
     assert_eq!(first["spiffe_id"], second["spiffe_id"], "{second}");
@@ -130,4 +140,35 @@ async fn a_stock_client_sees_its_certificate_renewed() {
         first["serial"].is_string() && first["serial"] != second["serial"],
         "{second}"
     );
+}
+
+/// A new root and what is signed under it are pushed to the stream that is open, without being asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_client_sees_the_root_rotated() {
+    let rig = Rig::new(&[], &["n1"]);
+    let node = &rig.nodes[0];
+    let (cart, _runs) = node.add_process("cart").await;
+    let (_watching, told) = watch(node, &cart);
+    let first = told.recv_timeout(SOON).unwrap();
+    assert_eq!(
+        (&first["roots"], &first["issuers"]),
+        (&1.into(), &1.into()),
+        "{first}"
+    );
+    rotate(&rig, RotateTarget::Root).await;
+    let mut seen = first.clone();
+    while seen["roots"] != 2 {
+        seen = told
+            .recv_timeout(SOON)
+            .unwrap_or_else(|_| panic!("no second root after {seen}"));
+    }
+    rotate(&rig, RotateTarget::Leaves).await;
+    // Under both roots, as the client itself has verified.
+    while seen["issuers"] != 2 {
+        seen = told
+            .recv_timeout(SOON)
+            .unwrap_or_else(|_| panic!("nothing new after {seen}"));
+    }
+    assert_eq!(first["spiffe_id"], seen["spiffe_id"]);
+    assert_ne!(first["serial"], seen["serial"], "{seen}");
 }

@@ -19,18 +19,19 @@ def told(context):
     svid = context.default_svid
     domain = svid.spiffe_id.trust_domain
     roots = context.x509_bundle_set.get_bundle_for_trust_domain(domain).x509_authorities
-    chain = svid.cert_chain
-    for lower, upper in zip(chain, chain[1:]):
-        lower.verify_directly_issued_by(upper)
-    last = chain[-1]
-    issued = [root for root in roots if root.subject == last.issuer]
-    issued[0].public_key()
-    last.verify_directly_issued_by(issued[0])
+    # The issuer, and while an older root is about, the issuer's key under that one as well.
+    leaf, *issuers = svid.cert_chain
+    assert issuers, "no issuer"
+    for issuer in issuers:
+        leaf.verify_directly_issued_by(issuer)
+        (root,) = [root for root in roots if root.subject == issuer.issuer]
+        issuer.verify_directly_issued_by(root)
     assert public(svid.private_key.public_key()) == public(svid.leaf.public_key()), "not the leaf's key"
     return {
         "spiffe_id": str(svid.spiffe_id),
         "serial": f"{svid.leaf.serial_number:x}",
         "roots": len(roots),
+        "issuers": len(issuers),
         "extensions": [e.oid.dotted_string for e in svid.leaf.extensions],
     }
 
