@@ -71,17 +71,14 @@ pub enum RegistryError {
     TooMany,
 }
 
-/// Keeps what is needed. Nodes and namespaces of one message are few and shared.
-fn known(workload: Workload, naming: &Naming, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Known>) {
+/// Keeps what is needed, as copies: in place it would lie scattered among what is given back, and hold most
+/// of that as well. Nodes and namespaces of one message are few and shared.
+fn known(workload: &Workload, naming: &Naming, names: &mut HashSet<Arc<str>>) -> (Box<str>, Arc<Known>) {
     let name = naming.form.name(&workload.app_id, &workload.service_account);
     let made = naming.form.id(&naming.trust_domain, &workload.namespace, name);
     let is_made = made.is_ok_and(|made| made.as_str() == workload.spiffe_id);
-    let spiffe_id = if is_made {
-        String::new()
-    } else {
-        workload.spiffe_id
-    };
-    let mut shared = |name: String| match names.get(name.as_str()) {
+    let spiffe_id = if is_made { "" } else { &*workload.spiffe_id };
+    let mut shared = |name: &str| match names.get(name) {
         Some(name) => name.clone(),
         None => {
             let name: Arc<str> = name.into();
@@ -90,13 +87,13 @@ fn known(workload: Workload, naming: &Naming, names: &mut HashSet<Arc<str>>) -> 
         }
     };
     let known = Known {
-        node: shared(workload.node),
-        namespace: shared(workload.namespace),
-        app_id: workload.app_id.into(),
-        service_account: workload.service_account.into(),
+        node: shared(&workload.node),
+        namespace: shared(&workload.namespace),
+        app_id: (*workload.app_id).into(),
+        service_account: (*workload.service_account).into(),
         spiffe_id: spiffe_id.into(),
     };
-    (workload.id.into(), Arc::new(known))
+    ((*workload.id).into(), Arc::new(known))
 }
 
 impl Registry {
@@ -127,7 +124,8 @@ impl Registry {
             }
             let workloads = state.get_or_insert_default();
             let mut names = HashSet::new();
-            for workload in change.upserts {
+            workloads.reserve(if change.snapshot { change.upserts.len() } else { 0 });
+            for workload in &change.upserts {
                 let (id, known) = known(workload, &self.naming, &mut names);
                 workloads.insert(id, known);
             }

@@ -18,7 +18,7 @@ const TELL: Duration = Duration::from_secs(15);
 /// How often the audit record is trimmed: often enough for no flood to fill the disk.
 const TRIM: Duration = Duration::from_secs(60);
 /// How often memory is given back, if something was done since.
-const REST: Duration = Duration::from_secs(10);
+const REST: Duration = Duration::from_secs(5);
 /// The operator's files are looked at as often as a mounted Secret is worth it.
 const FILES: Duration = Duration::from_secs(5);
 /// The part of the process's health.
