@@ -78,6 +78,15 @@ fn an_operator_gets_credentials_and_tokens() {
         said.contains("spiffe://cluster.local/weft/admin/operator") && said.contains("grpcurl"),
         "{said}"
     );
+    // The flags, each with its file.
+    let file = |name: &str| out.join(name).display().to_string();
+    let flags = format!(
+        "grpcurl -cacert {} -cert {} -key {} -authority weft-identity 127.0.0.1:7301 list",
+        file("ca.pem"),
+        file("client.pem"),
+        file("client-key.pem")
+    );
+    assert!(said.contains(&flags), "{said}");
     for (file, secret) in [("client.pem", false), ("client-key.pem", true), ("ca.pem", false)] {
         use std::os::unix::fs::PermissionsExt;
         let mode = std::fs::metadata(out.join(file)).unwrap().permissions().mode() & 0o077;

@@ -216,3 +216,30 @@ pub fn peer_identity(connection: &rustls::CommonState) -> Result<Option<PeerIden
         .map(PeerIdentity::from_leaf)
         .transpose()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+
+    #[test]
+    fn renewals_are_spread_around_half_of_the_life() {
+        const BEGIN: i64 = 1_800_000_000;
+        const LIFE: i64 = 86_400;
+        let at = |unix| time::OffsetDateTime::from_unix_timestamp(unix).unwrap();
+        let mut params = rcgen::CertificateParams::default();
+        let id = "spiffe://cluster.local/ns/default/cart".to_owned();
+        params.subject_alt_names = vec![rcgen::SanType::URI(id.try_into().unwrap())];
+        (params.not_before, params.not_after) = (at(BEGIN), at(BEGIN + LIFE));
+        let key = rcgen::KeyPair::generate().unwrap();
+        let leaf = params.self_signed(&key).unwrap().der().clone();
+        let svid = Svid::new(vec![leaf], &PrivatePkcs8KeyDer::from(key.serialize_der()).into()).unwrap();
+        let shares = |seconds: u64| (seconds - BEGIN as u64) as f64 / LIFE as f64;
+        assert_eq!(shares(svid.renew_at()), 0.5);
+        let [first, middle, last] = [0.0, 0.5, 1.0].map(|share| shares(svid.renew_at_spread(share)));
+        assert_eq!((first, middle, last), (0.45, 0.5, 0.55));
+        // A share that is none does not lead out of it.
+        assert_eq!(svid.renew_at_spread(7.0), svid.renew_at_spread(1.0));
+    }
+}
