@@ -10,8 +10,9 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, Sock
 use weft_bpf::{Direction, Entry, Event, Events, PolicyKey, Set, Verdict};
 
 use crate::links::{CLIENT, PATIENCE, Pods, QUIET, SERVER};
-use crate::packet::{ACK, Packet};
-use crate::rig::{ALLOW, DENY, DENY_OUT};
+use crate::packet::{ACK, Packet, SYN};
+use crate::rig::{ALLOW, DENY, DENY_IN, DENY_OUT};
+use weft_testnet::Pod;
 
 const REDIRECT: Entry = Entry {
     redirect: true,
@@ -61,8 +62,8 @@ impl Scene {
         datapath.sets.set(CLIENT, set).unwrap();
     }
 
-    /// A connection of the client, by a socket that the node marked for the agent or by another.
-    fn connect(&self, to: SocketAddr, marked: bool, wait: Duration) -> Option<TcpStream> {
+    /// A socket of the client's that the node marked for the agent, or another.
+    fn socket(&self, to: SocketAddr, marked: bool) -> TcpStream {
         let family = match to {
             SocketAddr::V4(_) => AddressFamily::Inet,
             SocketAddr::V6(_) => AddressFamily::Inet6,
@@ -77,7 +78,12 @@ impl Scene {
                 .mark(socket.as_fd())
                 .unwrap();
         }
-        let stream = TcpStream::from(socket);
+        TcpStream::from(socket)
+    }
+
+    /// A connection by such a socket.
+    fn connect(&self, to: SocketAddr, marked: bool, wait: Duration) -> Option<TcpStream> {
+        let stream = self.socket(to, marked);
         // Also the limit of connect(2).
         stream.set_write_timeout(Some(wait)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -144,15 +150,17 @@ fn the_agents_own_sockets_pass_where_requests_are_judged_and_no_others() {
         exchange(&mut there, &mut here);
         assert_eq!(scene.dropped(), []);
 
-        // The kernel answers for what is closed, without a socket.
+        // The kernel answers for what is closed, without a socket: once its end is known to the other one.
         drop(here);
         assert_eq!(there.read(&mut [0; 4]).unwrap(), 0);
+        until("the end is not acknowledged", || {
+            states(&scene.pods.client.0, to.port(), 2) == ["05"]
+        });
         drop(there);
-        let local_end = Instant::now();
-        while is_waiting(&scene, to) {
-            assert!(local_end.elapsed() < PATIENCE, "the server's end is not closed");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        // What listens stays.
+        until("the server's end is not closed", || {
+            states(&scene.pods.server.0, to.port(), 1) == ["0A"]
+        });
         assert_eq!(scene.dropped(), []);
 
         // What refuses, refuses the agent as well.
@@ -174,19 +182,29 @@ fn the_agents_own_sockets_pass_where_requests_are_judged_and_no_others() {
     }
 }
 
-/// Whether the server's end still waits for the last word of the client's.
-fn is_waiting(scene: &Scene, to: SocketAddr) -> bool {
-    let file = if to.is_ipv4() { "tcp" } else { "tcp6" };
-    let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
-    let table = scene.pods.server.0.namespace().run(read).unwrap();
-    let port = format!(":{:04X}", to.port());
-    let local = |line: &str| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, state) = (words.next(), words.nth(1));
-        // 0A is what listens.
-        local.is_some_and(|l| l.ends_with(&port)) && state != Some("0A")
+/// States of a pod's TCP sockets that have this port at their own (1) or their other (2) end; 05 is one that
+/// waits for the other's end, 0A one that listens.
+fn states(pod: &Pod, port: u16, column: usize) -> Vec<String> {
+    let read = || {
+        let of = |file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        of("tcp") + &of("tcp6")
     };
-    table.lines().any(local)
+    let tables = pod.namespace().run(read).unwrap();
+    let port = format!(":{port:04X}");
+    let of = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is = words.get(column).is_some_and(|end| end.ends_with(&port));
+        is.then(|| words[3].to_owned())
+    };
+    tables.lines().filter_map(of).collect()
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -217,11 +235,29 @@ fn nobody_puts_bytes_into_the_agents_connection() {
     assert_eq!(scene.dropped().len(), 1);
     // Nor does anybody else open it again.
     let mut again = segment(b"");
-    again[20 + 13] = crate::packet::SYN;
+    again[20 + 13] = SYN;
     send_raw(&scene, target, &again);
     assert_eq!(scene.dropped().len(), 2);
     // The agent's own goes on.
     exchange(&mut here, &mut there);
+
+    // One that is not answered yet is nobody else's to open either.
+    let datapath = scene.pods.kernel.datapath().unwrap();
+    let deaf = Set {
+        flags: DENY_IN,
+        generation: 99,
+        ..Set::default()
+    };
+    datapath.sets.set(SERVER, deaf).unwrap();
+    let waiting = scene.socket(to, true);
+    waiting.set_nonblocking(true).unwrap();
+    let begun = socket::connect(waiting.as_raw_fd(), &SockaddrStorage::from(to));
+    assert_eq!(begun, Err(nix::errno::Errno::EINPROGRESS));
+    let port = waiting.local_addr().unwrap().port();
+    assert_eq!(scene.dropped().len(), 2);
+    let opening = Packet::tcp((source.into(), port), (target.into(), to.port()), SYN);
+    send_raw(&scene, target, &opening.ip());
+    assert_eq!(scene.dropped().len(), 3);
 }
 
 /// As somebody in the client's pod who may send what he likes.
