@@ -207,17 +207,12 @@ impl Scene {
         }
         let targets: Vec<Target> = asked.iter().map(|(t, ..)| *t).collect();
         let answers = self.stage.ask_echo(&from.seat, PATIENCE, &targets).await.unwrap();
-        let wrong = asked
-            .iter()
-            .zip(&answers)
-            .filter_map(|((target, what, verdict), answer)| {
-                (answer.is_ok() != verdict.passes()).then(|| {
-                    format!(
-                        "{} -> {} {target} ({what}): {answer:?}, {verdict:?}",
-                        from.name, to.name
-                    )
-                })
-            });
+        let both = asked.iter().zip(&answers);
+        let wrong = both.filter(|((.., verdict), answer)| answer.is_ok() != verdict.passes());
+        let wrong = wrong.map(|((target, what, verdict), answer)| {
+            let (from, to) = (from.name, to.name);
+            format!("{from} -> {to} {target} ({what}): {answer:?}, {verdict:?}")
+        });
         wrong.collect()
     }
 
