@@ -10,6 +10,7 @@ use weft_components_bindings::{Cron, LocalStorage};
 use weft_components_memory::{MemoryConfiguration, MemoryLock, MemoryPubSub, MemoryState};
 use weft_components_redis::{RedisConfiguration, RedisLock, RedisPubSub, RedisState};
 use weft_components_secrets::{LocalEnv, LocalFile};
+use weft_components_sql::{PostgresState, SqliteState};
 use weft_drain::Watcher;
 use weft_proto::weft::policy::v1::resource::Body;
 use weft_runtime::{BlockProblem, Blocks};
@@ -29,6 +30,8 @@ pub fn drivers() -> Drivers {
         Arc::new(RedisPubSub),
         Arc::new(RedisConfiguration),
         Arc::new(RedisLock),
+        Arc::new(SqliteState),
+        Arc::new(PostgresState),
     ];
     Drivers::new(drivers)
 }

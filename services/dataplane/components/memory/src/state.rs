@@ -2,11 +2,7 @@
 
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
 use weft_components_api::{
     Block, Component, Concurrency, DeleteRequest, Driver, GetRequest, InitError, Instance, Item, Operation,
     Schema, SetRequest, StateCapability, StateError, StateStore, state_ttl,
