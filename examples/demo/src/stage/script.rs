@@ -51,19 +51,37 @@ impl Stage {
                 command
             }
         };
+        let mut command = command;
+        command.arg(APP_PORT.to_string());
+        self.place_pod(node, app_id).await?;
+        self.start_in(app_id, command, APP_PORT).await
+    }
+
+    /// Makes a pod without an app-id, and starts a server in it, as a user without rights.
+    pub async fn start_server(
+        &mut self,
+        node: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        command: Command,
+        port: u16,
+    ) -> Result<()> {
+        self.place_plain(node, name, labels).await?;
+        self.start_in(name, command, port).await
+    }
+
+    /// Starts a program in a pod and waits until it listens.
+    async fn start_in(&mut self, app_id: &str, command: Command, port: u16) -> Result<()> {
+        let namespace = self.pod_namespace(app_id)?;
         let mut command = self.logged(command, app_id)?;
-        command
-            .env("PATH", "/usr/bin:/bin")
-            .arg(APP_PORT.to_string())
-            .stdin(Stdio::null());
-        let namespace = self.place_pod(node, app_id).await?;
+        command.env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
         let process = namespace.spawn(command, &self.in_pod(app_id))?;
         if let Some(pod) = self.pods.get_mut(app_id) {
             pod.app = Some(process);
         }
         wait_for(app_id, START, || {
             let namespace = namespace.clone();
-            async move { Ok(namespace.connect((Ipv4Addr::LOCALHOST, APP_PORT)).map(drop)?) }
+            async move { Ok(namespace.connect((Ipv4Addr::LOCALHOST, port)).map(drop)?) }
         })
         .await
         .with_context(|| self.log_tail(app_id))

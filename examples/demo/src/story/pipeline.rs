@@ -1,6 +1,6 @@
 //! The event pipeline: a timer's event -> state is saved -> another app scores it -> a file is written
 //! -> it is published -> a viewer shows it. Three apps in Python and JavaScript with Dapr's own SDKs, on
-//! two nodes, and components that need nothing installed.
+//! two nodes; state and messages on Redis, in a pod of the other node, and on SQLite.
 
 use super::json;
 use crate::{
@@ -14,6 +14,7 @@ use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    process::Command,
     time::Duration,
 };
 
@@ -21,6 +22,8 @@ use std::{
 const OWN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), APP_PORT);
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Where Redis listens.
+const REDIS_PORT: u16 = 6379;
 /// Readings that go all the way before the story goes on.
 const READINGS: usize = 8;
 
@@ -63,6 +66,21 @@ async fn apps(stage: &mut Stage, modules: &Path, report: &mut Report) -> Result<
         .await?;
     stage.apply("pipeline-components.yaml", COMPONENTS)?;
     stage.apply("pipeline-policy.yaml", POLICY)?;
+    let mut redis = Command::new("redis-server");
+    redis.env_clear().args([
+        "--port",
+        &REDIS_PORT.to_string(),
+        "--protected-mode",
+        "no",
+        "--save",
+        "",
+        "--dir",
+        "/",
+    ]);
+    let labels = [("app", "redis")];
+    stage
+        .start_server("n2", "redis", &labels, redis, REDIS_PORT)
+        .await?;
     let node = Interpreter::Node(stage.show_modules(modules)?);
     stage.start_script("n2", "scorer", &node, SCORER).await?;
     stage.start_script("n1", "viewer", &node, VIEWER).await?;
@@ -165,12 +183,20 @@ async fn kept(stage: &Stage, seen: &[Value], report: &mut Report) -> Result<()> 
             (fine, format!("{status} {body}"))
         },
     );
+    let redis = stage.pod_namespace("redis")?;
+    let mut cli = Command::new("nsenter");
+    cli.arg(format!("--net={}", redis.path().display()))
+        .args(["redis-cli", "-p", &REDIS_PORT.to_string(), "HGET"])
+        .args([&format!("ingest||{id}"), "data"]);
+    report.check_result("which is Redis, in Dapr's form", output(cli).await, |text| {
+        (json(text)["id"] == id, format!("ingest||{id}: {}", text.trim()))
+    });
     let viewer = stage.pod_namespace("viewer")?;
     let view = stage
         .get(&viewer, API, &format!("/v1.0/state/views/{id}"), &[])
         .await;
     report.check_result(
-        "its score is in the viewer's, saved by the JavaScript SDK",
+        "its score is in the viewer's, a file of SQLite, saved by the JavaScript SDK",
         view,
         |(status, body)| {
             (
@@ -224,7 +250,7 @@ async fn borders(stage: &Stage, report: &mut Report) -> Result<()> {
 /// A POST from a pod, by curl.
 async fn post(stage: &Stage, app: &str, path: &str, body: &str) -> Result<(u16, String)> {
     let namespace = stage.pod_namespace(app)?;
-    let mut curl = std::process::Command::new("nsenter");
+    let mut curl = Command::new("nsenter");
     curl.arg(format!("--net={}", namespace.path().display()))
         .args([
             "curl",
@@ -301,15 +327,13 @@ async fn manifests(stage: &Stage, report: &mut Report) -> Result<()> {
 
 async fn told(stage: &Stage, report: &mut Report) -> Result<()> {
     report.chapter("A flow for each step, with identity and outcome");
-    let mut observe = stage.weft(&stage.node("n1")?.run_dir);
-    observe.args(["observe", "--all", "-o", "json"]);
-    let lines = output(observe).await?;
-    let flows: Vec<Value> = lines.lines().map(|line| json(line)["flow"].clone()).collect();
+    let flows = observed(stage, "n1").await?;
     for (kind, from, to) in [
         ("binding", "tick", "ingest"),
         ("state", "ingest", "readings"),
         ("invoke", "ingest", "scorer"),
         ("binding", "ingest", "archive"),
+        ("connection", "ingest", "redis"),
         ("publish", "ingest", "bus"),
         ("deliver", "bus", "viewer"),
         ("state", "viewer", "views"),
@@ -330,5 +354,27 @@ async fn told(stage: &Stage, report: &mut Report) -> Result<()> {
                 .unwrap_or("no such flow"),
         );
     }
+    let denied = |flow: &&Value| {
+        flow["source"]["pod_name"] == "scorer"
+            && flow["destination"]["pod_name"] == "redis"
+            && flow["verdict"] == "DROPPED"
+    };
+    let there = observed(stage, "n2").await?;
+    let found = there.iter().find(denied);
+    report.check(
+        "and the scorer's component was not let to Redis, by policy",
+        found.is_some_and(|flow| flow["drop_reason_desc"] == "POLICY_DENIED"),
+        found.map_or("no such flow".to_owned(), |flow| {
+            flow["drop_reason_desc"].to_string()
+        }),
+    );
     Ok(())
+}
+
+/// The flows of a node.
+async fn observed(stage: &Stage, node: &str) -> Result<Vec<Value>> {
+    let mut observe = stage.weft(&stage.node(node)?.run_dir);
+    observe.args(["observe", "--all", "-o", "json"]);
+    let lines = output(observe).await?;
+    Ok(lines.lines().map(|line| json(line)["flow"].clone()).collect())
 }

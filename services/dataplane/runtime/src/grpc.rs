@@ -9,6 +9,7 @@ mod publish;
 mod shared;
 mod state;
 mod stores;
+mod subscribe;
 
 use crate::{AppContext, Runtime, truth};
 use http::{Request, Response};
@@ -36,14 +37,17 @@ const MAX_MESSAGE: usize = 4 * 1024 * 1024;
 struct Api {
     runtime: Arc<Runtime>,
     app: Arc<AppContext>,
+    /// Ends streams that would not end by themselves; `None` where their connection is another's.
+    drain: Option<Watcher>,
 }
 
 impl Runtime {
     /// The API as `app` sees it.
-    fn grpc(self: &Arc<Self>, app: &Arc<AppContext>) -> DaprServer<Api> {
+    fn grpc(self: &Arc<Self>, app: &Arc<AppContext>, drain: Option<Watcher>) -> DaprServer<Api> {
         let api = Api {
             runtime: self.clone(),
             app: app.clone(),
+            drain,
         };
         DaprServer::new(api)
             .max_decoding_message_size(MAX_MESSAGE)
@@ -61,7 +65,7 @@ impl Runtime {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let server = self.grpc(app);
+        let server = self.grpc(app, Some(drain.clone()));
         let answer = service_fn(|request: Request<Incoming>| {
             let (mut server, app) = (server.clone(), app.clone());
             async move {
@@ -101,6 +105,19 @@ fn admitted(
         None => "missing api token in request metadata",
     };
     Err(Box::new(convert::of_http(401, why).into_http()))
+}
+
+impl Api {
+    /// Until the drain begins.
+    fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let drain = self.drain.clone();
+        async move {
+            match drain {
+                Some(mut drain) => drain.draining().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -173,6 +190,15 @@ impl Dapr for Api {
         answer(self.publish_bulk(request).await)
     }
 
+    type SubscribeTopicEventsAlpha1Stream = subscribe::Events;
+
+    async fn subscribe_topic_events_alpha1(
+        &self,
+        request: tonic::Request<tonic::Streaming<pb::SubscribeTopicEventsRequestAlpha1>>,
+    ) -> Answer<subscribe::Events> {
+        answer(self.subscribe(request).await)
+    }
+
     async fn invoke_binding(
         &self,
         request: tonic::Request<pb::InvokeBindingRequest>,
@@ -208,21 +234,21 @@ impl Dapr for Api {
         answer(self.configuration(request).await)
     }
 
-    type SubscribeConfigurationStream = stores::Changes;
+    type SubscribeConfigurationStream = stores::Told;
 
     async fn subscribe_configuration(
         &self,
         request: tonic::Request<pb::SubscribeConfigurationRequest>,
-    ) -> Answer<stores::Changes> {
+    ) -> Answer<stores::Told> {
         answer(self.watch(request).await)
     }
 
-    type SubscribeConfigurationAlpha1Stream = stores::Changes;
+    type SubscribeConfigurationAlpha1Stream = stores::Told;
 
     async fn subscribe_configuration_alpha1(
         &self,
         request: tonic::Request<pb::SubscribeConfigurationRequest>,
-    ) -> Answer<stores::Changes> {
+    ) -> Answer<stores::Told> {
         answer(self.watch(request).await)
     }
 

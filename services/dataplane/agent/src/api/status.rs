@@ -34,6 +34,8 @@ pub struct Facts {
     pub policy: Channel,
 }
 
+/// Of components, in one answer.
+const MAX_PROBLEMS: usize = 5;
 /// How long an answer may wait for the policy service.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -61,8 +63,28 @@ impl Service {
             None if self.shared.view.mesh.ingress.get().is_some() => all.push(active("gateway")),
             None => {}
         }
+        let blocks = self.shared.blocks();
+        match components(&blocks.problems()) {
+            Some(reason) => all.push(inactive("components", &reason)),
+            None if blocks.has_components() => all.push(active("components")),
+            None => {}
+        }
         all
     }
+}
+
+/// Components and what they hang on that can not be used, in words; `None` when all can.
+fn components(problems: &[String]) -> Option<String> {
+    if problems.is_empty() {
+        return None;
+    }
+    let mut shown: Vec<&str> = problems.iter().take(MAX_PROBLEMS).map(String::as_str).collect();
+    let more = match problems.len().saturating_sub(MAX_PROBLEMS) {
+        0 => String::new(),
+        more => format!("and {more} more: the agent's log has them"),
+    };
+    shown.extend(Some(more.as_str()).filter(|more| !more.is_empty()));
+    Some(shown.join("; "))
 }
 
 #[tonic::async_trait]
@@ -95,5 +117,21 @@ impl Status for Service {
                 }
             }),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn problems_of_components_are_told_up_to_a_bound() {
+        assert_eq!(components(&[]), None);
+        let few: Vec<String> = (0..2).map(|i| format!("app a: component b/{i}: wrong")).collect();
+        let text = components(&few).unwrap_or_default();
+        assert_eq!(text, "app a: component b/0: wrong; app a: component b/1: wrong");
+        let many = vec!["wrong".to_owned(); 8];
+        let text = components(&many).unwrap_or_default();
+        assert!(text.ends_with("; and 3 more: the agent's log has them"), "{text}");
     }
 }

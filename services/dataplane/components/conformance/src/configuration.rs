@@ -1,6 +1,6 @@
 //! Configuration stores.
 
-use crate::SOON;
+use crate::{SOON, Shown};
 use futures::{FutureExt, future::BoxFuture};
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::{sync::mpsc, time::timeout};
@@ -35,7 +35,7 @@ async fn until(told: &mut mpsc::UnboundedReceiver<ConfigurationItems>, wanted: &
 }
 
 /// All of it; `open` makes the store have these items and opens it.
-pub async fn conforms(open: impl AsyncFn(Items) -> Arc<dyn ConfigurationStore>) {
+pub async fn conforms(open: impl AsyncFn(Items) -> Arc<dyn ConfigurationStore>) -> Shown {
     let store = open([("a", ("1", "v1")), ("b", ("2", "")), ("c", ("3", ""))].into()).await;
     let got = store
         .get(vec!["a".into(), "none".into(), "b".into()], Vec::new())
@@ -76,4 +76,5 @@ pub async fn conforms(open: impl AsyncFn(Items) -> Arc<dyn ConfigurationStore>) 
     let _last = open([("a", ("10", ""))].into()).await;
     until(&mut every, &[("a", "10"), ("b", "")]).await;
     assert!(some.try_recv().is_err());
+    vec!["get", "all keys", "subscribe", "unsubscribe"]
 }

@@ -12,6 +12,9 @@ pub mod pubsub;
 pub mod secrets;
 pub mod server;
 pub mod state;
+pub mod table;
+
+pub use table::Shown;
 
 use std::{sync::Arc, time::Duration};
 use weft_components_api::{Home, Instance, Metadata, Net, Owner};

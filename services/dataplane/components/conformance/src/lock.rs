@@ -1,6 +1,6 @@
 //! Lock stores.
 
-use crate::SOON;
+use crate::{SOON, Shown};
 use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
 use weft_components_api::{LockStore, Unlocked};
@@ -19,7 +19,7 @@ async fn unlock(store: &dyn LockStore, resource: &str, owner: &str) -> Unlocked 
 }
 
 /// All of it; `open` makes another client of one store.
-pub async fn conforms<F: Future<Output = Arc<dyn LockStore>>>(open: impl Fn() -> F) {
+pub async fn conforms<F: Future<Output = Arc<dyn LockStore>>>(open: impl Fn() -> F) -> Shown {
     let (one, other) = (open().await, open().await);
     assert!(lock(&*one, "a", "me", LONG).await);
     assert!(!lock(&*other, "a", "you", LONG).await, "it is held");
@@ -47,4 +47,5 @@ pub async fn conforms<F: Future<Output = Arc<dyn LockStore>>>(open: impl Fn() ->
     let owners: Vec<String> = (0..20).map(|i| i.to_string()).collect();
     let all = owners.iter().map(|owner| lock(&*one, "wanted", owner, LONG));
     assert_eq!(join_all(all).await.into_iter().filter(|got| *got).count(), 1);
+    vec!["one holder", "unlock by its owner", "expiry", "one of many"]
 }

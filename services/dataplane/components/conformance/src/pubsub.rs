@@ -1,6 +1,6 @@
 //! Brokers.
 
-use crate::SOON;
+use crate::{SOON, Shown};
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use std::{collections::BTreeSet, sync::Arc};
@@ -74,7 +74,7 @@ async fn texts(receiver: &mut mpsc::UnboundedReceiver<Message>, count: usize) ->
 }
 
 /// All of it; `open` makes another app's client of one broker.
-pub async fn conforms<F: Future<Output = Arc<dyn PubSub>>>(open: impl Fn(&'static str) -> F) {
+pub async fn conforms<F: Future<Output = Arc<dyn PubSub>>>(open: impl Fn(&'static str) -> F) -> Shown {
     let (publisher, viewer, other) = (open("publisher").await, open("viewer").await, open("other").await);
 
     // Each group gets all of its topic, and nothing of another.
@@ -141,4 +141,12 @@ pub async fn conforms<F: Future<Output = Arc<dyn PubSub>>>(open: impl Fn(&'stati
     publisher.publish(message("orders", "late")).await.unwrap();
     assert_eq!(texts(&mut seen_by_other, 1).await, ["late"]);
     assert!(seen.try_recv().is_err());
+    vec![
+        "each group gets all",
+        "order",
+        "bulk",
+        "delivered again",
+        "a group shares",
+        "unsubscribe",
+    ]
 }

@@ -1,9 +1,10 @@
 //! Secret stores.
 
+use crate::Shown;
 use weft_components_api::SecretStore;
 
 /// A store that holds these and nothing else, each with one value of its own name.
-pub async fn conforms(store: &dyn SecretStore, secrets: &[(&str, &str)]) {
+pub async fn conforms(store: &dyn SecretStore, secrets: &[(&str, &str)]) -> Shown {
     for (name, value) in secrets {
         let secret = store.get((*name).to_owned(), Vec::new()).await.unwrap();
         assert_eq!(secret.len(), 1, "{name}");
@@ -17,4 +18,5 @@ pub async fn conforms(store: &dyn SecretStore, secrets: &[(&str, &str)]) {
     for (name, value) in secrets {
         assert_eq!(all[*name].get(*name).map(String::as_str), Some(*value));
     }
+    vec!["get", "bulk"]
 }

@@ -7,6 +7,14 @@ use tokio::{
     process::{Child, Command},
 };
 
+/// One that goes away and comes back with what it has acknowledged.
+pub trait Server {
+    /// Kills it.
+    fn stop(&mut self) -> impl Future<Output = ()>;
+    /// Starts it again where it was.
+    fn again(&mut self) -> impl Future<Output = ()>;
+}
+
 /// A port that nobody listens on.
 pub async fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -56,15 +64,21 @@ impl Redis {
         self.port
     }
 
-    /// Kills it.
-    pub async fn stop(&mut self) {
+    /// A client of its own, to look behind the driver.
+    pub async fn client(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+}
+
+impl Server for Redis {
+    async fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().await.unwrap();
         }
     }
 
-    /// Starts it on the same port with what it has kept.
-    pub async fn again(&mut self) {
+    async fn again(&mut self) {
         let mut command = Command::new("redis-server");
         command
             .args([
@@ -93,11 +107,5 @@ impl Redis {
         let started = command.spawn();
         self.process = Some(started.expect("redis-server: `cargo xtask setup` installs it"));
         listens(self.port).await;
-    }
-
-    /// A client of its own, to look behind the driver.
-    pub async fn client(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(("127.0.0.1", self.port)).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
     }
 }

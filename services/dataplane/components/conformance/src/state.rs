@@ -1,6 +1,6 @@
 //! State stores.
 
-use crate::SOON;
+use crate::{SOON, Shown, server::Server};
 use futures::future::join_all;
 use std::{
     sync::Arc,
@@ -43,7 +43,8 @@ async fn value(store: &dyn StateStore, key: &str) -> Option<String> {
 }
 
 /// All of it; `open` makes an empty store of its own each time.
-pub async fn conforms<F: Future<Output = Arc<dyn StateStore>>>(open: impl Fn() -> F) {
+pub async fn conforms<F: Future<Output = Arc<dyn StateStore>>>(open: impl Fn() -> F) -> Shown {
+    let mut shown = vec!["values", "bulk"];
     values(&*open().await).await;
     bulk(&*open().await).await;
     let store = open().await;
@@ -52,16 +53,44 @@ pub async fn conforms<F: Future<Output = Arc<dyn StateStore>>>(open: impl Fn() -
         etags(&*open().await).await;
         first_write(&*open().await).await;
         one_of_many_wins(&*open().await).await;
+        shown.extend(["ETag", "first-write", "one of many writers wins"]);
     }
     if can(StateCapability::Ttl) {
         ttl(&*open().await).await;
+        shown.push("TTL");
     }
     if can(StateCapability::Transactional) {
         transactions(&*open().await).await;
+        shown.push("transactions");
     } else {
         let refused = store.transact(vec![Operation::Delete(delete("a"))]).await;
         assert!(refused.is_err(), "transactions are not declared, and not refused");
     }
+    shown
+}
+
+/// While the server is away every call fails, and none waits for ever; when it is back it has what it
+/// acknowledged, and calls succeed by themselves.
+pub async fn outlives(store: &dyn StateStore, server: &mut impl Server) -> Shown {
+    store.set(set("kept", "one")).await.unwrap();
+    server.stop().await;
+    for _ in 0..2 {
+        let done = tokio::time::timeout(SOON, store.set(set("lost", "x"))).await;
+        assert!(done.expect("it waits for ever").is_err());
+    }
+    assert!(store.get(get("kept")).await.is_err());
+    server.again().await;
+    let back = async {
+        while store.set(set("back", "two")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, back)
+        .await
+        .expect("it does not come back");
+    assert_eq!(value(store, "kept").await.as_deref(), Some("one"));
+    assert_eq!(value(store, "back").await.as_deref(), Some("two"));
+    vec!["server away and back"]
 }
 
 async fn values(store: &dyn StateStore) {

@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         let driver = MemoryConfiguration::new();
-        configuration::conforms(async |items| {
+        let shown = configuration::conforms(async |items| {
             let all: serde_json::Map<_, _> = items
                 .iter()
                 .map(|(key, (value, version))| {
@@ -205,6 +205,7 @@ mod tests {
             open(&driver, &serde_json::Value::Object(all).to_string()).await
         })
         .await;
+        weft_components_conformance::table::told("configuration.in-memory", &shown);
     }
 
     #[tokio::test]

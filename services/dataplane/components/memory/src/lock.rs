@@ -109,12 +109,13 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         let driver = MemoryLock::new();
-        lock::conforms(|| async {
+        let shown = lock::conforms(|| async {
             match driver.open(instance("locks", &[])).await {
                 Ok(Component::Lock(store)) => store,
                 other => panic!("{other:?}"),
             }
         })
         .await;
+        weft_components_conformance::table::told("lock.in-memory", &shown);
     }
 }

@@ -81,7 +81,8 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         let driver = MemoryPubSub::new();
-        pubsub::conforms(|app| open(&driver, instance_of(app, "conform"))).await;
+        let shown = pubsub::conforms(|app| open(&driver, instance_of(app, "conform"))).await;
+        weft_components_conformance::table::told("pubsub.in-memory", &shown);
     }
 
     fn instance_of(app: &str, component: &str) -> Instance {

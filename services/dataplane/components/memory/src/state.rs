@@ -250,7 +250,8 @@ mod tests {
 
     #[tokio::test]
     async fn conforms() {
-        state::conforms(|| open(StateLimits::default())).await;
+        let shown = state::conforms(|| open(StateLimits::default())).await;
+        weft_components_conformance::table::told("state.in-memory", &shown);
     }
 
     #[tokio::test]

@@ -99,7 +99,8 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         let store = open(&[], &[("ONE", "1"), ("TWO", "2")]).await;
-        secrets::conforms(&*store, &[("ONE", "1"), ("TWO", "2")]).await;
+        let shown = secrets::conforms(&*store, &[("ONE", "1"), ("TWO", "2")]).await;
+        weft_components_conformance::table::told("secretstores.local.env", &shown);
     }
 
     #[tokio::test]

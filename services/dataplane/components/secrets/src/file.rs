@@ -199,7 +199,8 @@ mod tests {
     #[tokio::test]
     async fn conforms() {
         let store = open(r#"{"one": "1", "two": "2"}"#, &[FILE]).await.unwrap();
-        conformance::conforms(&*store, &[("one", "1"), ("two", "2")]).await;
+        let shown = conformance::conforms(&*store, &[("one", "1"), ("two", "2")]).await;
+        weft_components_conformance::table::told("secretstores.local.file", &shown);
         let missing = store.get("three".into(), Vec::new()).await.unwrap_err();
         assert_eq!(missing.to_string(), "secret three not found");
     }

@@ -129,6 +129,22 @@ mod tests {
     }
 
     #[test]
+    fn fuzz_connection_string() {
+        let seeds = [
+            "host=db user = me password='it\\'s' port=6000",
+            "postgres://me:p@db:1/x?sslmode=disable",
+        ];
+        let corpus = weft_fuzz::Corpus::of(seeds).words(["'", "\\", "=", " ", "host=", "é", "sslmode="]);
+        weft_fuzz::target!(corpus, |bytes: &[u8]| {
+            if let Ok(text) = std::str::from_utf8(bytes)
+                && let Ok(server) = Server::read(text)
+            {
+                assert!(!server.host.is_empty());
+            }
+        });
+    }
+
+    #[test]
     fn what_can_not_be_is_named_without_the_password() {
         for (text, said) in [
             ("user=me password=s3cret", "host is missing"),

@@ -435,13 +435,14 @@ mod tests {
     async fn conforms() {
         let folder = tempfile::tempdir().unwrap();
         let next = std::sync::atomic::AtomicUsize::new(0);
-        state::conforms(async || {
+        let shown = state::conforms(async || {
             let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             open(folder.path(), &[("connectionString", &format!("data/{n}.db"))])
                 .await
                 .unwrap()
         })
         .await;
+        weft_components_conformance::table::told("state.sqlite", &shown);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 use weft_components_api::{Component, Driver, GetRequest, InitError, SetRequest, StateStore};
-use weft_components_conformance::{instance, state};
+use weft_components_conformance::{instance, server::Server, state, table};
 use weft_components_sql::PostgresState;
 
 async fn open(url: &str, more: &[(&str, &str)]) -> Result<Arc<dyn StateStore>, InitError> {
@@ -47,7 +47,7 @@ async fn it_conforms_has_daprs_form_and_outlives_its_server() {
     let mut server = tokio::task::spawn_blocking(Postgres::start).await.unwrap();
     let url = server.url();
     let next = AtomicUsize::new(0);
-    state::conforms(async || {
+    let mut shown = state::conforms(async || {
         let prefix = format!("t{}_", next.fetch_add(1, Ordering::Relaxed));
         open(&url, &[("tablePrefix", &prefix)]).await.unwrap()
     })
@@ -84,20 +84,20 @@ async fn it_conforms_has_daprs_form_and_outlives_its_server() {
     let newer = open(&url, &quick).await.err().unwrap().to_string();
     assert!(newer.contains("the form 9"), "{newer}");
 
-    server.kill();
-    let error = store.set(set("cart||b", "lost")).await.unwrap_err();
-    assert!(!error.to_string().is_empty());
-    server.up();
-    let back = async {
-        while store.set(set("cart||b", "back")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), back)
-        .await
-        .expect("it does not come back");
-    assert_eq!(get(&*store, "cart||a").await.as_deref(), Some("kept"));
-    assert_eq!(get(&*store, "cart||b").await.as_deref(), Some("back"));
+    shown.extend(state::outlives(&*store, &mut Own(&mut server)).await);
+    table::told("state.postgresql", &shown);
+}
+
+struct Own<'a>(&'a mut Postgres);
+
+impl Server for Own<'_> {
+    async fn stop(&mut self) {
+        tokio::task::block_in_place(|| self.0.kill());
+    }
+
+    async fn again(&mut self) {
+        tokio::task::block_in_place(|| self.0.up());
+    }
 }
 
 #[tokio::test]

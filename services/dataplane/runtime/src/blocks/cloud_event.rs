@@ -100,6 +100,20 @@ fn completed(p: &Publication<'_>) -> Result<Event, String> {
     Ok(event)
 }
 
+/// An event's content as bytes.
+pub(crate) fn payload(event: &Event) -> Vec<u8> {
+    let text = |name: &str| event.get(name).and_then(Value::as_str);
+    if let Some(encoded) = text("data_base64") {
+        return STANDARD.decode(encoded).unwrap_or_default();
+    }
+    let json = content_type::is_json(text("datacontenttype").unwrap_or_default());
+    match event.get("data") {
+        None => Vec::new(),
+        Some(Value::String(text)) if !json => text.clone().into_bytes(),
+        Some(other) => other.to_string().into_bytes(),
+    }
+}
+
 /// The event around a message that was published as it is.
 pub(crate) fn around_raw(data: &[u8], topic: &str, pubsub: &str) -> Event {
     let pairs = [

@@ -5,7 +5,7 @@ use super::{
     Blocks, Consumer, Slot,
     app::{Broker, Input},
     binding::{self, ToApp},
-    delivery::Delivery,
+    delivery::{AppSide, Delivery},
     subscriptions::{self, Subscription},
 };
 use bytes::Bytes;
@@ -117,7 +117,7 @@ impl Running {
                 );
                 continue;
             };
-            let guard = begin(consumer, &broker, &subscription).await;
+            let guard = begin(consumer, &broker, &subscription, None).await;
             let there = Subscribed {
                 broker,
                 subscription,
@@ -160,10 +160,12 @@ impl Running {
     }
 }
 
-async fn begin(
+/// Subscribes an app: at its port, or where else its messages go.
+pub(super) async fn begin(
     consumer: &Arc<Consumer>,
     broker: &Arc<Broker>,
     subscription: &Arc<Subscription>,
+    side: Option<&Arc<dyn AppSide>>,
 ) -> Option<weft_components_api::Subscription> {
     let (app, pubsub, topic) = (
         &consumer.slot.owner.app_id,
@@ -183,6 +185,7 @@ async fn begin(
         consumer: consumer.clone(),
         broker: broker.clone(),
         subscription: subscription.clone(),
+        side: side.cloned(),
     };
     match broker.broker.subscribe(request, Arc::new(delivery)).await {
         Ok(guard) => {

@@ -13,20 +13,34 @@ use futures::{FutureExt, future::BoxFuture};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use weft_components_api::{Message, MessageHandler, Outcome};
-use weft_flows::{DropReason, Kind};
+use weft_flows::{DropReason, Kind, Party};
+
+/// An app may take so long to answer a message of a stream.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where messages go that do not go to the app's port.
+pub(crate) trait AppSide: Send + Sync + 'static {
+    /// The app in flows.
+    fn party(&self) -> Arc<Party>;
+
+    /// Takes one to the app and waits for what it says.
+    fn ask<'a>(&'a self, event: &'a Event, path: &'a str) -> BoxFuture<'a, Verdict>;
+}
 
 /// One subscription's messages.
 pub(crate) struct Delivery {
     pub consumer: Arc<Consumer>,
     pub broker: Arc<Broker>,
     pub subscription: Arc<Subscription>,
+    /// `None`: the app's port.
+    pub side: Option<Arc<dyn AppSide>>,
 }
 
 /// What the app said of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     Success,
     Retry(String),
     Drop(String),
@@ -140,6 +154,9 @@ impl Delivery {
     async fn ask(&self, message: &Message, seen: &Seen, path: &str) -> Verdict {
         let consumer = &self.consumer;
         let _turn = consumer.turn(seen.data.len()).await;
+        if let Some(side) = &self.side {
+            return self.ask_aside(&**side, seen, path).await;
+        }
         let Some(endpoint) = consumer.endpoint() else {
             return Verdict::Retry("no workload of the app is ready".into());
         };
@@ -166,6 +183,24 @@ impl Delivery {
             Err(why) => (503, Verdict::Retry(why)),
         };
         record.end(&consumer.flows(), status, failure(status));
+        verdict
+    }
+}
+
+impl Delivery {
+    async fn ask_aside(&self, side: &dyn AppSide, seen: &Seen, path: &str) -> Verdict {
+        let trace = seen.event.get("traceparent").and_then(Value::as_str);
+        let (broker, app, topic) = (&self.broker.party, side.party(), &self.subscription.topic);
+        let record = Record::delivery(Kind::Deliver, broker, &app, 0, "STREAM", topic);
+        let record = record.traced(trace.map(trace_id).unwrap_or_default());
+        let asked = tokio::time::timeout(ANSWER_WITHIN, side.ask(&seen.event, path)).await;
+        let verdict = asked.unwrap_or_else(|_| Verdict::Retry(format!("no answer within {ANSWER_WITHIN:?}")));
+        let status = match &verdict {
+            Verdict::Success => 200,
+            Verdict::Drop(_) => 404,
+            Verdict::Retry(_) => 503,
+        };
+        record.end(&self.consumer.flows(), status, failure(status));
         verdict
     }
 }

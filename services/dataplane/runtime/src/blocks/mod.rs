@@ -28,6 +28,7 @@ mod secrets;
 mod serve;
 mod state;
 mod state_http;
+mod streaming;
 mod subscriptions;
 
 pub(crate) use app::AppBlocks;
@@ -41,6 +42,7 @@ pub(crate) use rules::Rule;
 pub(crate) use secrets::SecretCall;
 pub(crate) use serve::{Call, serve};
 pub(crate) use state::{StateCall, Write, WriteOperation, item_metadata};
+pub(crate) use streaming::{Said, Stream, Streamed, open as open_stream};
 pub(crate) use subscriptions::Subscription;
 
 use crate::{AppContext, Endpoint, Place};
@@ -84,6 +86,8 @@ struct Desired {
     components: BTreeMap<(String, String), Arc<ComponentSpec>>,
     subscriptions: BTreeMap<(String, String), Arc<Declared>>,
     configurations: BTreeMap<(String, String), Arc<Configured>>,
+    /// What of it can not be read, by kind, namespace and name.
+    problems: BTreeMap<(&'static str, String, String), String>,
 }
 
 /// A manifest of kind Subscription.
@@ -97,8 +101,12 @@ struct Declared {
 pub(crate) struct Slot {
     owner: Owner,
     view: ArcSwap<AppBlocks>,
+    /// Which of its components can not be used, and why.
+    problems: ArcSwap<Vec<String>>,
     /// What it is subscribed to now, for the metadata API.
     subscribed: ArcSwap<Vec<Arc<Subscription>>>,
+    /// Subscriptions that it has opened itself.
+    streams: Mutex<streaming::Streams>,
     /// Counts changes of what is desired for it.
     wanted: watch::Sender<u64>,
     /// The change up to which its components are open, or known not to be.
@@ -175,8 +183,12 @@ impl Blocks {
             };
         }
         self.wake(namespace);
-        let told = |e: SpecError| problem_of("component", namespace, name, e.to_string());
-        problem.map_or(Ok(()), |e| Err(told(e)))
+        self.note(
+            "component",
+            namespace,
+            name,
+            problem.map(|e: SpecError| e.to_string()),
+        )
     }
 
     /// Takes a subscription's manifest, or that it is gone.
@@ -204,7 +216,7 @@ impl Blocks {
             }
         }
         self.wake(namespace);
-        problem.map_or(Ok(()), |e| Err(problem_of("subscription", namespace, name, e)))
+        self.note("subscription", namespace, name, problem)
     }
 
     /// Takes the manifest of a Configuration, or that it is gone. What can not be read is as if it was
@@ -228,7 +240,48 @@ impl Blocks {
                 None => drop(desired.configurations.remove(&key)),
             }
         }
-        problem.map_or(Ok(()), |e| Err(problem_of("configuration", namespace, name, e)))
+        self.note("configuration", namespace, name, problem)
+    }
+
+    /// Keeps what is wrong with a manifest, for as long as it is.
+    fn note(
+        &self,
+        kind: &'static str,
+        namespace: &str,
+        name: &str,
+        problem: Option<String>,
+    ) -> Result<(), BlockProblem> {
+        let key = (kind, namespace.to_owned(), name.to_owned());
+        let told = problem.map(|problem| problem_of(kind, namespace, name, problem));
+        let mut desired = self.0.desired.write();
+        match told {
+            Some(told) => {
+                desired.problems.insert(key, told.to_string());
+                Err(told)
+            }
+            None => {
+                desired.problems.remove(&key);
+                Ok(())
+            }
+        }
+    }
+
+    /// What of the manifests can not be used on this node, each in a line.
+    pub fn problems(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.0.desired.read().problems.values().cloned().collect();
+        let apps = self.0.apps.read();
+        for slot in apps.values().flat_map(HashMap::values) {
+            all.extend(slot.problems.load().iter().cloned());
+        }
+        all.sort_unstable();
+        all
+    }
+
+    /// Whether any app here has components.
+    pub fn has_components(&self) -> bool {
+        let apps = self.0.apps.read();
+        let mut slots = apps.values().flat_map(HashMap::values);
+        slots.any(|slot| !slot.view.load().listed.is_empty())
     }
 
     /// Whether an app may see a secret. With a Configuration that is not known here it may see none.
@@ -376,8 +429,12 @@ impl Blocks {
 
     /// What an app is subscribed to.
     pub(crate) fn subscriptions(&self, app: &AppContext) -> Vec<Arc<Subscription>> {
-        let subscribed = self.slot(app).map(|slot| slot.subscribed.load_full());
-        subscribed.map(|s| s.to_vec()).unwrap_or_default()
+        let Some(slot) = self.slot(app) else {
+            return Vec::new();
+        };
+        let mut all = slot.subscribed.load_full().to_vec();
+        all.extend(slot.streams.lock().list());
+        all
     }
 
     pub(crate) fn budget(&self, app: &AppContext) -> Budget {
@@ -418,7 +475,9 @@ impl Slot {
         Arc::new(Self {
             owner,
             view: ArcSwap::default(),
+            problems: ArcSwap::default(),
             subscribed: ArcSwap::default(),
+            streams: Mutex::default(),
             // One is wanted from the start, so that somebody waits for it to be opened.
             wanted: watch::Sender::new(1),
             opened: watch::Sender::new(0),

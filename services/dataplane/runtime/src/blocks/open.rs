@@ -20,6 +20,8 @@ struct Instance {
     component: Option<Component>,
     /// It may be there another time.
     again: bool,
+    /// Why it can not be used.
+    problem: Option<String>,
 }
 
 /// Until the app is gone.
@@ -90,13 +92,22 @@ async fn refresh(blocks: &Blocks, slot: &Arc<Slot>, instances: &mut BTreeMap<Str
         }
     }
     let mut view = AppBlocks::default();
-    for instance in instances.values() {
+    for instance in instances.values_mut() {
         if let Some(component) = &instance.component
             && let Err(problem) = view.add(&instance.resolved, component, owner)
         {
             tell(&instance.spec, owner, &problem);
+            instance.problem = Some(problem);
         }
     }
+    let problems = instances.values().filter_map(|instance| {
+        let (name, problem) = (&instance.spec.name, instance.problem.as_ref()?);
+        Some(format!(
+            "app {}: component {}/{name}: {problem}",
+            owner.app_id, owner.namespace
+        ))
+    });
+    slot.problems.store(Arc::new(problems.collect()));
     view
 }
 
@@ -118,6 +129,7 @@ async fn open(
     let opened = tokio::time::timeout(spec.init_timeout, opening).await;
     let opened = opened.unwrap_or(Err(InitError::Timeout(spec.init_timeout)));
     let again = matches!(opened, Err(InitError::Failed(_) | InitError::Timeout(_)));
+    let problem = opened.as_ref().err().map(ToString::to_string);
     match &opened {
         Err(error) => tell(&spec, owner, &error.to_string()),
         Ok(_) => tracing::info!(
@@ -131,6 +143,7 @@ async fn open(
     Instance {
         component: opened.ok(),
         again,
+        problem,
         spec,
         resolved,
     }

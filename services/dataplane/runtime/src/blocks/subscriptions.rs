@@ -18,6 +18,8 @@ pub(crate) enum Origin {
     Declarative,
     /// The app's own answer.
     Programmatic,
+    /// A stream that the app has open.
+    Streaming,
 }
 
 impl Origin {
@@ -25,6 +27,7 @@ impl Origin {
         match self {
             Self::Declarative => "DECLARATIVE",
             Self::Programmatic => "PROGRAMMATIC",
+            Self::Streaming => "STREAMING",
         }
     }
 }

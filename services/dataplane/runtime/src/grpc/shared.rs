@@ -19,7 +19,7 @@ impl Runtime {
         let arrived = truth::arrive(request.headers_mut(), from);
         request.extensions_mut().insert(arrived);
         request.headers_mut().remove(truth::API_TOKEN);
-        match self.grpc(app).call(request).await {
+        match self.grpc(app, None).call(request).await {
             Ok(response) => response.map(Body::made),
             Err(never) => match never {},
         }

@@ -8,7 +8,7 @@ use crate::{
     AppContext,
     blocks::{self, AskedLock, BlockError, Blocks, ConfigurationCall, SecretCall, unlock_status},
 };
-use futures::{FutureExt, Stream, future::BoxFuture};
+use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use std::{
     pin::Pin,
     sync::Arc,
@@ -34,8 +34,11 @@ fn items(items: ConfigurationItems) -> std::collections::HashMap<String, common:
     items.into_iter().map(item).collect()
 }
 
-/// What changes, until the client goes or unsubscribes.
-pub(super) struct Changes {
+/// What a client is told, until it goes or unsubscribes, or the drain begins.
+pub(super) type Told = BoxStream<'static, Result<pb::SubscribeConfigurationResponse, Status>>;
+
+/// What changes.
+struct Changes {
     changes: mpsc::Receiver<pb::SubscribeConfigurationResponse>,
     id: String,
     blocks: Blocks,
@@ -114,7 +117,7 @@ impl Api {
     pub(super) async fn watch(
         &self,
         request: tonic::Request<pb::SubscribeConfigurationRequest>,
-    ) -> Result<Changes, BlockError> {
+    ) -> Result<Told, BlockError> {
         let trace = trace(&request).id;
         let asked = request.into_inner();
         let call = ConfigurationCall::new(self.runtime.blocks(), &self.app, &asked.store_name, trace)?;
@@ -132,12 +135,13 @@ impl Api {
         };
         call.watch(id.clone(), asked.keys, pairs(asked.metadata), Arc::new(handler))
             .await?;
-        Ok(Changes {
+        let changes = Changes {
             changes,
             id,
             blocks: self.runtime.blocks().clone(),
             app: self.app.clone(),
-        })
+        };
+        Ok(changes.take_until(self.draining()).boxed())
     }
 
     pub(super) fn unwatch(

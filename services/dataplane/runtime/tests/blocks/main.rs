@@ -13,3 +13,4 @@ mod publish;
 mod stage;
 mod state;
 mod stores;
+mod streaming;

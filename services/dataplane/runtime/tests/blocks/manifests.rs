@@ -77,10 +77,28 @@ async fn what_is_wrong_is_left_out_and_the_rest_works() {
         serde_json::json!(["ETAG", "TRANSACTIONAL", "TTL"])
     );
     assert_eq!(status(cart.api, "/v1.0/state/typo/a").await, 400);
+    let problems = blocks.problems();
+    for said in [
+        "app cart: component default/typo: unknown metadata \"keyprefx\"",
+        "app cart: component default/nobody: no driver for state.nobody/v1",
+        "app cart: component default/late: ",
+        "component default/secret: metadata \"p\": secretKeyRef",
+    ] {
+        assert!(
+            problems.iter().any(|p| p.starts_with(said)),
+            "{said}: {problems:?}"
+        );
+    }
+    assert_eq!(problems.len(), 4);
     // Put right, it is there.
     stage.component("typo", "state.in-memory", &[("keyPrefix", "none")], &[]);
     until("the corrected one", || async {
         status(cart.api, "/v1.0/state/typo/a").await == 204
+    })
+    .await;
+    blocks.set_component("default", "secret", None).unwrap();
+    until("the end of two problems", || async {
+        blocks.problems().len() == 2
     })
     .await;
 }

@@ -134,6 +134,18 @@ with DaprClient() as dapr:
         "binding files does not support operation shred",
     )
 
+    # By a stream, without a path of the app's.
+    stream = dapr.subscribe("bus", "streamed")
+    dapr.publish_event("bus", "streamed", json.dumps({"id": 8}), data_content_type="application/json")
+    message = stream.next_message()
+    check("an event of a stream", (message.data(), message.topic(), message.source()), ({"id": 8}, "streamed", "app"))
+    stream.respond_success(message)
+    dapr.publish_event("bus", "streamed", "plain", data_content_type="text/plain")
+    message = stream.next_message()
+    check("its text", message.data(), "plain")
+    stream.respond_success(message)
+    stream.close()
+
     check("a secret", dapr.get_secret("env", "PASSWORD").secret, {"PASSWORD": "p4ss"})
     secrets = dapr.get_bulk_secret("env").secrets
     check("all secrets", secrets, {"PASSWORD": {"PASSWORD": "p4ss"}, "USER": {"USER": "me"}})
