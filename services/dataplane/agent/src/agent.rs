@@ -327,11 +327,7 @@ pub async fn start(
     let surroundings = Surroundings {
         directory: Arc::new(view.clone()),
         judge: Arc::new(view.clone()),
-        apps: Arc::new(egress::Apps {
-            view: view.clone(),
-            capture: capture.clone(),
-            drain: drain.clone(),
-        }),
+        apps: Arc::new(egress::Apps::new(view.clone(), capture.clone(), drain.clone())),
         tunnels: Arc::new(Tunnels::new(tunnels.clone())),
         flows: flows.clone(),
     };

@@ -3,6 +3,7 @@
 
 use crate::{locals::Remote, view::View};
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -21,8 +22,25 @@ pub struct Apps {
     pub view: View,
     /// Carries connections.
     pub capture: Arc<Capture>,
-    /// Ends them.
-    pub drain: Watcher,
+    drain: Arc<Mutex<Option<Watcher>>>,
+}
+
+impl Apps {
+    /// On the node that `view` is of. Whoever holds it does not hold the drain: once that has begun no more
+    /// connections are made.
+    pub fn new(view: View, capture: Arc<Capture>, drain: Watcher) -> Self {
+        let kept = Arc::new(Mutex::new(Some(drain.clone())));
+        let (mut draining, given_up) = (drain, kept.clone());
+        tokio::spawn(async move {
+            draining.draining().await;
+            given_up.lock().take();
+        });
+        Self {
+            view,
+            capture,
+            drain: kept,
+        }
+    }
 }
 
 impl AppDialer for Apps {
@@ -40,9 +58,10 @@ impl AppDialer for Apps {
         host: &str,
         port: u16,
     ) -> BoxFuture<'static, io::Result<TcpStream>> {
-        let (view, capture, drain) = (self.view.clone(), self.capture.clone(), self.drain.clone());
+        let (view, capture, drain) = (self.view.clone(), self.capture.clone(), self.drain.lock().clone());
         let (app, host) = (app.clone(), host.to_owned());
         Box::pin(async move {
+            let drain = drain.ok_or_else(|| io::Error::other("the agent is shutting down"))?;
             let Some(local) = view.locals.get(app.workload()) else {
                 let error = "the app's workload is not on this node any more";
                 return Err(io::Error::new(io::ErrorKind::NotConnected, error));
