@@ -3,7 +3,6 @@
 //! Owns which caller may use which method, and what the services answer. What they answer from is
 //! owned elsewhere.
 
-mod flows;
 mod status;
 mod workloads;
 
@@ -12,9 +11,7 @@ use crate::table::Table;
 use std::sync::Arc;
 use weft_proto::{
     WEFT_DESCRIPTORS,
-    weft::dataplane::v1::{
-        flows_server::FlowsServer, status_server::StatusServer, workloads_server::WorkloadsServer,
-    },
+    weft::dataplane::v1::{status_server::StatusServer, workloads_server::WorkloadsServer},
 };
 use weft_rpc::{Admit, BuiltServer, GrpcServer, MethodRoles, RpcError};
 
@@ -33,7 +30,6 @@ pub const ROLES: MethodRoles = MethodRoles(&[
     ("/weft.dataplane.v1.Workloads/List", LAUNCHER),
     ("/weft.dataplane.v1.Workloads/Attach", LAUNCHER),
     ("/weft.dataplane.v1.Status/Get", OPERATOR),
-    ("/weft.dataplane.v1.Flows/Observe", OPERATOR),
 ]);
 
 /// The server with all services.
@@ -46,14 +42,9 @@ pub fn server(shared: &Arc<Shared>, table: &Table, facts: Facts) -> Result<Built
         shared: shared.clone(),
         facts,
     };
-    let flows = flows::Service {
-        log: shared.flows.clone(),
-        drain: shared.drain.clone(),
-    };
     Ok(GrpcServer::new(PACKAGE, WEFT_DESCRIPTORS, ROLES)?
         .add_service(WorkloadsServer::new(workloads))
         .add_service(StatusServer::new(status))
-        .add_service(FlowsServer::new(flows))
         .build())
 }
 

@@ -61,7 +61,11 @@ impl Capture {
         let judged = case.judge(&*self.mesh);
         if judged.is_refused() && !judged.is_by_request() {
             self.deny(&case, &judged);
-            return incoming.refuse(StatusCode::FORBIDDEN);
+            let by = judged
+                .sides
+                .last()
+                .and_then(|(_, decision)| decision.rule.as_deref());
+            return incoming.deny(by);
         }
         let Some(_slot) = self.place(endpoint.workload(), Direction::Ingress) else {
             tracing::warn!(workload = %endpoint.workload(), "too many connections from other nodes");

@@ -250,6 +250,19 @@ impl Capture {
         });
     }
 
+    /// A connection that may pass here, and that the callee's node refuses by a rule of its policy.
+    pub(crate) fn denied_there(&self, case: &Case, judged: &Judged, rule: Arc<str>, status: u16) {
+        self.refused.denied.fetch_add(1, Ordering::Relaxed);
+        self.flows.record(Flow {
+            verdict: Verdict::Dropped,
+            drop_reason: Some(DropReason::PolicyDenied),
+            rule: Some(rule),
+            rule_of_callee: true,
+            status,
+            ..flow(case, judged, Direction::Egress)
+        });
+    }
+
     /// Its decisions, or with `closed` that it has ended after so long.
     fn write_down(&self, case: &Case, judged: &Judged, closed: Option<Traffic>, after: Duration) {
         for (direction, decision) in &judged.sides {

@@ -27,11 +27,17 @@ struct Failure {
     error: io::Error,
     /// What the other node said.
     status: u16,
+    /// By which rule of its policy.
+    rule: Option<Arc<str>>,
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self { error, status: 0 }
+        Self {
+            error,
+            status: 0,
+            rule: None,
+        }
     }
 }
 
@@ -213,9 +219,12 @@ impl Capture {
         };
         match made {
             Ok(answerer) => Some((answerer, slot)),
-            Err(Failure { error, status }) => {
+            Err(Failure { error, status, rule }) => {
                 tracing::debug!(workload = %caller.workload(), %address, %error, "captured connection fails");
-                self.fail(case, judged, DropReason::Unreachable, status);
+                match rule {
+                    Some(rule) => self.denied_there(case, judged, rule, status),
+                    None => self.fail(case, judged, DropReason::Unreachable, status),
+                }
                 None
             }
         }
@@ -241,13 +250,14 @@ impl Capture {
     ) -> Result<End, Failure> {
         match self.tunnels.open(caller, endpoint, &address.to_string()).await {
             Ok(stream) => Ok(End::Tunnel(Box::new(stream))),
-            Err(error) => Err(Failure {
-                status: match &error {
-                    OpenError::Refused(_, status) => status.as_u16(),
-                    _ => 0,
-                },
-                error: error.into(),
-            }),
+            Err(error) => {
+                let (status, rule) = match &error {
+                    OpenError::Refused(_, status, rule) => (status.as_u16(), rule.clone()),
+                    _ => (0, None),
+                };
+                let error = error.into();
+                Err(Failure { error, status, rule })
+            }
         }
     }
 }

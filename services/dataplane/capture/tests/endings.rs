@@ -291,7 +291,7 @@ async fn a_tunnel_leads_to_its_destination_only() {
             .await;
         match opened {
             Ok(_) => StatusCode::OK,
-            Err(OpenError::Refused(_, status)) => status,
+            Err(OpenError::Refused(_, status, _)) => status,
             Err(e) => panic!("{e}"),
         }
     };

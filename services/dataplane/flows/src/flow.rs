@@ -259,6 +259,8 @@ pub struct Flow {
     pub drop_reason: Option<DropReason>,
     /// The rule that spoke.
     pub rule: Option<Arc<str>>,
+    /// It is a rule of the callee's policy, which its own node has told.
+    pub rule_of_callee: bool,
     /// The route that a request took: `HTTPRoute/default/whoami`.
     pub route: Option<Arc<str>>,
     /// HTTP method; empty for connections.
@@ -312,6 +314,7 @@ impl Flow {
             destination_port,
             drop_reason: None,
             rule: None,
+            rule_of_callee: false,
             route: None,
             method: MethodText::default(),
             path: Arc::default(),

@@ -5,16 +5,15 @@
 //! decides) and Hubble's protobuf form (to whoever asks): ids, times and texts are only made when
 //! someone reads a flow, never when it is recorded.
 
-mod convert;
 mod drops;
-mod filter;
 mod flow;
 pub mod hubble;
 mod log;
+#[cfg(test)]
+mod sample;
 
-pub use filter::Filter;
 pub use flow::{
     Direction, DropReason, Flow, HttpVersion, Kind, MAX_AUTHORITY_BYTES, MAX_PATH_BYTES, MethodText, Packet,
     Party, Proof, ServiceName, Traffic, Verdict, Via, bounded_authority, bounded_path,
 };
-pub use log::{Counts, FlowLog, Follower, Item, Reader, Recorded, Seen};
+pub use log::{Counts, FlowLog, Item, Reader, Recorded, Seen};

@@ -4,17 +4,13 @@
 //! only if there are some. A reader keeps its own position; when the ring has overtaken it, it
 //! learns how many it lost. So a slow reader costs the writers nothing.
 
-use crate::{Filter, Flow};
+use crate::Flow;
 use parking_lot::Mutex;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
-    time::SystemTime,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::sync::Notify;
-use weft_proto::weft::dataplane::v1 as pb;
 
 /// How many flows are kept when nothing else is asked for.
 const DEFAULT_CAPACITY: usize = 4095;
@@ -197,71 +193,15 @@ impl FlowLog {
         }
     }
 
-    /// Past flows that pass `filter`, oldest first: the last `last` (0 for all held), none from
-    /// before `since`.
-    pub fn past(&self, last: usize, since: Option<SystemTime>, filter: &Filter) -> Vec<Recorded> {
-        self.past_until(self.recorded(), last, since, filter)
-    }
-
-    fn past_until(&self, end: u64, last: usize, since: Option<SystemTime>, filter: &Filter) -> Vec<Recorded> {
-        let log = &*self.0;
-        let wanted = if last == 0 { usize::MAX } else { last };
-        let mut found = Vec::new();
-        for sequence in (end.saturating_sub(log.slots.len() as u64)..end).rev() {
-            if found.len() >= wanted {
-                break;
-            }
-            let Seen::Flow(recorded) = log.read(sequence) else {
-                continue;
-            };
-            if since.is_none_or(|since| recorded.flow.time >= since) && filter.matches(&recorded.flow) {
-                found.push(*recorded);
-            }
-        }
-        found.reverse();
-        found
-    }
-
-    /// What an `Observe` call asks for: past flows, and a follower that goes on right after them
-    /// when the request follows. With `follow`, `last: 0` means no past flows unless `since` is set.
-    pub fn observe(&self, request: &pb::ObserveRequest) -> (Vec<Recorded>, Option<Follower>) {
-        let filter = Filter::from_proto(&request.filters);
-        let since = request.since.and_then(|t| SystemTime::try_from(t).ok());
-        let follower = request.follow.then(|| self.follow(filter.clone()));
-        let end = follower
-            .as_ref()
-            .map_or_else(|| self.recorded(), |f| f.reader.position);
-        let only_new = request.follow && request.last == 0 && since.is_none();
-        let past = if only_new {
-            Vec::new()
-        } else {
-            let last = usize::try_from(request.last).unwrap_or(usize::MAX);
-            self.past_until(end, last, since, &filter)
-        };
-        (past, follower)
-    }
-
-    /// Each flow from now on that passes `filter`.
-    pub fn follow(&self, filter: Filter) -> Follower {
-        Follower {
-            reader: self.reader(self.recorded()),
-            filter,
-        }
-    }
-
-    /// The protobuf form.
-    pub fn to_proto(&self, recorded: &Recorded) -> pb::Flow {
-        crate::convert::flow(&self.0.node, self.0.run, recorded)
-    }
-
-    /// The protobuf form of what a follower got.
-    pub fn to_response(&self, item: &Item) -> pb::ObserveResponse {
-        use pb::observe_response::Item as Wire;
-        let item = match item {
-            Item::Flow(recorded) => Wire::Flow(self.to_proto(recorded)),
-            Item::Overwritten(count) | Item::Unrecorded(count) => Wire::Lost(*count),
-        };
-        pb::ObserveResponse { item: Some(item) }
+    /// The flows that are held, oldest first.
+    pub fn past(&self) -> Vec<Recorded> {
+        let end = self.recorded();
+        let held = end.saturating_sub(self.capacity())..end;
+        let held = held.filter_map(|sequence| match self.0.read(sequence) {
+            Seen::Flow(recorded) => Some(*recorded),
+            Seen::NotYet | Seen::Overwritten => None,
+        });
+        held.collect()
     }
 }
 
@@ -348,30 +288,11 @@ impl Drop for Reader {
     }
 }
 
-/// Reads what passes a filter.
-#[derive(Debug)]
-pub struct Follower {
-    reader: Reader,
-    filter: Filter,
-}
-
-impl Follower {
-    /// The next flow that passes the filter, or how many were lost. Cancellation-safe.
-    pub async fn next(&mut self) -> Item {
-        loop {
-            match self.reader.next().await {
-                Item::Flow(recorded) if !self.filter.matches(&recorded.flow) => {}
-                item => return item,
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::{Verdict, filter::tests::flow_of};
+    use crate::{Verdict, sample::flow_of};
 
     fn statuses(past: &[Recorded]) -> Vec<u16> {
         past.iter().map(|r| r.flow.status).collect()
@@ -388,8 +309,7 @@ mod tests {
     fn the_ring_keeps_the_last_ones_in_order() {
         let log = FlowLog::with_capacity("n1", 4);
         (0..10).for_each(|n| log.record(numbered(n)));
-        assert_eq!(statuses(&log.past(0, None, &Filter::default())), [6, 7, 8, 9]);
-        assert_eq!(statuses(&log.past(2, None, &Filter::default())), [8, 9]);
+        assert_eq!(statuses(&log.past()), [6, 7, 8, 9]);
         assert_eq!(log.counts().forwarded, 10);
     }
 
@@ -464,31 +384,8 @@ mod tests {
                 scope.spawn(|| (0..1000).for_each(|n| log.record(numbered(n))));
             }
         });
-        let past = log.past(0, None, &Filter::default());
+        let past = log.past();
         assert_eq!(past.len(), 4000);
         assert!(past.windows(2).all(|w| w[0].sequence + 1 == w[1].sequence));
-    }
-
-    #[test]
-    fn observe_joins_past_and_new_without_gap_or_repeat() {
-        let log = FlowLog::new("n1");
-        (0..5).for_each(|n| log.record(numbered(n)));
-        let request = pb::ObserveRequest {
-            last: 3,
-            follow: true,
-            ..Default::default()
-        };
-        let (past, follower) = log.observe(&request);
-        assert_eq!(statuses(&past), [2, 3, 4]);
-        let mut follower = follower.unwrap().reader;
-        log.record(numbered(5));
-        assert!(matches!(follower.try_next(), Some(Item::Flow(r)) if r.flow.status == 5));
-        let only_new = pb::ObserveRequest {
-            follow: true,
-            ..Default::default()
-        };
-        assert!(log.observe(&only_new).0.is_empty());
-        let all = log.observe(&pb::ObserveRequest::default());
-        assert_eq!((all.0.len(), all.1.is_none()), (6, true));
     }
 }

@@ -143,7 +143,7 @@ impl Served {
                 }));
             };
             let way = self.way(source, goal, two);
-            let (sides, allowed) = way.ask(&self.proxy, &line(&request, head));
+            let (mut sides, allowed) = way.ask(&self.proxy, &line(&request, head));
             let peer = match (allowed, &way.peer) {
                 (Ok(()), Some(peer)) => peer,
                 (Ok(()), None) => {
@@ -195,7 +195,11 @@ impl Served {
                     record.judged(&self.proxy, &way, sides, end);
                     return ended;
                 }
-                Some(Err(mut error)) => (failure_of(&error.failure), error.request.take()),
+                Some(Err(mut error)) => {
+                    let (failure, rule) = failure_of(&error.failure);
+                    sides.refused_there = rule;
+                    (failure, error.request.take())
+                }
                 None => (Failure::Timeout, None),
             };
             record.judged(&self.proxy, &way, sides, Err(failure));
@@ -418,21 +422,22 @@ pub(crate) fn again(request: &Request<Body>) -> Option<Request<Body>> {
     Some(copy)
 }
 
-fn failure_of(failure: &SendFailure) -> Failure {
+/// Why, and by which rule of the callee's node.
+fn failure_of(failure: &SendFailure) -> (Failure, Option<Arc<str>>) {
     match failure {
-        SendFailure::Overloaded(_) => Failure::Overloaded,
-        SendFailure::Broken(_) => Failure::Broken,
-        SendFailure::ConnectTimeout(_) => Failure::Unreachable,
+        SendFailure::Overloaded(_) => (Failure::Overloaded, None),
+        SendFailure::Broken(_) => (Failure::Broken, None),
+        SendFailure::ConnectTimeout(_) => (Failure::Unreachable, None),
         SendFailure::Connect(error) => {
             let refused = error
                 .get_ref()
                 .and_then(|inner| inner.downcast_ref::<OpenError>());
             match refused {
                 // By the callee's policy, which its own node has asked.
-                Some(OpenError::Refused(_, StatusCode::FORBIDDEN)) => {
-                    Failure::Denied(DropReason::PolicyDenied)
+                Some(OpenError::Refused(_, StatusCode::FORBIDDEN, rule)) => {
+                    (Failure::Denied(DropReason::PolicyDenied), rule.clone())
                 }
-                _ => Failure::Unreachable,
+                _ => (Failure::Unreachable, None),
             }
         }
     }

@@ -90,7 +90,8 @@ impl Record {
     pub fn judged(&self, proxy: &Proxy, way: &Way, sides: Sides, end: Result<StatusCode, Failure>) {
         let status = end.unwrap_or_else(Failure::status).as_u16();
         let latency = self.started.elapsed();
-        let mut sides = sides.0.into_iter().flatten().peekable();
+        let there = sides.refused_there;
+        let mut sides = sides.said.into_iter().flatten().peekable();
         while let Some((direction, decision)) = sides.next() {
             let (mut verdict, mut reason) = match (&end, sides.peek()) {
                 (Err(failure), None) => failure.end(),
@@ -99,10 +100,12 @@ impl Record {
             if verdict == Verdict::Forwarded && decision.audited.is_some() {
                 (verdict, reason) = (Verdict::Audit, decision.audited);
             }
+            let there = there.clone().filter(|_| sides.peek().is_none());
             proxy.flows.record(Flow {
                 verdict,
                 drop_reason: reason,
-                rule: decision.rule,
+                rule_of_callee: there.is_some(),
+                rule: there.or(decision.rule),
                 status,
                 via: way.via,
                 ..self.flow(

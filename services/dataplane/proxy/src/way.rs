@@ -204,7 +204,7 @@ impl Way {
                 false => decision.clone(),
             };
             let refused = decision.refused;
-            if let Some(side) = sides.0.get_mut(number) {
+            if let Some(side) = sides.said.get_mut(number) {
                 *side = Some((*direction, decision));
             }
             if let Some(reason) = refused {
@@ -217,7 +217,11 @@ impl Way {
 
 /// What each side said; a refusal is the last.
 #[derive(Debug, Default)]
-pub(crate) struct Sides(pub [Option<(Direction, Decision)>; 2]);
+pub(crate) struct Sides {
+    pub said: [Option<(Direction, Decision)>; 2],
+    /// The rule by which the callee's node refuses the connection.
+    pub refused_there: Option<Arc<str>>,
+}
 
 pub(crate) fn is_local(endpoint: &Endpoint) -> bool {
     matches!(endpoint.place(), Place::Local { .. })

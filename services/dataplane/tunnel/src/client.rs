@@ -5,7 +5,7 @@
 //! another destination, an older certificate or an older bundle.
 
 use crate::{
-    ALPN, Limits, TunnelStream,
+    ALPN, Limits, MAX_RULE, RULE_HEADER, TunnelStream,
     life::{Acks, Listening},
     link::{self, Link, Terms},
     sni_of,
@@ -89,9 +89,9 @@ pub enum OpenError {
         /// What the certificate says.
         found: Arc<str>,
     },
-    /// The other side refused the stream.
+    /// The other side refused the stream; by a rule of its policy, where it names one.
     #[error("tunnel to {0}: the other side refused the stream with {1}")]
-    Refused(SocketAddr, StatusCode),
+    Refused(SocketAddr, StatusCode, Option<Arc<str>>),
     /// The destination can not be written as an authority, or a header not as a header.
     #[error("{0} can not be asked for: {1}")]
     Request(String, Arc<str>),
@@ -205,7 +205,7 @@ impl Client {
                 }
             };
             match opened {
-                Ok((status, send, recv)) if status == StatusCode::OK => {
+                Ok((status, send, recv, _)) if status == StatusCode::OK => {
                     link.note_heard();
                     let held = Some(Box::new(counted) as _);
                     return Ok(TunnelStream::new(
@@ -216,7 +216,10 @@ impl Client {
                         held,
                     ));
                 }
-                Ok((status, ..)) => return Err(OpenError::Refused(address, status)),
+                Ok((status, _, recv, headers)) => {
+                    drop(recv);
+                    return Err(OpenError::Refused(address, status, rule(status, &headers)));
+                }
                 Err(e) => {
                     // Nothing but the CONNECT was sent, so it may be said again elsewhere.
                     link.retire();
@@ -315,14 +318,25 @@ fn connect_request(authority: &str, headers: HeaderMap) -> Result<Request<()>, O
     Ok(request)
 }
 
-async fn send_connect(
-    link: &Link,
-    request: &Request<()>,
-) -> Result<(StatusCode, h2::SendStream<Bytes>, h2::RecvStream), h2::Error> {
+type Answered = (StatusCode, h2::SendStream<Bytes>, h2::RecvStream, HeaderMap);
+
+async fn send_connect(link: &Link, request: &Request<()>) -> Result<Answered, h2::Error> {
     let mut sender = link.sender.clone().ready().await?;
     let (response, send) = sender.send_request(request.clone(), false)?;
     let (head, recv) = response.await?.into_parts();
-    Ok((head.status, send, recv))
+    Ok((head.status, send, recv, head.headers))
+}
+
+/// The rule that an agent names, whose certificate was verified as the destination's.
+fn rule(status: StatusCode, headers: &HeaderMap) -> Option<Arc<str>> {
+    let rule = headers
+        .get(RULE_HEADER)
+        .filter(|_| status == StatusCode::FORBIDDEN)?;
+    // Visible characters only, or it is none.
+    rule.to_str()
+        .ok()
+        .filter(|rule| rule.len() <= MAX_RULE)
+        .map(Arc::from)
 }
 
 /// Makes a connection, enters it and drives it in a task of its own.

@@ -34,5 +34,10 @@ pub use stream::{ReadHalf, TunnelStream, WriteHalf};
 pub const SOURCE_HEADER: &str = "weft-source";
 /// Names the workload that a stream is for, by its id.
 pub const DESTINATION_HEADER: &str = "weft-destination";
+/// Header of a refusal: the rule of the destination's policy that refuses. Its node tells it to the node of the
+/// source, for that one's flows.
+const RULE_HEADER: &str = "weft-rule";
+/// Bytes of a rule's text that are told.
+const MAX_RULE: usize = 512;
 /// ALPN of tunnels.
 const ALPN: &[&[u8]] = &[b"h2"];

@@ -2,14 +2,14 @@
 //! a [`Handler`].
 
 use crate::{
-    ALPN, Limits, Local, TunnelStream,
+    ALPN, Limits, Local, MAX_RULE, RULE_HEADER, TunnelStream,
     life::{Acks, Heard, Listening, Watchdog},
     share::{Share, Shares},
     stuck::Stuck,
 };
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
-use http::{HeaderMap, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, request::Parts, uri::Authority};
 use rustls_pki_types::CertificateDer;
 use std::{
     io,
@@ -85,6 +85,18 @@ impl Incoming {
     /// Refuses it.
     pub fn refuse(mut self, status: StatusCode) {
         refuse(&mut self.respond, status);
+    }
+
+    /// Refuses it by policy, and tells which rule of it.
+    pub fn deny(mut self, rule: Option<&str>) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::FORBIDDEN;
+        let rule = rule.filter(|rule| rule.len() <= MAX_RULE);
+        if let Some(rule) = rule.and_then(|rule| HeaderValue::from_str(rule).ok()) {
+            response.headers_mut().insert(RULE_HEADER, rule);
+        }
+        // It fails only if the other side is gone.
+        let _ = self.respond.send_response(response, true);
     }
 }
 

@@ -120,11 +120,32 @@ async fn a_refused_stream_leaves_its_connection_alone() {
     );
     assert!(matches!(
         refused.await,
-        Err(OpenError::Refused(_, StatusCode::FORBIDDEN))
+        Err(OpenError::Refused(_, StatusCode::FORBIDDEN, _))
     ));
     here.write_all(b"x").await.unwrap();
     assert_eq!(there.read_u8().await.unwrap(), b'x');
     assert_eq!(rig.dials(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_by_policy_names_its_rule_within_bounds() {
+    let rig = rig(quick()).await;
+    for (authority, named) in [
+        ("denied-40.default:50002", Some("r".repeat(40))),
+        ("denied-512.default:50002", Some("r".repeat(512))),
+        ("denied-513.default:50002", None),
+        ("refused.default:50002", None),
+    ] {
+        let opened = rig
+            .client
+            .open(&rig.source, &rig.destination, authority, HeaderMap::new());
+        match opened.await {
+            Err(OpenError::Refused(_, StatusCode::FORBIDDEN, rule)) => {
+                assert_eq!(rule.as_deref().map(str::to_owned), named, "{authority}");
+            }
+            other => panic!("{authority}: {other:?}"),
+        }
+    }
 }
 
 #[tokio::test]

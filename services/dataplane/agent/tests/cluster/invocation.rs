@@ -1,7 +1,10 @@
 //! Apps call each other, on one node and between two, and policy has its say on both.
 
-use crate::support::{Mesh, eventually, get, serve_app, spec};
-use weft_proto::weft::dataplane::v1::{AddRequest, Verdict, WorkloadSpec};
+use crate::{
+    flows::Verdict,
+    support::{Mesh, eventually, get, serve_app, spec},
+};
+use weft_proto::weft::dataplane::v1::{AddRequest, WorkloadSpec};
 
 pub const CART_FOR_ORDERS: &str = r#"
 apiVersion: cilium.io/v2

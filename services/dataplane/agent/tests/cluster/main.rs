@@ -5,6 +5,10 @@
 #[path = "../common/control.rs"]
 mod control;
 mod failures;
+// What only tests with pods look at is in it too.
+#[allow(dead_code)]
+#[path = "../common/flows.rs"]
+mod flows;
 mod hubble;
 mod hubble_live;
 mod invocation;

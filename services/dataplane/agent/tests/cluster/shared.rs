@@ -1,8 +1,11 @@
 //! Apps without a runtime of their own: shared endpoints, and Services that are invoked by their name.
 
-use crate::support::{Agent, App, Mesh, eventually, serve_app};
-use weft_flows::{Filter, Kind};
-use weft_proto::weft::dataplane::v1::{AddRequest, Verdict, WorkloadSpec};
+use crate::{
+    flows::Verdict,
+    support::{Agent, App, Mesh, eventually, serve_app},
+};
+use weft_flows::Kind;
+use weft_proto::weft::dataplane::v1::{AddRequest, WorkloadSpec};
 
 fn service(name: &str, selector: &str, port: u16) -> String {
     format!(
@@ -106,7 +109,7 @@ async fn an_app_is_called_by_its_shared_endpoint_and_by_its_services_name() {
     let forged = [("dapr-caller-app-id", "admin"), ("x-forwarded-for", "1.2.3.4")];
     let answer = orders.invoke_with("fn", "forged", &forged).await;
     assert_eq!(answer.body, "function /forged by orders of default");
-    let recorded = agent.handle.flows().past(0, None, &Filter::default());
+    let recorded = agent.handle.flows().past();
     let invoked = recorded
         .iter()
         .find(|r| &*r.flow.path == "/forged" && r.flow.kind == Kind::Invoke);

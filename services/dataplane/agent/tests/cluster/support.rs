@@ -1,7 +1,10 @@
 //! A mesh in one process: identity, policy and placement over mTLS on loopback, agents without
 //! root, apps, and a client for their runtime APIs.
 
-use crate::control::Control;
+use crate::{
+    control::Control,
+    flows::{self, Flow},
+};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
@@ -18,8 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use weft_agent::{AgentConfig, AgentError, Environment, Handle, Secret};
 use weft_drain::{Outcome, Trigger};
 use weft_proto::weft::dataplane::v1::{
-    AddRequest, Flow, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
-    observe_response::Item, status_client::StatusClient, workloads_client::WorkloadsClient,
+    AddRequest, Placed, WorkloadSpec, status_client::StatusClient, workloads_client::WorkloadsClient,
 };
 use weft_telemetry::{Health, Metrics};
 
@@ -175,19 +177,8 @@ impl Agent {
 
     /// The flows so far.
     pub async fn flows(&self) -> Vec<Flow> {
-        let mut client = FlowsClient::new(self.channel());
-        let mut stream = client
-            .observe(ObserveRequest::default())
-            .await
-            .unwrap()
-            .into_inner();
-        let mut flows = Vec::new();
-        while let Some(answer) = stream.message().await.unwrap() {
-            if let Some(Item::Flow(flow)) = answer.item {
-                flows.push(flow);
-            }
-        }
-        flows
+        let path = self.handle.local_socket().with_file_name("hubble.sock");
+        flows::all(weft_rpc::channel_local(path).unwrap()).await
     }
 
     /// The last flow about a path that was judged in this direction.

@@ -1,13 +1,15 @@
 //! Who calls is what the kernel says, whatever the caller says; and it stays so when the agent is
 //! killed and the control plane is away.
 
-use crate::rig::{Rig, SOON, ask, ask_until, request_script, signal};
+use crate::{
+    flows::Verdict,
+    rig::{Rig, SOON, ask, ask_until, request_script, signal},
+};
 use nix::sys::signal::Signal;
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Instant,
 };
-use weft_proto::weft::dataplane::v1::Verdict;
 
 const CART_FOR_SHOP: &str = r#"
 apiVersion: cilium.io/v2

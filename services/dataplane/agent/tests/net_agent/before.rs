@@ -2,6 +2,7 @@
 //! and a first rule about requests lets nothing more through in them.
 
 use crate::{
+    flows::{Flow, Verdict},
     requests::{CONNECTIONS, SERVICES, WHOAMI, counts, load, once, pod, serve},
     rig::{Rig, SOON, ask_until},
 };
@@ -11,7 +12,6 @@ use std::{
     process::{ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
-use weft_proto::weft::dataplane::v1::{Flow, Verdict};
 use weft_testnet::{Namespace, Pod, Process, Spawn};
 
 const ROUTE: &str = r#"

@@ -1,7 +1,10 @@
 //! TCP of any protocol between pods of two nodes: redirected by the kernel, carried by the tunnel,
 //! judged on both sides; nothing of it in clear between the nodes.
 
-use crate::rig::{Rig, Running, SOON, ask_until, signal};
+use crate::{
+    flows::{Flow, Verdict},
+    rig::{Rig, Running, SOON, ask_until, signal},
+};
 use nix::sys::signal::Signal;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -9,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
-use weft_proto::weft::dataplane::v1::{Flow, Verdict, workload_spec::Place};
+use weft_proto::weft::dataplane::v1::workload_spec::Place;
 use weft_testnet::{Namespace, Pod, Process, Spawn};
 
 const STORE: &str = r#"

@@ -8,6 +8,8 @@ mod before;
 mod carrying;
 #[path = "../common/control.rs"]
 mod control;
+#[path = "../common/flows.rs"]
+mod flows;
 mod ingress;
 mod openssl;
 mod outside;

@@ -3,6 +3,7 @@
 
 use crate::{
     carrying::script,
+    flows::{Flow, Verdict},
     rig::{Rig, SOON, signal},
 };
 use nix::sys::signal::Signal;
@@ -12,9 +13,9 @@ use std::{
     path::PathBuf,
     time::{Duration, Instant},
 };
-use weft_proto::weft::dataplane::v1::{
-    Flow, GetRequest, ObserveRequest, Verdict, flows_client::FlowsClient, observe_response::Item,
-    status_client::StatusClient, workload_spec::Place,
+use weft_proto::{
+    hubble::observer::{GetFlowsRequest, get_flows_response::ResponseTypes, observer_client::ObserverClient},
+    weft::dataplane::v1::{GetRequest, status_client::StatusClient, workload_spec::Place},
 };
 use weft_testnet::Pod;
 
@@ -84,7 +85,7 @@ async fn direct_connections_are_judged_in_the_kernel_and_told() {
         let refused = judged(&flows, "thief", Verdict::Dropped);
         if let (Some(allowed), Some(refused)) = (allowed, refused) {
             assert!(allowed.rule.contains("default/cart"), "{allowed:?}");
-            assert_eq!((allowed.protocol.as_str(), &*allowed.drop_reason), ("TCP", ""));
+            assert_eq!((allowed.protocol, &*allowed.drop_reason), ("TCP", ""));
             assert_eq!(refused.drop_reason, "POLICY_DENIED", "{refused:?}");
             // No rule speaks of it; told is which policy lets nothing else in.
             let by = "no rule of CiliumNetworkPolicy/default/cart: ingress";
@@ -120,12 +121,12 @@ async fn events_that_found_no_room_are_told() {
         let place = Place::NetnsPath(pod.namespace().path().to_str().unwrap().into());
         node.add(pod.name(), 0, place).await;
     }
-    let request = ObserveRequest {
+    let request = GetFlowsRequest {
         follow: true,
         ..Default::default()
     };
-    let mut flows = FlowsClient::new(node.channel());
-    let mut following = flows.observe(request).await.unwrap().into_inner();
+    let mut flows = ObserverClient::new(node.hubble());
+    let mut following = flows.get_flows(request).await.unwrap().into_inner();
     let mut status = StatusClient::new(node.channel());
     let mut shown = async || {
         let told = status.get(GetRequest::default()).await.unwrap().into_inner();
@@ -150,9 +151,9 @@ async fn events_that_found_no_room_are_told() {
     let (mut refused, mut lost) = (0, 0);
     let told = async {
         while refused == 0 || lost == 0 {
-            match following.message().await.unwrap().unwrap().item {
-                Some(Item::Flow(flow)) if flow.verdict() == Verdict::Dropped => refused += 1,
-                Some(Item::Lost(count)) => lost += count,
+            match following.message().await.unwrap().unwrap().response_types {
+                Some(ResponseTypes::Flow(flow)) if flow.verdict() == Verdict::Dropped => refused += 1,
+                Some(ResponseTypes::LostEvents(event)) => lost += event.num_events_lost,
                 _ => {}
             }
         }

@@ -2,6 +2,7 @@
 //! the unmodified libraries of Python: grpcio and aiohttp.
 
 use crate::{
+    flows::Verdict,
     rig::{Rig, Running, SOON},
     spiffe::python,
 };
@@ -14,7 +15,7 @@ use std::{
     sync::mpsc,
     time::{Duration, Instant},
 };
-use weft_proto::weft::dataplane::v1::{Verdict, workload_spec::Place};
+use weft_proto::weft::dataplane::v1::workload_spec::Place;
 use weft_testnet::{Namespace, Node, Pod, Process, Spawn};
 
 fn service(name: &str, app: &str, address: &str, port: u16) -> String {

@@ -1,7 +1,10 @@
 //! Control services in a namespace of their own, nodes with both processes, apps in pods and
 //! cgroups.
 
-use crate::control::{Control, IDENTITY_SOCKETS};
+use crate::{
+    control::{Control, IDENTITY_SOCKETS},
+    flows::{self, Flow},
+};
 use nix::sys::signal::Signal;
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -13,8 +16,7 @@ use std::{
 };
 use weft_identity::CaConfig;
 use weft_proto::weft::dataplane::v1::{
-    AddRequest, Flow, GetRequest, ObserveRequest, Placed, WorkloadSpec, flows_client::FlowsClient,
-    observe_response::Item, status_client::StatusClient, workload_spec::Place,
+    AddRequest, GetRequest, Placed, WorkloadSpec, status_client::StatusClient, workload_spec::Place,
     workloads_client::WorkloadsClient,
 };
 use weft_testnet::{Namespace, Node, Pod, Process, Spawn, Testnet};
@@ -286,23 +288,21 @@ impl Running {
         all.find(|c| c.name == name).map(|c| (c.active, c.reason))
     }
 
+    /// Hubble's API.
+    pub fn hubble(&self) -> tonic::transport::Channel {
+        weft_rpc::channel_local(self.run_dir.join("hubble.sock")).unwrap()
+    }
+
+    /// All flows.
+    pub async fn all_flows(&self) -> Vec<Flow> {
+        flows::all(self.hubble()).await
+    }
+
     /// The flows about a path.
     pub async fn flows(&self, path: &str) -> Vec<Flow> {
-        let mut client = FlowsClient::new(self.channel());
-        let mut stream = client
-            .observe(ObserveRequest::default())
-            .await
-            .unwrap()
-            .into_inner();
-        let mut flows = Vec::new();
-        while let Some(answer) = stream.message().await.unwrap() {
-            if let Some(Item::Flow(flow)) = answer.item
-                && flow.path == path
-            {
-                flows.push(flow);
-            }
-        }
-        flows
+        let mut all = self.all_flows().await;
+        all.retain(|flow| flow.path == path);
+        all
     }
 
     /// Whether the last good state on the disk has a workload in it.

@@ -1,7 +1,10 @@
 //! Shared endpoints on two nodes: from a gateway through the runtime of one app to another, whose pods are on
 //! both nodes; who may not is dropped by the rule's name; agents and nodes go.
 
-use crate::rig::{Rig, Running, SOON, signal};
+use crate::{
+    flows::{Flow, Verdict},
+    rig::{Rig, Running, SOON, signal},
+};
 use nix::sys::signal::Signal;
 use std::{
     collections::BTreeSet,
@@ -12,8 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 use weft_proto::weft::dataplane::v1::{
-    AddRequest, Flow, ObserveRequest, Verdict, WorkloadSpec, flows_client::FlowsClient,
-    observe_response::Item, workload_spec::Place, workloads_client::WorkloadsClient,
+    AddRequest, WorkloadSpec, workload_spec::Place, workloads_client::WorkloadsClient,
 };
 use weft_testnet::{Namespace, Node, Pod, Process, Spawn};
 
@@ -164,19 +166,7 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 pub async fn flows(node: &Running) -> Vec<Flow> {
-    let mut client = FlowsClient::new(node.channel());
-    let mut stream = client
-        .observe(ObserveRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
-    let mut flows = Vec::new();
-    while let Some(answer) = stream.message().await.unwrap() {
-        if let Some(Item::Flow(flow)) = answer.item {
-            flows.push(flow);
-        }
-    }
-    flows
+    node.all_flows().await
 }
 
 /// A pod of the app: labels and no app-id, as published.
@@ -212,7 +202,7 @@ pub struct Scene {
     pub rig: Rig,
     shop: (Pod, PathBuf),
     worker: (PathBuf, Process),
-    outside: Node,
+    pub outside: Node,
     pods: [(Pod, PathBuf); 2],
 }
 

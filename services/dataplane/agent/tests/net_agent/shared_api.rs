@@ -1,6 +1,7 @@
 //! The APIs of shared endpoints beside plain HTTP: gRPC with Dapr's own SDK, metrics, and all of it by IPv6.
 
 use crate::{
+    flows::Verdict,
     rig::{Running, SOON},
     shared::{POLICIES, Scene, eventually, flows, run, script},
     spiffe::python,
@@ -14,7 +15,7 @@ use std::{
     process::{Command, Stdio},
     time::Instant,
 };
-use weft_proto::weft::dataplane::v1::{GetRequest, Verdict, status_client::StatusClient};
+use weft_proto::weft::dataplane::v1::{GetRequest, status_client::StatusClient};
 use weft_testnet::{Namespace, Spawn};
 
 const STORE: &str = r#"

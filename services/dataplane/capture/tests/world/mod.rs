@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_capture::{Asked, Capture, CaptureLimits, Found, Mesh, Streams};
 use weft_drain::{Trigger, Watcher};
-use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Kind, Party, Proof};
+use weft_flows::{Direction, DropReason, Flow, FlowLog, Kind, Party, Proof};
 use weft_model::NumericIdentity;
 use weft_proxy::{Backends, Member, Mesh as _, Proxy, ProxyLimits, Speaks};
 use weft_route::spec::BackendRef;
@@ -464,7 +464,7 @@ impl Node {
     }
 
     pub fn flows(&self) -> Vec<Flow> {
-        let past = self.flows.past(0, None, &Filter::default());
+        let past = self.flows.past();
         past.iter().map(|r| r.flow.clone()).collect()
     }
 

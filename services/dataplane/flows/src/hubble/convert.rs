@@ -365,7 +365,11 @@ fn name_policies(event: &mut pb::Flow, flow: &Flow) {
     let Some(rule) = flow.rule.as_deref() else { return };
     let policies = policies(rule);
     let allowed = matches!(flow.verdict, Verdict::Forwarded | Verdict::Error) && !rule.starts_with(NO_RULE);
-    let field = match (flow.direction, allowed) {
+    let asked = match flow.rule_of_callee {
+        true => Direction::Ingress,
+        false => flow.direction,
+    };
+    let field = match (asked, allowed) {
         (Direction::Egress, true) => &mut event.egress_allowed_by,
         (Direction::Ingress, true) => &mut event.ingress_allowed_by,
         (Direction::Egress, false) => &mut event.egress_denied_by,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{FlowLog, HttpVersion, Packet, ServiceName, Traffic, filter::tests::flow_of};
+use crate::{FlowLog, HttpVersion, Packet, ServiceName, Traffic, sample::flow_of};
 use std::time::Duration;
 
 struct Known;

@@ -1,26 +1,20 @@
 //! What filters mean: within one, each field that is given must match, by one of its values; of
 //! several filters one must.
 
+mod bounds;
+mod values;
+
 use super::{
     CLUSTER, glob, names,
     selector::{Selector, SelectorError},
 };
-use ipnet::IpNet;
-use regex::{Regex, RegexBuilder};
+use bounds::check_bounds;
 use std::net::IpAddr;
+use values::{Named, expression, host_pattern, network, node_pattern, port, protocol, status};
 use weft_proto::hubble::flow::{self as pb, Flow, FlowFilter};
 
 /// Filters of one list.
 const MAX_FILTERS: usize = 64;
-/// Values of one filter, all fields together.
-const MAX_VALUES: usize = 1024;
-/// Longest value.
-const MAX_VALUE_BYTES: usize = 4096;
-/// What one regular expression may take of memory, compiled; and all of a request's together are
-/// bounded by [`MAX_EXPRESSIONS`].
-const EXPRESSION_BYTES: usize = 256 * 1024;
-/// Regular expressions of one list of filters.
-const MAX_EXPRESSIONS: usize = 64;
 
 /// Why filters can not be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -103,81 +97,6 @@ fn compile(filter: &FlowFilter, expressions: &mut usize) -> Result<Vec<Condition
     layers(filter, &mut all)?;
     http(filter, &mut all)?;
     Ok(all.0)
-}
-
-fn check_bounds(filter: &FlowFilter, expressions: &mut usize) -> Result<(), FilterError> {
-    let f = filter;
-    let texts = [
-        &f.source_ip,
-        &f.source_pod,
-        &f.source_fqdn,
-        &f.source_label,
-        &f.source_service,
-        &f.source_port,
-        &f.source_ip_xlated,
-        &f.source_cluster_name,
-        &f.destination_ip,
-        &f.destination_pod,
-        &f.destination_fqdn,
-        &f.destination_label,
-        &f.destination_service,
-        &f.destination_port,
-        &f.destination_cluster_name,
-        &f.http_status_code,
-        &f.http_method,
-        &f.http_path,
-        &f.http_url,
-        &f.protocol,
-        &f.dns_query,
-        &f.node_name,
-        &f.node_labels,
-        &f.trace_id,
-        &f.uuid,
-    ];
-    let numbers = [
-        f.verdict.len(),
-        f.event_type.len(),
-        f.reply.len(),
-        f.source_identity.len(),
-        f.destination_identity.len(),
-        f.tcp_flags.len(),
-        f.ip_version.len(),
-        f.source_workload.len(),
-        f.destination_workload.len(),
-        f.traffic_direction.len(),
-        f.http_header.len(),
-        f.drop_reason_desc.len(),
-        f.interface.len(),
-        f.ip_trace_id.len(),
-        f.encrypted.len(),
-    ];
-    let values = texts.iter().map(|t| t.len()).sum::<usize>() + numbers.iter().sum::<usize>();
-    if values > MAX_VALUES {
-        return Err(FilterError::TooMuch(format!(
-            "at most {MAX_VALUES} values of a filter"
-        )));
-    }
-    let words = f.source_workload.iter().chain(&f.destination_workload);
-    let words = words.flat_map(|w| [&w.name, &w.kind]);
-    let headers = f.http_header.iter().flat_map(|h| [&h.key, &h.value]);
-    if texts
-        .into_iter()
-        .flatten()
-        .chain(words)
-        .chain(headers)
-        .any(|t| t.len() > MAX_VALUE_BYTES)
-    {
-        return Err(FilterError::TooMuch(format!(
-            "a value is longer than {MAX_VALUE_BYTES} bytes"
-        )));
-    }
-    *expressions += f.http_path.len() + f.http_url.len() + f.dns_query.len();
-    if *expressions > MAX_EXPRESSIONS {
-        return Err(FilterError::TooMuch(format!(
-            "at most {MAX_EXPRESSIONS} regular expressions of a list"
-        )));
-    }
-    Ok(())
 }
 
 /// Conditions under construction.
@@ -486,167 +405,6 @@ fn ports(flow: &Flow) -> Option<(u32, u32)> {
         pb::layer4::Protocol::Udp(l4) => Some((l4.source_port, l4.destination_port)),
         pb::layer4::Protocol::Sctp(l4) => Some((l4.source_port, l4.destination_port)),
         pb::layer4::Protocol::IcmPv4(_) | pb::layer4::Protocol::IcmPv6(_) => None,
-    }
-}
-
-fn wrong(field: &'static str, value: &str, what: impl Into<String>) -> FilterError {
-    FilterError::Value {
-        field,
-        value: value.chars().take(64).collect(),
-        what: what.into(),
-    }
-}
-
-/// `[namespace/][start of a name]`.
-struct Named {
-    /// `None`: any.
-    namespace: Option<String>,
-    start: String,
-}
-
-impl Named {
-    fn read(field: &'static str, text: &str) -> Result<Self, FilterError> {
-        let (namespace, start) = match text.split_once('/') {
-            Some(("", start)) => (None, start),
-            Some((namespace, start)) => (Some(namespace), start),
-            None if text.is_empty() => {
-                return Err(wrong(field, text, "is none, must be [namespace/][<name>]"));
-            }
-            None => (Some("default"), text),
-        };
-        Ok(Self {
-            namespace: namespace.map(str::to_owned),
-            start: start.to_owned(),
-        })
-    }
-
-    fn is(&self, namespace: &str, name: &str) -> bool {
-        let there = !namespace.is_empty() || !name.is_empty();
-        let wanted = self.namespace.as_ref().is_none_or(|wanted| wanted == namespace);
-        there && wanted && name.starts_with(&self.start)
-    }
-}
-
-fn node_pattern(text: &str) -> Result<(String, String), FilterError> {
-    let (cluster, node) = match text.split_once('/') {
-        Some((_, rest)) if rest.contains('/') => {
-            return Err(wrong("node_name", text, "has too many slashes"));
-        }
-        Some((cluster, node)) => (cluster, node),
-        None => ("", text),
-    };
-    if text.is_empty() {
-        return Err(wrong("node_name", text, "is empty"));
-    }
-    let read = |part: &str| match part {
-        "" => Ok("*".to_owned()),
-        part => host_pattern("node_name", part),
-    };
-    Ok((read(cluster)?, read(node)?))
-}
-
-fn host_pattern(field: &'static str, text: &str) -> Result<String, FilterError> {
-    let pattern = text.trim();
-    let pattern = pattern.strip_suffix('.').unwrap_or(pattern).to_ascii_lowercase();
-    let fits = |c: char| glob::of_name(c) || c == '*';
-    if pattern.is_empty() || pattern.ends_with('.') || !pattern.chars().all(fits) {
-        return Err(wrong(field, text, "is no name or pattern of names"));
-    }
-    Ok(pattern)
-}
-
-fn network(field: &'static str, text: &str) -> Result<IpNet, FilterError> {
-    if text.contains('/') {
-        let network: Result<IpNet, _> = text.parse();
-        return network.map_err(|_| wrong(field, text, "is no CIDR"));
-    }
-    let address: Result<IpAddr, _> = text.parse();
-    address
-        .map(|a| a.to_canonical().into())
-        .map_err(|_| wrong(field, text, "is no IP address"))
-}
-
-fn port(field: &'static str, text: &str) -> Result<u32, FilterError> {
-    let port: Result<u16, _> = text.parse();
-    port.map(u32::from).map_err(|_| wrong(field, text, "is no port"))
-}
-
-/// "404" as a whole, "4+" and "40+" as the start.
-fn status(text: &str) -> Result<(String, bool), FilterError> {
-    let (digits, is_whole) = match text.strip_suffix('+') {
-        Some(digits) => (digits, false),
-        None => (text, true),
-    };
-    let first = digits.starts_with(|c: char| ('1'..='5').contains(&c));
-    let length = if is_whole { 3..=3 } else { 1..=2 };
-    if !first || !length.contains(&digits.len()) || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(wrong(
-            "http_status_code",
-            text,
-            "is no status code or prefix (\"404\", \"5+\")",
-        ));
-    }
-    Ok((digits.to_owned(), is_whole))
-}
-
-/// The time it takes is proportional to the text, whatever the expression (RE2's kind).
-fn expression(field: &'static str, text: &str) -> Result<Regex, FilterError> {
-    let compiled = RegexBuilder::new(text)
-        .size_limit(EXPRESSION_BYTES)
-        .dfa_size_limit(EXPRESSION_BYTES)
-        .nest_limit(64)
-        .build();
-    compiled.map_err(|e| {
-        let line = e.to_string().lines().last().unwrap_or_default().trim().to_owned();
-        wrong(field, text, format!("is no usable regular expression: {line}"))
-    })
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-    Icmp,
-    Icmp4,
-    Icmp6,
-    Http,
-    Dns,
-    /// Known to Hubble, and never seen here.
-    Never,
-}
-
-fn protocol(text: &str) -> Result<Protocol, FilterError> {
-    Ok(match text.to_ascii_lowercase().as_str() {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        "icmp" => Protocol::Icmp,
-        "icmpv4" => Protocol::Icmp4,
-        "icmpv6" => Protocol::Icmp6,
-        "http" => Protocol::Http,
-        "dns" => Protocol::Dns,
-        "kafka" | "vrrp" | "igmp" => Protocol::Never,
-        _ => return Err(wrong("protocol", text, "is no protocol known here")),
-    })
-}
-
-impl Protocol {
-    fn is(self, flow: &Flow) -> bool {
-        use pb::layer4::Protocol as P;
-        let four = layer4(flow);
-        let seven = flow.l7.as_ref().and_then(|l| l.record.as_ref());
-        match self {
-            Self::Tcp => matches!(four, Some(P::Tcp(_))),
-            Self::Udp => matches!(four, Some(P::Udp(_))),
-            Self::Sctp => matches!(four, Some(P::Sctp(_))),
-            Self::Icmp => matches!(four, Some(P::IcmPv4(_) | P::IcmPv6(_))),
-            Self::Icmp4 => matches!(four, Some(P::IcmPv4(_))),
-            Self::Icmp6 => matches!(four, Some(P::IcmPv6(_))),
-            Self::Http => matches!(seven, Some(pb::layer7::Record::Http(_))),
-            Self::Dns => matches!(seven, Some(pb::layer7::Record::Dns(_))),
-            Self::Never => false,
-        }
     }
 }
 

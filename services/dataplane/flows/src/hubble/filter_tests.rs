@@ -1,5 +1,6 @@
+use super::bounds::{MAX_EXPRESSIONS, MAX_VALUE_BYTES, MAX_VALUES};
 use super::*;
-use crate::{FlowLog, Kind, Packet, filter::tests::flow_of, hubble::convert::tests::observer};
+use crate::{FlowLog, Kind, Packet, hubble::convert::tests::observer, sample::flow_of};
 use proptest::prelude::*;
 
 /// A request (shop → cart, answered 404), its answer, and a packet with a reply.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{FlowLog, Kind, Packet, filter::tests::flow_of, hubble::convert::tests::observer};
+use crate::{FlowLog, Kind, Packet, hubble::convert::tests::observer, sample::flow_of};
 use proptest::prelude::*;
 
 fn events(flow: crate::Flow) -> Vec<GetFlowsResponse> {

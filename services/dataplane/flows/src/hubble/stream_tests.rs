@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Flow as Recordable, filter::tests::flow_of, hubble::convert::tests::observer};
+use crate::{Flow as Recordable, hubble::convert::tests::observer, sample::flow_of};
 use weft_proto::hubble::flow::{self as pb, FlowFilter};
 
 /// Requests with these statuses, a second between them; each is two events.

@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weft_drain::{Trigger, Watcher};
-use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Party, Proof};
+use weft_flows::{Direction, DropReason, Flow, FlowLog, Party, Proof};
 use weft_l7::{Body, ServerLimits, serve_any};
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1::{self as pb, attachment::Parent, resource};
@@ -334,7 +334,7 @@ impl World {
     }
 
     pub fn flows(&self) -> Vec<Flow> {
-        let past = self.flows.past(0, None, &Filter::default());
+        let past = self.flows.past();
         past.iter().map(|r| r.flow.clone()).collect()
     }
 

@@ -30,7 +30,7 @@ use tokio::{
     time::timeout,
 };
 use weft_components_api::Drivers;
-use weft_flows::{Direction, DropReason, Filter, Flow, FlowLog, Party, Proof};
+use weft_flows::{Direction, DropReason, Flow, FlowLog, Party, Proof};
 use weft_model::NumericIdentity;
 use weft_runtime::{
     AppChannel, AppContext, AppDialer, AppHealth, AppSettings, AppSpec, Decision, Directory, Endpoint,
@@ -369,11 +369,7 @@ impl World {
 
 impl Agent {
     pub fn flows(&self) -> Vec<Flow> {
-        self.flows
-            .past(0, None, &Filter::default())
-            .into_iter()
-            .map(|r| r.flow)
-            .collect()
+        self.flows.past().into_iter().map(|r| r.flow).collect()
     }
 
     pub fn deny(&self, direction: Direction, from: &str, to: &str, rule: &str) {

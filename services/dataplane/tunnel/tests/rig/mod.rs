@@ -40,7 +40,8 @@ pub fn quick() -> Limits {
     }
 }
 
-/// Hands accepted streams to the test, or refuses what asks for `refused.default:50002`.
+/// Hands accepted streams to the test, or refuses what asks for `refused.default:50002`, and by a
+/// rule of so many letters what asks for `denied-<n>.default:50002`.
 pub struct ToTest(mpsc::Sender<(Seen, TunnelStream)>);
 
 pub struct Seen {
@@ -65,6 +66,10 @@ impl Handler for ToTest {
         };
         if seen.authority.starts_with("refused.") {
             return incoming.refuse(StatusCode::FORBIDDEN);
+        }
+        if let Some(many) = seen.authority.strip_prefix("denied-") {
+            let many = many.split('.').next().unwrap().parse().unwrap();
+            return incoming.deny(Some(&"r".repeat(many)));
         }
         let stream = incoming.accept().unwrap();
         self.0.send((seen, stream)).await.ok();
