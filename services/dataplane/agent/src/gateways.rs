@@ -26,6 +26,8 @@ use weft_tls::SvidCell;
 
 /// Ports that could not be opened are tried again so often, and whether weft-node is a new one.
 const AGAIN: Duration = Duration::from_secs(5);
+/// So long a gateway waits for its tunnel certificate. Without one, requests for workloads of other nodes fail.
+const CERTIFICATE_WITHIN: Duration = Duration::from_secs(5);
 /// Connections of clients at once; further ones wait in the backlog.
 const MAX_CONNECTIONS: usize = 16_384;
 
@@ -137,6 +139,23 @@ fn become_ingress(shared: &Arc<Shared>, address: Option<IpAddr>) {
     }
 }
 
+/// Until whom requests are for is here: connections wait in the backlog rather than be told that nobody is,
+/// and meanwhile an agent before this one may take them.
+async fn ready(shared: &Shared) {
+    shared.settled.cancelled().await;
+    let ingress = shared.view.mesh.ingress.get();
+    let Some(svid) = ingress.and_then(|context| context.svid()) else {
+        return;
+    };
+    let mut changed = svid.subscribe();
+    let certified = changed.wait_for(|_| svid.is_set());
+    if tokio::time::timeout(CERTIFICATE_WITHIN, certified).await.is_err() {
+        tracing::warn!(
+            "gateways are open without a tunnel certificate: workloads of other nodes are not reached until it comes"
+        );
+    }
+}
+
 async fn accept(
     shared: Arc<Shared>,
     listener: TcpListener,
@@ -145,6 +164,11 @@ async fn accept(
     places: Arc<Semaphore>,
 ) {
     let mut drain = shared.drain.clone();
+    tokio::select! {
+        () = ready(&shared) => {}
+        () = ended.cancelled() => return,
+        () = drain.draining() => return,
+    }
     loop {
         let accepted = async {
             let place = places.clone().acquire_owned().await.ok()?;

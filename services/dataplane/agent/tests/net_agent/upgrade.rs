@@ -1,7 +1,10 @@
 //! Another build of the agent takes over on a node, under load: what is direct goes on and is judged as
 //! before, and no request is lost.
 
-use crate::rig::{Rig, SOON, ask, ask_until};
+use crate::{
+    rig::{Rig, SOON, ask, ask_until},
+    shared::Scene,
+};
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -211,4 +214,43 @@ async fn another_build_of_the_agent_takes_over_under_load() {
     println!(
         "exchanges on one connection, connects, refused connects, requests: {counts:?} in {seconds:.1} s"
     );
+}
+
+/// A request from outside, with an id of its own, on a connection of its own.
+fn enter(gateway: SocketAddr, client: usize, turn: u64) {
+    let path = format!("/{client}-{turn}");
+    let mut stream = TcpStream::connect_timeout(&gateway, SOON).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: shop.example\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains(&format!("GET {path} HTTP/1.1")),
+        "{path}: {answer:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_request_at_a_gateway_fails_while_agents_take_over() {
+    // By the gateway, the runtime of one shared app and that of another to pods of both nodes.
+    let scene = Scene::new(&[]).await;
+    scene.ready().await;
+    let node = &scene.rig.nodes[0];
+    let gateway = SocketAddr::new(node.node.v4().into(), 80);
+    let requests = Load::start(scene.outside.namespace(), CLIENTS, |client| {
+        move |turn| enter(gateway, client, turn)
+    });
+    requests.goes_on(200);
+    for _ in 0..4 {
+        let old = node.agent();
+        node.replace_agent();
+        let deadline = Instant::now() + SOON;
+        while node.agent_now().is_none_or(|now| now == old) || Path::new(&format!("/proc/{old}")).exists() {
+            assert!(Instant::now() < deadline, "the old agent stays");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        requests.goes_on(200);
+    }
+    println!("{} requests", requests.stop());
 }
