@@ -47,6 +47,8 @@ const PACKAGES: &[(&str, &str, &[Purpose])] = &[
     ("llvm-16", "strips the eBPF object", TESTS),
     ("libbpf-dev", "headers of the eBPF programs", TESTS),
     ("linux-libc-dev", "headers of the eBPF programs", TESTS),
+    ("dnsmasq-base", "a resolver for policies that name names", TESTS),
+    ("bind9-dnsutils", "asks it, as dig", TESTS),
     ("wrk", "makes the load of benchmarks", BENCH),
     ("nginx-light", "a peer in benchmarks", BENCH),
 ];

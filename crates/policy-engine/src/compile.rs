@@ -9,7 +9,7 @@ use crate::{
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
 use weft_resources::{
-    Authentication, CidrRange, Entity, HttpRule, IcmpRule, PeerRule, PolicyRule, Port, PortRule,
+    Authentication, CidrRange, Entity, HttpRule, IcmpRule, NameRule, PeerRule, PolicyRule, Port, PortRule,
 };
 
 /// What `world` means: outside the cluster, by either address family.
@@ -100,7 +100,11 @@ impl PolicyObject {
 }
 
 fn names_nobody(rule: &PeerRule) -> bool {
-    rule.endpoints.is_none() && rule.entities.is_none() && rule.cidrs.is_none() && rule.services.is_none()
+    rule.endpoints.is_none()
+        && rule.entities.is_none()
+        && rule.cidrs.is_none()
+        && rule.services.is_none()
+        && rule.names.is_none()
 }
 
 fn names_ports(rule: &PeerRule) -> bool {
@@ -185,14 +189,15 @@ fn add(
     };
     for line in lines(rule) {
         for (protocol, ports, peers) in resolve(&line, &peers, own, cluster) {
-            let http = line.http.clone();
+            let (http, dns) = (line.http.clone(), line.dns.clone());
             into.entries.push(Entry {
                 deny: deny && !made(Fault::DenyRuleAllows),
                 rule: object.rule(line.path.clone()),
                 protocol,
                 ports,
-                redirect: http.is_some(),
+                redirect: http.is_some() || dns.is_some(),
                 http: http.unwrap_or_default(),
+                dns: dns.unwrap_or_default(),
                 auth: if made(Fault::AuthenticationIsForgotten) {
                     Authentication::Unsaid
                 } else {
@@ -211,6 +216,8 @@ struct Line<'r> {
     port: Named<'r>,
     /// The requests, if these are judged.
     http: Option<Arc<[HttpRule]>>,
+    /// The names that may be asked for, if these are judged.
+    dns: Option<Arc<[NameRule]>>,
 }
 
 enum Named<'r> {
@@ -220,29 +227,32 @@ enum Named<'r> {
 
 fn lines(rule: &PeerRule) -> Vec<Line<'_>> {
     let at = |part: &str| format!("{}.{part}", rule.path);
-    let line = |path, protocol, ports, http| Line {
+    let line = |path, protocol, ports| Line {
         path,
         protocol,
         port: Named::Ports(ports),
-        http,
+        http: None,
+        dns: None,
     };
     if let Some(messages) = &rule.icmps {
         let message = |m: &IcmpRule| {
             let port = u16::from(m.kind) + if made(Fault::MessageTypeIsOffByOne) { 2 } else { 1 };
-            line(at(&m.path), Some(m.protocol), Ports::Range(port, port), None)
+            line(at(&m.path), Some(m.protocol), Ports::Range(port, port))
         };
         return messages.iter().map(message).collect();
     }
     let Some(ports) = rule.ports.as_ref().filter(|_| !made(Fault::PortsAreIgnored)) else {
-        return vec![line(rule.path.clone(), None, Ports::Any, None)];
+        return vec![line(rule.path.clone(), None, Ports::Any)];
     };
     let all = ports.iter().flat_map(|port| {
         let http = port.http.clone().filter(|_| !made(Fault::RequestsAreForgotten));
+        let dns = port.dns.clone().filter(|_| !made(Fault::QueriesAreForgotten));
         let one = move |(protocol, shape)| Line {
             path: at(&port.path),
             protocol,
             port: shape,
             http: http.clone(),
+            dns: dns.clone(),
         };
         shapes(port).into_iter().map(one)
     });
@@ -315,7 +325,8 @@ fn peers(rule: &PeerRule, namespace: &str, cluster: &Cluster) -> Option<Peers> {
     let empty = rule.endpoints.as_ref().is_some_and(Vec::is_empty)
         || rule.entities.as_ref().is_some_and(Vec::is_empty)
         || rule.cidrs.as_ref().is_some_and(Vec::is_empty)
-        || rule.services.as_ref().is_some_and(Vec::is_empty);
+        || rule.services.as_ref().is_some_and(Vec::is_empty)
+        || rule.names.as_ref().is_some_and(Vec::is_empty);
     if empty && !made(Fault::EmptyListMeansAnybody) {
         return None;
     }
@@ -344,6 +355,7 @@ fn peers(rule: &PeerRule, namespace: &str, cluster: &Cluster) -> Option<Peers> {
             .filter(|(_, labels)| cluster.is_behind(service, labels));
         peers.identities.extend(meant.map(|(id, _)| id));
     }
+    peers.names.extend(rule.names.iter().flatten().cloned());
     for cidr in rule.cidrs.iter().flatten() {
         for range in cluster.ranges(&cidr.range) {
             let within = cidr

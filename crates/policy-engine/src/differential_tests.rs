@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::{
-    Backed, CidrIdentities, Cluster, DenyReason, Direction, Explanation, Group, Image, NamedPorts, PeerRef,
-    PolicyObject, RequestFacts, Subject, Verdict, compile,
+    Backed, CidrIdentities, Cluster, DenyReason, Direction, Explanation, Group, Image, NameRule, NamedPorts,
+    PeerRef, PolicyObject, RequestFacts, Subject, Verdict, compile,
     fault::{self, Fault},
 };
 use proptest::{collection::vec, prelude::*, strategy::ValueTree, test_runner::TestRunner};
@@ -13,7 +13,9 @@ use std::{cell::Cell, net::IpAddr, sync::LazyLock};
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_oracle::{
     Answer, Direction as Way, Peer, Request, RequestAnswer,
-    generate::{Question, RESERVED, named_ports, objects, question, subject, surroundings, workloads},
+    generate::{
+        Question, RESERVED, named_ports, objects, question, resolved, subject, surroundings, workloads,
+    },
 };
 use weft_resources::Body;
 
@@ -136,6 +138,16 @@ fn answer(verdict: &Verdict) -> Answer {
     }
 }
 
+/// As a node knows them that saw these names resolved.
+fn addresses(resolved: &Value, rule: &NameRule) -> Vec<IpAddr> {
+    let names = resolved["names"].as_object().unwrap().iter();
+    let names = names.filter(|(name, _)| crate::is_meant(rule, name));
+    let texts = names.flat_map(|(_, addresses)| addresses.as_array().unwrap());
+    texts
+        .map(|text| text.as_str().unwrap().parse().unwrap())
+        .collect()
+}
+
 /// What the rules that are named add up to.
 fn explained(told: &Explanation<'_>) -> Answer {
     let allows: Vec<_> = told.spoken.iter().filter(|s| !s.entry.deny).collect();
@@ -197,9 +209,10 @@ fn headers(request: &Request) -> http::HeaderMap {
 }
 
 /// Asks all three; about requests, the two that judge them.
-fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
+fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally, RequestTally), String> {
     let Scenario {
         manifests,
+        resolved,
         subject,
         questions,
     } = scenario;
@@ -213,22 +226,25 @@ fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
             ports: &ports,
         },
         &CLUSTER,
-    );
+    )
+    .bind(|rule| addresses(resolved, rule));
     // Another's ranges split this one's.
-    let other = compile(&objects, &WORKLOADS[0].1, &CLUSTER);
-    let manifests = &[&**manifests, &*SURROUNDINGS].concat();
+    let other = compile(&objects, &WORKLOADS[0].1, &CLUSTER).bind(|rule| addresses(resolved, rule));
+    let manifests = &[&**manifests, &*SURROUNDINGS, std::slice::from_ref(resolved)].concat();
     let mut cidrs = CidrIdentities::new(1000);
     for set in [&other, &set] {
         cidrs.hold(set).unwrap();
     }
     let image = Image::new(&set, &cidrs, 100_000).unwrap();
-    let (mut tally, mut requests) = (Tally::default(), RequestTally::default());
+    let (mut tally, mut requests, mut queries) =
+        (Tally::default(), RequestTally::default(), RequestTally::default());
     for question in questions {
         let Question {
             direction,
             peer,
             traffic,
             request,
+            name,
         } = question;
         let by_proxy = |direction, who, port| {
             let facts = RequestFacts {
@@ -272,31 +288,41 @@ fn compare(scenario: &Scenario) -> Result<(Tally, RequestTally), String> {
             ));
         }
         tally.add(expected);
+        let read = matches!(by_engine, Verdict::Allowed { redirect: true, .. });
+        if way == Way::Egress && traffic.number == 53 {
+            let expected = weft_policy_oracle::judge_query(manifests, labels, peer, *traffic, name);
+            let found = set.judge_query(who, traffic.protocol, port, name);
+            if request_answer(read, &found) != expected {
+                return Err(format!("engine: {found:?}, oracle: {expected:?}, {question:?}"));
+            }
+            queries.add(expected);
+        }
         if traffic.protocol != 6 {
             continue;
         }
         let expected = weft_policy_oracle::judge_request(manifests, labels, way, peer, *traffic, request);
         let found = by_proxy(direction, who, port);
-        let read = matches!(by_engine, Verdict::Allowed { redirect: true, .. });
         if request_answer(read, &found) != expected {
             return Err(format!("engine: {found:?}, oracle: {expected:?}, {question:?}"));
         }
         requests.add(expected);
     }
-    Ok((tally, requests))
+    Ok((tally, requests, queries))
 }
 
 #[derive(Debug)]
 struct Scenario {
     manifests: Vec<Value>,
+    resolved: Value,
     subject: usize,
     questions: Vec<Question>,
 }
 
 fn scenario(questions: usize) -> impl Strategy<Value = Scenario> {
-    let parts = (objects(), subject(), vec(question(), questions));
-    parts.prop_map(|(manifests, subject, questions)| Scenario {
+    let parts = (objects(), resolved(), subject(), vec(question(), questions));
+    parts.prop_map(|(manifests, resolved, subject, questions)| Scenario {
         manifests,
+        resolved,
         subject,
         questions,
     })
@@ -311,18 +337,19 @@ fn engine_image_and_oracle_agree() {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let total = Cell::new((Tally::default(), RequestTally::default()));
+    let total = Cell::new((Tally::default(), RequestTally::default(), RequestTally::default()));
     runner
         .run(&scenario(QUESTIONS), |scenario| {
-            let (tally, requests) = compare(&scenario).map_err(TestCaseError::fail)?;
+            let (tally, requests, queries) = compare(&scenario).map_err(TestCaseError::fail)?;
             let mut sum = total.get();
             sum.0.0.iter_mut().zip(tally.0).for_each(|(sum, n)| *sum += n);
             sum.1.0.iter_mut().zip(requests.0).for_each(|(sum, n)| *sum += n);
+            sum.2.0.iter_mut().zip(queries.0).for_each(|(sum, n)| *sum += n);
             total.set(sum);
             Ok(())
         })
         .unwrap_or_else(|e| panic!("{e}"));
-    let (Tally(counts), RequestTally(requests)) = total.get();
+    let (Tally(counts), RequestTally(requests), RequestTally(queries)) = total.get();
     let asked = u64::from(SETS) * QUESTIONS as u64;
     let names = [
         "allowed",
@@ -338,6 +365,11 @@ fn engine_image_and_oracle_agree() {
         "requests to who is refused by a rule",
         "requests to who is refused by default",
     ];
+    println!("names that nobody asks about, allowed, refused, of refused resolvers: {queries:?}");
+    assert!(
+        queries.iter().all(|n| *n >= 50),
+        "too rare to be tested: {queries:?}"
+    );
     let asked_requests: u64 = requests.iter().sum();
     assert!(asked_requests >= 100_000, "{asked_requests} requests");
     let connections = names.iter().zip(counts).map(|found| (found, asked));

@@ -57,6 +57,9 @@ pub(crate) enum Fault {
     OthersProofIsForgotten,
     ProxyComesLast,
     BlocksHaveNoLength,
+    NamesAreForgotten,
+    PatternCrossesDots,
+    QueriesAreForgotten,
 }
 
 #[cfg(not(test))]
@@ -86,7 +89,7 @@ mod made {
         result
     }
 
-    pub(crate) const ALL: [Fault; 49] = [
+    pub(crate) const ALL: [Fault; 52] = [
         Fault::EmptyListMeansAnybody,
         Fault::PortsAreIgnored,
         Fault::DenyRuleAllows,
@@ -136,5 +139,8 @@ mod made {
         Fault::OthersProofIsForgotten,
         Fault::ProxyComesLast,
         Fault::BlocksHaveNoLength,
+        Fault::NamesAreForgotten,
+        Fault::PatternCrossesDots,
+        Fault::QueriesAreForgotten,
     ];
 }

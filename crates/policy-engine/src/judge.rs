@@ -1,7 +1,7 @@
 //! From a set and a connection to a verdict.
 
 use crate::{
-    DirectionPolicy, PolicySet, RequestFacts, RuleRef,
+    DirectionPolicy, Entry, PolicySet, RequestFacts, RuleRef,
     fault::{Fault, made},
     index::Hit,
 };
@@ -35,7 +35,7 @@ pub enum DenyReason {
     /// An entry refuses it (Cilium's drop reason 181).
     PolicyDeny,
     /// Of a request only: rules let the connection in for certain requests, and none of them means this one.
-    /// The client is answered 403.
+    /// The client is answered 403, or REFUSED by DNS.
     RequestDenied,
 }
 
@@ -106,6 +106,46 @@ impl PolicySet {
         port: u16,
         request: &RequestFacts<'_>,
     ) -> Verdict {
+        let requests = self.requests(direction);
+        self.judge_each(direction, (peer, protocol, port), |asked, _| {
+            requests.first(asked, request)
+        })
+    }
+
+    /// Judges one question to a resolver: whether a workload may ask `peer` for `name`, which is in lower case and
+    /// without the dot at the end. As [`PolicySet::judge_request`] judges requests.
+    pub fn judge_query(&self, peer: PeerRef, protocol: u8, port: u16, name: &str) -> Verdict {
+        let means = |entry: &Entry| entry.dns.iter().any(|rule| crate::is_meant(rule, name));
+        let first = |asked: &[u32], entries: &[Entry]| {
+            let entry = |at: &u32| entries.get(*at as usize);
+            asked.iter().copied().find(|at| entry(at).is_some_and(means))
+        };
+        self.judge_each(Direction::Egress, (peer, protocol, port), first)
+    }
+
+    /// Whether questions to a resolver at `peer` are judged name by name.
+    pub fn judges_queries(&self, peer: PeerRef, protocol: u8, port: u16) -> bool {
+        let (policy, index) = self.direction(Direction::Egress);
+        let redirected = matches!(
+            verdict(policy, index.find(peer, protocol, port)),
+            Verdict::Allowed { redirect: true, .. }
+        );
+        let entry = |at: &u32| policy.entries.get(*at as usize);
+        let asked = || index.find_requests(peer, protocol, port);
+        redirected
+            && asked()
+                .iter()
+                .filter_map(entry)
+                .any(|entry| !entry.dns.is_empty())
+    }
+
+    /// `first`: of entries that ask about requests, by their position, the first that means this one.
+    fn judge_each(
+        &self,
+        direction: Direction,
+        (peer, protocol, port): (PeerRef, u8, u16),
+        first: impl FnOnce(&[u32], &[Entry]) -> Option<u32>,
+    ) -> Verdict {
         let (policy, index) = self.direction(direction);
         let hit = index.find(peer, protocol, port);
         let verdict = verdict(policy, hit);
@@ -125,8 +165,7 @@ impl PolicySet {
         if !redirect && asked.is_empty() {
             return allowed(hit.direct());
         }
-        let requests = self.requests(direction);
-        match requests.first(&asked, request) {
+        match first(&asked, &policy.entries) {
             Some(at) => allowed(Some(at as usize)),
             None if made(Fault::UnknownRequestsPass) => allowed(None),
             None => Verdict::Denied {

@@ -12,7 +12,11 @@
 //!    allowed if none does.
 //!
 //! A request on a connection that passes by the proxy only ([`PolicySet::judge_request`]) is allowed by any of
-//! these entries whose rules about requests mean it, and refused when none does.
+//! these entries whose rules about requests mean it, and refused when none does. A question to a resolver is such
+//! a request ([`PolicySet::judge_query`]).
+//!
+//! Peers by a name in DNS are those outside the cluster at its addresses, which change: a set names nobody so until
+//! the node says which these are ([`PolicySet::bind`]).
 
 mod cidr;
 mod cluster;
@@ -24,6 +28,7 @@ mod fault;
 pub mod image;
 mod index;
 mod judge;
+mod names;
 mod paths;
 mod proof;
 mod request;
@@ -37,6 +42,7 @@ pub use compile::{PolicyObject, Subject, compile};
 pub use explain::{Explanation, Spoken};
 pub use image::Image;
 pub use judge::{DenyReason, Direction, PeerRef, Verdict};
+pub use names::is_meant;
 pub use request::RequestFacts;
 pub use set::{CidrPeer, DirectionPolicy, Entry, MAX_SELECTED_BY, Peers, PolicySet, Ports, RuleRef};
-pub use weft_resources::Authentication;
+pub use weft_resources::{Authentication, NameRule};

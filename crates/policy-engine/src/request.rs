@@ -350,6 +350,7 @@ mod tests {
             ports: crate::Ports::Any,
             redirect: true,
             http: http.into(),
+            dns: Default::default(),
             auth: Default::default(),
             peers: crate::Peers::any(),
         }

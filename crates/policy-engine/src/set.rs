@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 use weft_model::NumericIdentity;
-use weft_resources::{Authentication, HttpRule};
+use weft_resources::{Authentication, HttpRule, NameRule};
 
 /// The rule that made an entry, for flows and for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,9 @@ pub struct Peers {
     pub identities: Vec<NumericIdentity>,
     /// Address ranges. They match peers outside the cluster only.
     pub cidrs: Vec<CidrPeer>,
+    /// Names in DNS. Their addresses are added to `cidrs` by [`PolicySet::bind`]; by themselves they match
+    /// nobody.
+    pub names: Vec<NameRule>,
 }
 
 impl Peers {
@@ -63,7 +66,7 @@ impl Peers {
 
     /// Whether nobody can match.
     pub fn is_empty(&self) -> bool {
-        !self.any && self.identities.is_empty() && self.cidrs.is_empty()
+        !self.any && self.identities.is_empty() && self.cidrs.is_empty() && self.names.is_empty()
     }
 }
 
@@ -103,6 +106,8 @@ pub struct Entry {
     pub auth: Authentication,
     /// With `redirect`: the requests that it allows, any of them.
     pub http: Arc<[HttpRule]>,
+    /// With `redirect`: the names that it allows to ask for in DNS, any of them.
+    pub dns: Arc<[NameRule]>,
     /// Whom it is about; nobody when all of it is empty, which says that nobody it means is known.
     pub peers: Peers,
 }
@@ -233,7 +238,10 @@ fn normalise(peers: &mut Peers) {
     if peers.any {
         peers.identities.clear();
         peers.cidrs.clear();
+        peers.names.clear();
     }
+    peers.names.sort_unstable();
+    peers.names.dedup();
     peers.identities.sort_unstable();
     peers.identities.dedup();
     for cidr in &mut peers.cidrs {
@@ -269,7 +277,7 @@ fn write_request(text: &mut String, rule: &HttpRule) {
 /// SHA-256, cut to 128 bits, over an encoding in which every text carries its length: no two
 /// different sets write the same bytes.
 fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
-    let mut text = String::from("weft policy set 4\n");
+    let mut text = String::from("weft policy set 5\n");
     let name = |text: &mut String, rule: &RuleRef| {
         for part in [&rule.kind, &rule.namespace, &rule.name, &rule.path] {
             let _ = write!(text, "{}:{part} ", part.len());
@@ -306,6 +314,15 @@ fn content_id(ingress: &DirectionPolicy, egress: &DirectionPolicy) -> String {
             }
             for rule in &*e.http {
                 write_request(text, rule);
+            }
+            for (kind, names) in [("dns", &*e.dns), ("names", &e.peers.names)] {
+                for rule in names {
+                    let (form, name) = match rule {
+                        NameRule::Name(name) => ("name", name),
+                        NameRule::Pattern(pattern) => ("pattern", pattern),
+                    };
+                    let _ = write!(text, " {kind} {form} {}:{name}", name.len());
+                }
             }
             text.push('\n');
         }

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use std::sync::Arc;
 use weft_model::NumericIdentity;
 use weft_proto::weft::policy::v1 as pb;
-use weft_resources::{Authentication, HttpRule, MAX_HEADERS, MAX_HTTP_RULES};
+use weft_resources::{Authentication, HttpRule, MAX_HEADERS, MAX_HTTP_RULES, MAX_NAME_RULES, NameRule};
 
 /// Why a received set can not be used. The receiver refuses all of it: a set with a hole is open.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -102,7 +102,31 @@ fn entry_to_wire(entry: &Entry) -> pb::PolicyEntry {
         authenticated: entry.auth == Authentication::Required,
         unauthenticated: entry.auth == Authentication::Disabled,
         http: entry.http.iter().map(request_to_wire).collect(),
+        dns: entry.dns.iter().map(name_to_wire).collect(),
+        names: entry.peers.names.iter().map(name_to_wire).collect(),
     }
+}
+
+fn name_to_wire(rule: &NameRule) -> pb::NameRule {
+    use pb::name_rule::Rule;
+    let rule = match rule {
+        NameRule::Name(name) => Rule::Name(name.clone()),
+        NameRule::Pattern(pattern) => Rule::Pattern(pattern.clone()),
+    };
+    pb::NameRule { rule: Some(rule) }
+}
+
+fn names_from_wire<C: FromIterator<NameRule>>(rules: &[pb::NameRule]) -> Result<C, String> {
+    use pb::name_rule::Rule;
+    if rules.len() > MAX_NAME_RULES {
+        return Err(format!("{} names, at most {MAX_NAME_RULES}", rules.len()));
+    }
+    let one = |rule: &pb::NameRule| match &rule.rule {
+        Some(Rule::Name(name)) => NameRule::new(name, false),
+        Some(Rule::Pattern(pattern)) => NameRule::new(pattern, true),
+        None => Err("a name of a kind that is not known".into()),
+    };
+    rules.iter().map(one).collect()
 }
 
 fn request_to_wire(rule: &HttpRule) -> pb::HttpRule {
@@ -197,7 +221,7 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
         let found = entry.http.len();
         return Err(format!("{found} rules about requests, at most {MAX_HTTP_RULES}"));
     }
-    if !entry.redirect && !entry.http.is_empty() {
+    if !entry.redirect && !(entry.http.is_empty() && entry.dns.is_empty()) {
         return Err("rules about requests without redirect".into());
     }
     let http = entry.http.iter().map(request_from_wire);
@@ -215,10 +239,12 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
             (false, false) => Authentication::Unsaid,
         },
         http,
+        dns: names_from_wire(&entry.dns)?,
         peers: Peers {
             any: entry.any_peer,
             identities: entry.identities.iter().map(|i| NumericIdentity(*i)).collect(),
             cidrs,
+            names: names_from_wire(&entry.names)?,
         },
     })
 }

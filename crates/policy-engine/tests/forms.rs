@@ -509,11 +509,6 @@ fn published_forms_mean_what_they_say() {
 fn what_is_not_done_is_refused_by_name() {
     let rule = |section: &str| format!("{CNP}spec: {{endpointSelector: {{}}, {section}}}\n");
     let refused = [
-        ("egress: [{toFQDNs: [{matchName: example.com}]}]", "toFQDNs"),
-        (
-            "egress: [{toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*'}]}}]}]",
-            "rules.dns",
-        ),
         ("egress: [{toNodes: [{matchLabels: {pool: x}}]}]", "toNodes"),
         ("egress: [{toGroups: [{}]}]", "toGroups"),
         (

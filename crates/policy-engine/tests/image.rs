@@ -49,6 +49,7 @@ fn peers() -> impl Strategy<Value = Peers> {
         any,
         identities: ids.into_iter().map(NumericIdentity).collect(),
         cidrs,
+        names: Vec::new(),
     })
 }
 
@@ -79,6 +80,7 @@ fn entry() -> impl Strategy<Value = Entry> {
             ports,
             redirect,
             http: Default::default(),
+            dns: Default::default(),
             auth: if deny { Authentication::Unsaid } else { auth },
             peers,
         }
@@ -275,6 +277,7 @@ fn allow(peers: Peers, ports: Ports) -> PolicySet {
         ports,
         redirect: false,
         http: Default::default(),
+        dns: Default::default(),
         auth: Authentication::Unsaid,
         peers,
     };
@@ -434,11 +437,13 @@ fn a_silent_range_below_the_proxy_hides_no_release() {
         ports,
         redirect,
         http: Default::default(),
+        dns: Default::default(),
         auth,
         peers: Peers {
             any: false,
             identities: vec![NumericIdentity(256)].into_iter().collect(),
             cidrs: Vec::new(),
+            names: Vec::new(),
         },
     };
     for proxied in [true, false] {
@@ -487,11 +492,13 @@ fn where_proof_depends_on_the_proxy_no_set_changes_in_place() {
         ports: Ports::Any,
         redirect,
         http: Default::default(),
+        dns: Default::default(),
         auth,
         peers: Peers {
             any: peer.is_none(),
             identities: peer.into_iter().map(NumericIdentity).collect(),
             cidrs: Vec::new(),
+            names: Vec::new(),
         },
     };
     let image = |identities: &[u32], auth| {

@@ -157,6 +157,7 @@ fn peers() -> impl Strategy<Value = Peers> {
         any,
         identities: ids.into_iter().map(NumericIdentity).collect(),
         cidrs,
+        names: Vec::new(),
     })
 }
 
@@ -213,6 +214,7 @@ fn entry() -> impl Strategy<Value = Entry> {
                 ports,
                 redirect,
                 http: http.into_iter().filter(|_| redirect).collect(),
+                dns: Default::default(),
                 auth,
                 peers,
             }

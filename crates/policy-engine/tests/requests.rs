@@ -5,6 +5,7 @@ use http::HeaderMap;
 use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{
     Cluster, DenyReason, Direction, PeerRef, PolicyObject, PolicySet, RequestFacts, Verdict, compile,
+    is_meant,
 };
 use weft_proto::weft::policy::v1 as pb;
 use weft_resources::Body;
@@ -216,4 +217,64 @@ fn a_set_with_a_rule_that_is_none_is_refused_whole() {
         assert!(problem.contains(text), "{problem}");
         assert!(problem.contains("ingress entry 0"), "{problem}");
     }
+}
+
+/// A policy about names, for two sets of addresses.
+#[test]
+fn names_are_bound_to_addresses_and_questions_judged() {
+    let read = policy(
+        "names",
+        "egress: [{toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*.test'}]}}]}, \
+         {toFQDNs: [{matchName: a.test}], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}]",
+    );
+    let sent = set(&read);
+    let outside = |address: &str| PeerRef {
+        identity: NumericIdentity::WORLD,
+        address: Some(address.parse().unwrap()),
+    };
+    let opens = |set: &PolicySet, address| set.judge(Direction::Egress, outside(address), 6, 80).is_allowed();
+    assert!(!opens(&sent, "192.0.2.1"), "nobody has said what the name means");
+    assert_eq!(sent.names().len(), 1);
+    let bound = sent.bind(|rule| {
+        assert!(is_meant(rule, "a.test") && !is_meant(rule, "b.test"));
+        vec!["192.0.2.1".parse().unwrap(), "::ffff:192.0.2.2".parse().unwrap()]
+    });
+    assert!(opens(&bound, "192.0.2.1") && opens(&bound, "192.0.2.2") && !opens(&bound, "192.0.2.3"));
+    // Another set, and the same for the same addresses; bound to none it is what was sent.
+    assert_ne!(bound.id(), sent.id());
+    assert_eq!(sent.bind(|_| Vec::new()).id(), sent.id());
+
+    // In the cluster a name means nobody.
+    let inside = PeerRef {
+        identity: NumericIdentity(300),
+        ..outside("192.0.2.1")
+    };
+    assert!(!bound.judge(Direction::Egress, inside, 6, 80).is_allowed());
+
+    let resolver = outside("198.51.100.53");
+    let ask = |name| bound.judge_query(resolver, 17, 53, name);
+    assert!(ask("b.test").is_allowed());
+    assert!(matches!(
+        ask("b.example"),
+        Verdict::Denied { reason: DenyReason::RequestDenied, rule: Some(rule) } if rule.path.starts_with("egress[0]")
+    ));
+    assert!(bound.judges_queries(resolver, 17, 53));
+    assert!(!bound.judges_queries(resolver, 6, 53) && !bound.judges_queries(outside("192.0.2.1"), 6, 80));
+
+    let wire = pb::PolicySet::from(&sent);
+    let back = PolicySet::try_from(&wire).unwrap();
+    assert_eq!((back.id(), pb::PolicySet::from(&back)), (sent.id(), wire.clone()));
+    let broken = |change: fn(&mut pb::PolicyEntry)| {
+        let mut wire = wire.clone();
+        wire.egress.as_mut().unwrap().entries.iter_mut().for_each(change);
+        PolicySet::try_from(&wire).unwrap_err().to_string()
+    };
+    assert!(broken(|e| e.redirect = false).contains("without redirect"));
+    let bad = |e: &mut pb::PolicyEntry| {
+        e.names = vec![pb::NameRule {
+            rule: Some(pb::name_rule::Rule::Name("a..b".into())),
+        }];
+    };
+    assert!(broken(bad).contains("no name in DNS"));
+    assert!(broken(|e| e.names = vec![pb::NameRule { rule: None }]).contains("not known"));
 }

@@ -1,7 +1,7 @@
 //! CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use crate::{
-    Direction, Peer, Said, Traffic, Way, bits, callee, contains, is_named, list, names_peer, port,
+    Direction, Peer, Said, Traffic, Way, bits, callee, contains, is_named, list, names, names_peer, port,
     selector::{conditions, holds},
 };
 use serde_json::Value;
@@ -79,7 +79,7 @@ fn is_about(selector: &Value, namespace: Option<&str>, subject: &Labels) -> bool
 
 /// Whether a rule is for everybody: it names nobody, or all.
 fn names_anybody(rule: &Value, side: &str) -> bool {
-    let suffixes = ["Endpoints", "Entities", "CIDR", "CIDRSet", "Services"];
+    let suffixes = ["Endpoints", "Entities", "CIDR", "CIDRSet", "Services", "FQDNs"];
     let named = |suffix: &&str| rule.get(format!("{side}{suffix}")).is_some_and(|v| !v.is_null());
     let all = list(&rule[format!("{side}Entities")]).iter().any(|e| e == "all");
     all || !suffixes.iter().any(named)
@@ -91,8 +91,9 @@ fn is_peer(rule: &Value, all: &[Value], side: &str, namespace: Option<&str>, pee
     let (endpoints, entities) = (field("Endpoints"), field("Entities"));
     let (cidrs, sets) = (field("CIDR"), field("CIDRSet"));
     let services = field("Services").filter(|_| side == "to");
+    let by_name = field("FQDNs").filter(|_| side == "to");
     // Nobody named, with ports: everybody. Nobody named and no ports: nobody.
-    let peers = [endpoints, entities, cidrs, sets, services];
+    let peers = [endpoints, entities, cidrs, sets, services, by_name];
     if peers.iter().all(Option::is_none) {
         return !list(&rule["toPorts"]).is_empty() || !list(&rule["icmps"]).is_empty();
     }
@@ -102,6 +103,7 @@ fn is_peer(rule: &Value, all: &[Value], side: &str, namespace: Option<&str>, pee
     if empty(endpoints)
         || empty(entities)
         || empty(services)
+        || empty(by_name)
         || (cidrs.is_some() || sets.is_some()) && ranges == 0
     {
         return false;
@@ -124,6 +126,9 @@ fn is_peer(rule: &Value, all: &[Value], side: &str, namespace: Option<&str>, pee
             })
         })
         || any(services, &|service| is_behind(service, all, peer))
+        || any(by_name, &|rule| {
+            is_outside_at(peer, |address| names::is_at(rule, all, address))
+        })
 }
 
 /// The ranges that an element of a set means: its own, or those of the groups it names.
@@ -245,32 +250,35 @@ fn is_entity(entity: &str, peer: &Peer) -> bool {
 
 /// Each way in which a rule speaks of this traffic, by what it says of it alone.
 fn ways(rule: &Value, direction: Direction, traffic: Traffic, called: Option<&Labels>) -> Vec<Way> {
-    let way = |http, bits| Way {
+    let way = |http, dns, bits| Way {
         http,
+        dns,
         proof: None,
         anybody: true,
         bits,
     };
     let (ports, messages) = (list(&rule["toPorts"]), list(&rule["icmps"]));
     if ports.is_empty() && messages.is_empty() {
-        return vec![way(None, 0)];
+        return vec![way(None, None, 0)];
     }
     let mut ways = Vec::new();
     for group in ports {
         let rules = list(&group["rules"]["http"]);
         let http = (!rules.is_empty()).then(|| rules.to_vec());
+        let rules = list(&group["rules"]["dns"]);
+        let dns = (!rules.is_empty()).then(|| rules.to_vec());
         for port in list(&group["ports"]) {
             if let Some(bits) = port_of(port, traffic, called) {
                 ways.push(Way {
                     anybody: !names_peer(direction, &port["port"]),
-                    ..way(http.clone(), bits)
+                    ..way(http.clone(), dns.clone(), bits)
                 });
             }
         }
     }
     for group in messages {
         let meant = list(&group["fields"]).iter().filter(|m| is_message(m, traffic));
-        ways.extend(meant.map(|_| way(None, 24)));
+        ways.extend(meant.map(|_| way(None, None, 24)));
     }
     ways
 }

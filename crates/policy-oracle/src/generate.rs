@@ -133,7 +133,7 @@ const RANGES: [&str; 8] = [
 ];
 
 /// Ports that occur in policies.
-const PORTS: [u16; 6] = [1, 80, 85, 443, 8080, 65_535];
+const PORTS: [u16; 7] = [1, 53, 80, 85, 443, 8080, 65_535];
 
 /// One question about a workload.
 #[derive(Debug, Clone)]
@@ -146,6 +146,47 @@ pub struct Question {
     pub traffic: Traffic,
     /// With TCP, a request on that connection.
     pub request: Request,
+    /// At a resolver's port, a name that is asked for.
+    pub name: &'static str,
+}
+
+/// Names in DNS, some that policies name and some that look like these.
+const NAMES: [&str; 8] = [
+    "api.example",
+    "www.api.example",
+    "a.b.api.example",
+    "xapi.example",
+    "api.test",
+    "db.test",
+    "example",
+    "_srv.api.test",
+];
+
+/// What names resolve to, as an object beside the manifests: some of [`ADDRESSES`] for some of them.
+pub fn resolved() -> impl Strategy<Value = Value> {
+    let one = (select(&NAMES[..]), subsequence(ADDRESSES.to_vec(), 0..4));
+    vec(one, 0..6).prop_map(|names| {
+        let names: Map<_, _> = names.into_iter().map(|(n, a)| (n.to_owned(), json!(a))).collect();
+        json!({"kind": "Resolved", "names": names})
+    })
+}
+
+fn names() -> impl Strategy<Value = Value> {
+    let patterns = vec![
+        "*",
+        "*.example",
+        "**.example",
+        "*api.example",
+        "*.api.*",
+        "a*.test",
+        "*.TEST.",
+        "**.api.example",
+        "*.",
+    ];
+    prop_oneof![
+        select(&NAMES[..]).prop_map(|name| json!({"matchName": name})),
+        select(patterns).prop_map(|pattern| json!({"matchPattern": pattern})),
+    ]
 }
 
 /// Any question.
@@ -162,11 +203,13 @@ pub fn question() -> impl Strategy<Value = Question> {
         4 => select(&ADDRESSES[..]).prop_map(address),
     ];
     let direction = select(vec![Direction::Ingress, Direction::Egress]);
-    (direction, peer, traffic(), request()).prop_map(|(direction, peer, traffic, request)| Question {
+    let parts = (direction, peer, traffic(), request(), select(&NAMES[..]));
+    parts.prop_map(|(direction, peer, traffic, request, name)| Question {
         direction,
         peer,
         traffic,
         request,
+        name,
     })
 }
 
@@ -417,7 +460,7 @@ fn entity() -> impl Strategy<Value = &'static str> {
 }
 
 /// Whom a rule names, as fields without their `from` or `to`.
-fn peers(side: &str) -> impl Strategy<Value = Vec<(&'static str, Value)>> + use<> {
+fn peers(side: &str, deny: bool) -> impl Strategy<Value = Vec<(&'static str, Value)>> + use<> {
     let one = |field: &'static str| move |list: Vec<Value>| vec![(field, json!(list))];
     prop_oneof![
         6 => vec(endpoints(), 0..3).prop_map(one("Endpoints")),
@@ -426,6 +469,8 @@ fn peers(side: &str) -> impl Strategy<Value = Vec<(&'static str, Value)>> + use<
         2 => vec(prop_oneof![cidr_set(), group_set()], 0..3).prop_map(one("CIDRSet")),
         // Who comes in comes from no Service.
         if side == "to" { 3 } else { 0 } => vec(services(), 0..3).prop_map(one("Services")),
+        // Nor from a name, and no name is refused.
+        if side == "to" && !deny { 3 } else { 0 } => vec(names(), 0..3).prop_map(one("FQDNs")),
                 6 => Just(Vec::new()),
         // An empty list beside a filled one.
         1 => select(vec!["Endpoints", "CIDR", "CIDRSet"])
@@ -466,7 +511,7 @@ fn port(protocols: &'static [&'static str]) -> impl Strategy<Value = Value> {
     prop_oneof![4 => numbered, 1 => named]
 }
 
-fn to_ports(deny: bool) -> impl Strategy<Value = Value> {
+fn to_ports(side: &str, deny: bool) -> impl Strategy<Value = Value> {
     let plain = vec(port(&["TCP", "TCP", "UDP", "SCTP", "ANY", "", "TCP"]), 1..3)
         .prop_map(|ports| json!({"ports": ports}));
     let odd = select(vec!["IGMP", "VRRP"])
@@ -481,7 +526,15 @@ fn to_ports(deny: bool) -> impl Strategy<Value = Value> {
     let named = vec(self::http(), 1..3)
         .prop_map(|http| json!({"ports": [{"port": "http", "protocol": "TCP"}], "rules": {"http": http}}));
     let http = prop_oneof![5 => http, 1 => named];
-    let group = prop_oneof![4 => plain, 1 => odd, if deny { 0 } else { 15 } => http];
+    let dns = (select(vec!["UDP", "TCP", "ANY"]), vec(names(), 1..3)).prop_map(
+        |(protocol, names)| json!({"ports": [{"port": "53", "protocol": protocol}], "rules": {"dns": names}}),
+    );
+    let group = prop_oneof![
+        4 => plain,
+        1 => odd,
+        if deny { 0 } else { 15 } => http,
+        if deny || side == "from" { 0 } else { 4 } => dns,
+    ];
     vec(group, 0..4).prop_map(|groups| json!(groups))
 }
 
@@ -505,11 +558,11 @@ fn icmps() -> impl Strategy<Value = Value> {
 fn rule(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
     let what = prop_oneof![
                 1 => Just(None),
-        10 => to_ports(deny).prop_map(|v| Some(("toPorts", v))),
+        10 => to_ports(side, deny).prop_map(|v| Some(("toPorts", v))),
         1 => icmps().prop_map(|v| Some(("icmps", v))),
     ];
     let proof = prop_oneof![4 => Just(None), 3 => Just(Some("required")), 1 => Just(Some("disabled"))];
-    (peers(side), what, proof).prop_map(move |(peers, what, proof)| {
+    (peers(side, deny), what, proof).prop_map(move |(peers, what, proof)| {
         let fields = peers
             .into_iter()
             .map(|(field, list)| (format!("{side}{field}"), list));

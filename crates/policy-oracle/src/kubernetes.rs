@@ -40,6 +40,7 @@ pub(crate) fn ask(
         }
         let way = |anybody, bits| Way {
             http: None,
+            dns: None,
             proof: None,
             anybody,
             bits,

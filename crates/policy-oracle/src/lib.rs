@@ -2,14 +2,15 @@
 //!
 //! For tests only. Nothing is compiled, indexed or kept, and no code is shared with what parses, compiles
 //! or enforces policies: where this and the engine (or the kernel) disagree, one of them is wrong. It
-//! takes manifests that are legal; of others it says nothing useful. Groups of addresses and Services are
-//! looked up among them; which port a workload calls by which name says [`generate::named_ports`].
+//! takes manifests that are legal; of others it says nothing useful. Groups of addresses, Services and what names
+//! resolve to ([`generate::resolved`]) are looked up among them; which port a workload calls by which name says [`generate::named_ports`].
 //!
 //! [`generate`] makes up manifests and questions about them.
 
 mod cilium;
 pub mod generate;
 mod kubernetes;
+mod names;
 mod proof;
 mod request;
 mod selector;
@@ -108,6 +109,8 @@ struct Said {
 struct Way {
     /// By proxy, if one of these rules means the request.
     http: Option<Vec<Value>>,
+    /// By proxy, if one of these rules means the name that is asked for.
+    dns: Option<Vec<Value>>,
     /// What it says of proof, if anything: whether it is needed.
     proof: Option<bool>,
     /// It names nobody, but anybody.
@@ -115,6 +118,12 @@ struct Way {
     /// How precisely it names what is sent: in bits, 8 for the protocol, 16 for a port, fewer for a block of
     /// ports, the largest one inside of its range.
     bits: u8,
+}
+
+impl Way {
+    fn is_by_proxy(&self) -> bool {
+        self.http.is_some() || self.dns.is_some()
+    }
 }
 
 /// What all `objects` together say about one connection of `subject`.
@@ -133,7 +142,7 @@ pub fn judge(
     if allows.peek().is_some() {
         let allows: Vec<_> = allows.collect();
         return Answer::Allow {
-            proxy: allows.iter().all(|way| way.http.is_some()),
+            proxy: allows.iter().all(|way| way.is_by_proxy()),
             proof: proof::is_needed(&allows),
         };
     }
@@ -167,6 +176,33 @@ pub fn judge_request(
         .flat_map(|said| &said.allows)
         .filter_map(|way| way.http.as_ref());
     if rules.flatten().any(|rule| request::is_meant(rule, request)) {
+        RequestAnswer::Allow
+    } else {
+        RequestAnswer::Refuse
+    }
+}
+
+/// What all `objects` together say about asking a resolver for a name.
+pub fn judge_query(
+    objects: &[Value],
+    subject: &Labels,
+    peer: &Peer,
+    traffic: Traffic,
+    name: &str,
+) -> RequestAnswer {
+    match judge(objects, subject, Direction::Egress, peer, traffic) {
+        Answer::Deny => return RequestAnswer::Deny,
+        Answer::DefaultDeny => return RequestAnswer::DefaultDeny,
+        Answer::Allow { proxy: false, .. } => return RequestAnswer::Unread,
+        Answer::Allow { proxy: true, .. } => {}
+    }
+    let all = ask(objects, subject, Direction::Egress, peer, traffic);
+    let mut rules = all
+        .iter()
+        .flat_map(|said| &said.allows)
+        .filter_map(|way| way.dns.as_ref())
+        .flatten();
+    if rules.any(|rule| names::is_meant(rule, name)) {
         RequestAnswer::Allow
     } else {
         RequestAnswer::Refuse

@@ -21,7 +21,7 @@ fn keys(ways: &[&Way], anybody: bool) -> Vec<Key> {
         if here().next().is_some() {
             keys.push(Key {
                 bits,
-                proxy: here().any(|way| way.http.is_some()),
+                proxy: here().any(|way| way.is_by_proxy()),
                 // Who demands it is heard before who does not.
                 said: here().filter_map(|way| way.proof).max(),
             });

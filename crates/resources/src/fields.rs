@@ -150,6 +150,10 @@ impl<'n> Field<'n> {
         Some(items.iter().enumerate().map(item).collect())
     }
 
+    pub(crate) fn is_empty_list(&self) -> bool {
+        matches!(&self.node.value, Value::List(items) if items.is_empty())
+    }
+
     pub(crate) fn texts(&self, problems: &mut Problems) -> Option<Vec<String>> {
         let items = self.list(problems)?;
         Some(items.iter().filter_map(|i| i.text(problems)).collect())

@@ -27,8 +27,8 @@ pub use kind::Kind;
 pub use meta::{Home, Meta};
 pub use policy::{
     Authentication, CidrGroup, CidrRange, CidrRule, Entity, ExpressionSet, HttpRule, IcmpRule, MAX_HEADERS,
-    MAX_HTTP_RULES, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule, ServiceRule, Services, expression,
-    expressions,
+    MAX_HTTP_RULES, MAX_NAME_RULES, NameRule, NetworkPolicy, PeerRule, PolicyRule, Port, PortRule,
+    ServiceRule, Services, expression, expressions,
 };
 pub use redirect::{LocalRedirect, RedirectFrontend, RedirectPort};
 pub use selector::{LabelKey, LabelSelector, Operator, Requirement};

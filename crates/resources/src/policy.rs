@@ -9,10 +9,12 @@ mod group;
 mod http;
 mod icmp;
 mod kubernetes;
+mod names;
 mod parts;
 mod services;
 
 pub use expression::{ExpressionSet, expression, expressions};
+pub use names::NameRule;
 pub(crate) use {
     cilium::read as read_cilium, group::read as read_cidr_group, kubernetes::read as read_kubernetes,
 };
@@ -25,6 +27,8 @@ use std::sync::Arc;
 pub const MAX_HTTP_RULES: usize = 1000;
 /// More headers in one of them are refused.
 pub const MAX_HEADERS: usize = 32;
+/// More names and patterns in one list are refused.
+pub const MAX_NAME_RULES: usize = 1000;
 
 /// All rules of one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +57,7 @@ pub struct PolicyRule {
 }
 
 /// One element of `ingress`, `egress`, `ingressDeny` or `egressDeny`. At most one of `endpoints`,
-/// `entities`, `cidrs` and `services` has elements.
+/// `entities`, `cidrs`, `services` and `names` has elements.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerRule {
     /// Where it stands in the object: `ingress[0]`, `specs[1].egressDeny[2]`.
@@ -66,6 +70,8 @@ pub struct PeerRule {
     pub cidrs: Option<Vec<CidrRule>>,
     /// `toServices`: what is behind these Services.
     pub services: Option<Vec<ServiceRule>>,
+    /// `toFQDNs`: what is outside the cluster at the addresses that these names have.
+    pub names: Option<Vec<NameRule>>,
     /// `toPorts`, flattened; absent when no port is named: every port.
     pub ports: Option<Vec<PortRule>>,
     /// `icmps`, flattened; never beside `ports`.
@@ -142,6 +148,8 @@ pub struct PortRule {
     pub port: Port,
     /// `rules.http`: the requests that may be made there; absent for anything.
     pub http: Option<Arc<[HttpRule]>>,
+    /// `rules.dns`: the names that may be asked for there; absent for anything. Never beside `http`.
+    pub dns: Option<Arc<[NameRule]>>,
 }
 
 /// Ports of a [`PortRule`].

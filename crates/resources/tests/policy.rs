@@ -1,7 +1,7 @@
 //! What network policies may say, and what may not stand together.
 #![allow(clippy::unwrap_used)]
 
-use weft_resources::{Body, Entity, NetworkPolicy, PeerRule, Port, parse};
+use weft_resources::{Body, Entity, NameRule, NetworkPolicy, PeerRule, Port, parse};
 
 /// A CiliumNetworkPolicy with one ingress rule, written in flow style.
 fn cilium(section: &str, rule: &str) -> String {
@@ -284,4 +284,71 @@ fn objects_of_the_cluster_have_no_namespace() {
         "p"
     );
     assert!(problems(&text("name: p, namespace: a"))[0].contains("have no namespace"));
+}
+
+#[test]
+fn names_in_dns() {
+    let policy = read(&cilium(
+        "egress",
+        "toFQDNs: [{matchName: API.Example.com.}, {matchPattern: '*.example.com'}]}, \
+         {toPorts: [{ports: [{port: '53', protocol: ANY}], rules: {dns: [{matchPattern: '*'}]}}]}, {toFQDNs: []",
+    ));
+    let [by_name, queries, nobody] = &policy.rules[0].egress[..] else {
+        panic!("{policy:?}");
+    };
+    let (name, pattern) = (
+        NameRule::Name("api.example.com".into()),
+        NameRule::Pattern("*.example.com".into()),
+    );
+    assert_eq!(by_name.names, Some(vec![name, pattern]));
+    let port = &queries.ports.as_ref().unwrap()[0];
+    assert_eq!((port.protocol, &port.port), (None, &Port::Range(53, 53)));
+    assert_eq!(port.dns.as_deref(), Some(&[NameRule::Pattern("*".into())][..]));
+    assert_eq!(nobody.names, Some(Vec::new()));
+
+    let long = format!("toFQDNs: [{{matchName: {}}}]", "a.".repeat(200));
+    let many = format!("toFQDNs: [{}]", "{matchName: a},".repeat(1001));
+    let dns = |ports: &str, rules: &str| format!("toPorts: [{{ports: [{{{ports}}}], rules: {{{rules}}}}}]");
+    let any = "dns: [{matchName: a}]";
+    let refused = [
+        (
+            "toFQDNs: [{matchName: a, matchPattern: b}]".to_owned(),
+            "one of matchName and matchPattern",
+        ),
+        ("toFQDNs: [{}]".into(), "one of matchName and matchPattern"),
+        ("toFQDNs: [{matchName: '*.a'}]".into(), "no name in DNS"),
+        ("toFQDNs: [{matchName: 'a..b'}]".into(), "no name in DNS"),
+        ("toFQDNs: [{matchPattern: 'a[b]'}]".into(), "no name in DNS"),
+        ("toFQDNs: [{matchName: ''}]".into(), "no name in DNS"),
+        (long, "at most 255"),
+        (many, "at most 1000"),
+        (
+            "toFQDNs: [{matchName: a}], toEntities: [world]".into(),
+            "combines toEntities and toFQDNs",
+        ),
+        (dns("port: '54', protocol: UDP", any), "rules for DNS need port"),
+        (
+            dns("port: '53', endPort: 54, protocol: UDP", any),
+            "rules for DNS need port",
+        ),
+        (dns("port: '53', protocol: SCTP", any), "rules for DNS need port"),
+        (dns("port: '0'", any), "rules for DNS need port"),
+        (
+            dns("port: '53', protocol: UDP", "dns: []"),
+            "names nothing that may be asked",
+        ),
+        (
+            dns("port: '53', protocol: TCP", "dns: [{matchName: a}], http: [{}]"),
+            "combines http and dns",
+        ),
+    ];
+    for (rule, text) in refused {
+        let found = problems(&cilium("egress", &rule));
+        assert!(found[0].contains(text), "{rule}: {found:?}");
+        assert!(found[0].starts_with("p.yaml:6: spec.egress[0]"), "{found:?}");
+    }
+    let deny = problems(&cilium("egressDeny", "toFQDNs: [{matchName: a}]"));
+    assert!(deny[0].contains("toFQDNs: unknown field"), "{deny:?}");
+    let ingress = problems(&cilium("ingress", &dns("port: '53', protocol: UDP", any)));
+    assert!(ingress[0].contains("about what goes out"), "{ingress:?}");
 }

@@ -1,7 +1,7 @@
 //! `cilium.io/v2` CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy.
 
 use super::{
-    Authentication, NetworkPolicy, PeerRule, PolicyRule, icmp,
+    Authentication, NetworkPolicy, PeerRule, PolicyRule, icmp, names,
     parts::{cidr, cidr_set, entity, to_ports},
     services,
 };
@@ -91,10 +91,18 @@ fn peer_rule(
         let there = (suffix != "Services" || !ingress).then(|| list(suffix, problems));
         (suffix, there.flatten())
     });
+    // Nor by a name; and Cilium knows no names in what is refused.
+    let by_name = (!ingress && !deny).then(|| object.take("toFQDNs")).flatten();
     let filled: Vec<String> = lists
         .iter()
         .filter(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty()))
         .map(|(suffix, _)| name(suffix))
+        .chain(
+            by_name
+                .iter()
+                .filter(|f| !f.is_empty_list())
+                .map(|_| "toFQDNs".to_owned()),
+        )
         .collect();
     if filled.len() > 1 {
         field.fail(
@@ -113,7 +121,10 @@ fn peer_rule(
         cidrs.get_or_insert_default().extend(cidr_set(&f, problems));
     }
     let services = services.map(|l| l.iter().filter_map(|f| services::read(f, problems)).collect());
-    let ports = object.take("toPorts").and_then(|f| to_ports(&f, deny, problems));
+    let names = by_name.and_then(|f| names::read(&f, problems));
+    let ports = object
+        .take("toPorts")
+        .and_then(|f| to_ports(&f, ingress, deny, problems));
     let icmps = object.take("icmps");
     if let Some(f) = icmps.as_ref().filter(|_| ports.is_some()) {
         f.fail(problems, "can not stand beside toPorts; write one rule for each");
@@ -135,9 +146,6 @@ fn peer_rule(
         );
     }
     object.unsupported(&[&name("Groups"), &name("Requires")], problems);
-    if !ingress {
-        object.unsupported(&["toFQDNs"], problems);
-    }
     object.finish(problems);
     Some(PeerRule {
         path,
@@ -145,6 +153,7 @@ fn peer_rule(
         entities,
         cidrs,
         services,
+        names,
         ports,
         icmps,
         authentication: authentication.unwrap_or_default(),

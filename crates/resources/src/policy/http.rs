@@ -1,21 +1,48 @@
-//! `rules` of a port: which requests are meant.
+//! `rules` of a port: which requests are meant, of HTTP or of DNS.
 
-use super::{HttpRule, MAX_HEADERS, MAX_HTTP_RULES, expression::expression as compile};
+use super::{HttpRule, MAX_HEADERS, MAX_HTTP_RULES, NameRule, expression::expression as compile, names};
 use crate::fields::{Field, Problems};
 use std::sync::Arc;
 
-pub(super) fn read(field: &Field<'_>, problems: &mut Problems) -> Option<Arc<[HttpRule]>> {
-    let mut object = field.object(problems)?;
+/// What may be asked at a port; absent for anything.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) http: Option<Arc<[HttpRule]>>,
+    pub(super) dns: Option<Arc<[NameRule]>>,
+}
+
+pub(super) fn read(field: &Field<'_>, ingress: bool, problems: &mut Problems) -> Rules {
+    let mut rules = Rules::default();
+    let Some(mut object) = field.object(problems) else {
+        return rules;
+    };
     let before = problems.count();
-    object.unsupported(&["dns", "kafka", "l7", "l7proto"], problems);
-    let list = object.take("http");
+    object.unsupported(&["kafka", "l7", "l7proto"], problems);
+    let [http, dns] = ["http", "dns"].map(|kind| object.take(kind));
     object.finish(problems);
-    let Some(list) = list else {
-        if problems.count() == before {
+    if let Some(f) = dns.as_ref().filter(|_| ingress) {
+        f.fail(
+            problems,
+            "rules for DNS are about what goes out, not about what comes in",
+        );
+    }
+    match (http, dns) {
+        (None, None) if problems.count() == before => {
             field.fail(problems, "names no requests; leave it out");
         }
-        return None;
-    };
+        (Some(_), Some(_)) => field.fail(
+            problems,
+            "combines http and dns; write one element of toPorts for each",
+        ),
+        (http, dns) => {
+            rules.http = http.and_then(|list| requests(&list, problems));
+            rules.dns = dns.and_then(|list| names::queries(&list, problems));
+        }
+    }
+    rules
+}
+
+fn requests(list: &Field<'_>, problems: &mut Problems) -> Option<Arc<[HttpRule]>> {
     let items = list.list(problems)?;
     if items.is_empty() {
         list.fail(

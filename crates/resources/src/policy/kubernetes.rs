@@ -40,7 +40,7 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<N
     }
     spec.finish(problems);
     // Without policyTypes every policy is about ingress, and about egress if it says something of it.
-    let types = types.unwrap_or([true, sections[1].as_ref().is_some_and(|f| !is_empty(f))]);
+    let types = types.unwrap_or([true, sections[1].as_ref().is_some_and(|f| !f.is_empty_list())]);
     let [ingress, egress] = sections;
     let mut ingress = section(ingress, ("ingress", "from"), problems);
     let mut egress = section(egress, ("egress", "to"), problems);
@@ -60,10 +60,6 @@ pub(crate) fn read(object: &mut Object<'_>, problems: &mut Problems) -> Option<N
         default_deny_egress: Some(types[1]),
     };
     Some(NetworkPolicy { rules: vec![rule] })
-}
-
-fn is_empty(field: &Field<'_>) -> bool {
-    matches!(&field.node.value, crate::tree::Value::List(items) if items.is_empty())
 }
 
 fn section(field: Option<Field<'_>>, (name, side): (&str, &str), problems: &mut Problems) -> Vec<PeerRule> {
@@ -259,5 +255,6 @@ fn port(field: &Field<'_>, path: String, problems: &mut Problems) -> Option<Port
         protocol,
         port,
         http: None,
+        dns: None,
     })
 }

@@ -1,13 +1,13 @@
 //! Parts of rules: address ranges, entities, ports.
 
-use super::{CidrRange, CidrRule, Entity, HttpRule, Port, PortRule, http};
+use super::{CidrRange, CidrRule, Entity, Port, PortRule, http, http::Rules};
 use crate::{
     fields::{Field, Problems},
     selector::selector,
     tree::Value,
 };
 use ipnet::IpNet;
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 use weft_model::check_name;
 
 /// Cilium's bound on `ports` and `fields`.
@@ -91,7 +91,12 @@ pub(super) fn cidr_set(field: &Field<'_>, problems: &mut Problems) -> Option<Cid
     })
 }
 
-pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -> Option<Vec<PortRule>> {
+pub(super) fn to_ports(
+    field: &Field<'_>,
+    ingress: bool,
+    deny: bool,
+    problems: &mut Problems,
+) -> Option<Vec<PortRule>> {
     let items = field.list(problems)?;
     let mut ports = Vec::new();
     for (i, item) in items.iter().enumerate() {
@@ -102,7 +107,9 @@ pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -
         if deny && let Some(f) = &rules {
             f.fail(problems, "a deny rule can have no L7 rules");
         }
-        let http = rules.and_then(|f| http::read(&f, problems));
+        let rules = rules
+            .map(|f| http::read(&f, ingress, problems))
+            .unwrap_or_default();
         object.unsupported(
             &["terminatingTLS", "originatingTLS", "serverNames", "listener"],
             problems,
@@ -124,12 +131,7 @@ pub(super) fn to_ports(field: &Field<'_>, deny: bool, problems: &mut Problems) -
             );
         }
         for (j, f) in elements.iter().enumerate() {
-            ports.extend(port(
-                f,
-                format!("toPorts[{i}].ports[{j}]"),
-                http.as_ref(),
-                problems,
-            ));
+            ports.extend(port(f, format!("toPorts[{i}].ports[{j}]"), &rules, problems));
         }
         object.finish(problems);
     }
@@ -166,12 +168,7 @@ fn one(number: u16) -> Port {
     }
 }
 
-fn port(
-    field: &Field<'_>,
-    path: String,
-    http: Option<&Arc<[HttpRule]>>,
-    problems: &mut Problems,
-) -> Option<PortRule> {
+fn port(field: &Field<'_>, path: String, rules: &Rules, problems: &mut Problems) -> Option<PortRule> {
     let mut object = field.object(problems)?;
     let first = object
         .take("port")
@@ -198,15 +195,24 @@ fn port(
         field.fail(problems, "this protocol has no ports; use port \"0\"");
         return None;
     }
-    if http.is_some() && (port == Port::Any || protocol != Some(6)) {
+    if rules.http.is_some() && (port == Port::Any || protocol != Some(6)) {
         field.fail(problems, "rules for requests need a port and protocol: TCP");
+        return None;
+    }
+    // Cilium takes others too; a resolver elsewhere could not be told from what speaks something else.
+    if rules.dns.is_some() && (port != Port::Range(53, 53) || !matches!(protocol, None | Some(6 | 17))) {
+        field.fail(
+            problems,
+            "rules for DNS need port \"53\" without endPort and protocol: UDP, TCP or ANY",
+        );
         return None;
     }
     Some(PortRule {
         path,
         protocol,
         port,
-        http: http.cloned(),
+        http: rules.http.clone(),
+        dns: rules.dns.clone(),
     })
 }
 

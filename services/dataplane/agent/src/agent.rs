@@ -8,6 +8,7 @@ use crate::{
     certificates::Certificates,
     channels, components,
     config::AgentConfig,
+    dns::{self, Dns},
     egress,
     error::AgentError,
     gateways::{self, Failures},
@@ -111,6 +112,8 @@ pub struct Shared {
     pub kernel: Option<KernelTables>,
     /// The kernel's records of who connected; none where it keeps none.
     pub origins: ArcSwapOption<Origins>,
+    /// Questions to resolvers.
+    pub dns: Dns,
     runtime: Arc<Runtime>,
     /// The mesh's roots.
     pub trust: Trust,
@@ -281,6 +284,8 @@ pub async fn start(
     let (placement_channel, placement) = channel("placement", &config.placement)?;
 
     let mesh = Mesh::new(&node, config.tunnel_port).with_audit(config.policy_audit_mode);
+    // Before the policies that name names.
+    mesh.take_over_names(&data.names);
     if let Err(error) = subscription::restore(&mesh, &data.mesh) {
         tracing::warn!(%error, "starting without the last good state");
     }
@@ -339,6 +344,7 @@ pub async fn start(
                 addresses: side.addresses(&config),
                 view: view.clone(),
                 folder: config.data_dir.clone(),
+                names: data.names.clone(),
             };
             Some(KernelTables::start(tables, surroundings, drain.clone()))
         }
@@ -359,6 +365,7 @@ pub async fn start(
         capture: capture.clone(),
         kernel: kernel.clone(),
         origins: ArcSwapOption::new(side.origins()?),
+        dns: Dns::new(side.questions()?, side.conntrack()?),
         runtime: Runtime::with_components(
             surroundings,
             RuntimeLimits::default(),
@@ -377,6 +384,7 @@ pub async fn start(
         tunnels,
         capture: capture.clone(),
         kernel: kernel.clone(),
+        names: mesh.names.clone(),
     }));
     if let (Some((events, counters)), Some(tables)) = (packets, &kernel) {
         let reading = crate::packets::read(shared.clone(), events, counters, tables.clone());
@@ -396,6 +404,7 @@ pub async fn start(
     spawn(&mut tasks, subscription::save(mesh, data.mesh, drain.clone()));
     spawn(&mut tasks, capture.maintain(mesh_touched, drain.clone()));
     spawn(&mut tasks, proxy.maintain(drain.clone()));
+    spawn(&mut tasks, dns::maintain(shared.clone(), drain.clone()));
     spawn(&mut tasks, shared.runtime.clone().maintain(drain.clone()));
     spawn(&mut tasks, components::follow(shared.clone(), drain.clone()));
     spawn(
@@ -531,6 +540,7 @@ struct Data {
     svids: PathBuf,
     mesh: PathBuf,
     workloads: PathBuf,
+    names: PathBuf,
 }
 
 impl Data {
@@ -549,6 +559,7 @@ impl Data {
             svids,
             mesh: folder.join("mesh.state"),
             workloads: folder.join("workloads.state"),
+            names: folder.join("names.state"),
         })
     }
 }

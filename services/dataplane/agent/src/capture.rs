@@ -1,7 +1,7 @@
 //! Accepting what the kernel sends to the capture listeners, and finding out whose it is and where
 //! it was meant to go. What comes there of its own accord is refused.
 
-use crate::{agent::Shared, listen, locals::Local, metrics::Listener};
+use crate::{agent::Shared, dns, listen, locals::Local, metrics::Listener};
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -94,6 +94,10 @@ fn take(
         destination: origin.destination,
         target: origin.target,
     };
+    if dns::is_for(shared, &local, &asked) {
+        tokio::spawn(dns::connection(shared.clone(), local, stream, asked));
+        return Ok(());
+    }
     let open = listen::count(shared, &Listener { listener: "capture" });
     let (capture, drain, gone) = (shared.capture.clone(), shared.drain.clone(), local.gone.clone());
     tokio::spawn(async move {

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use std::{
     collections::{BTreeSet, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     os::fd::OwnedFd,
     path::PathBuf,
     sync::Arc,
@@ -54,6 +54,8 @@ pub struct Placement {
     pub tunnel: Vec<TcpListener>,
     /// Connections that the kernel redirects, for pods.
     pub capture: Vec<TcpListener>,
+    /// Questions to resolvers that the kernel redirects, for pods.
+    pub dns: Vec<UdpSocket>,
     /// For the launcher to start the process in.
     pub cgroup: Option<PathBuf>,
     /// 0 when there is none.
@@ -195,6 +197,7 @@ impl Host {
 /// What `weft-node` placed, in the agent's terms.
 pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement {
     let [mut http, mut grpc, mut tunnel, mut capture] = [const { Vec::new() }; 4];
+    let mut dns = Vec::new();
     for listener in placed.listeners {
         let list = match listener.kind {
             ListenerKind::RuntimeHttp => &mut http,
@@ -205,6 +208,10 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
             | ListenerKind::WorkloadApi
             | ListenerKind::Hubble
             | ListenerKind::Gateway => continue,
+            ListenerKind::Dns => {
+                dns.extend(listener.into_udp().ok());
+                continue;
+            }
         };
         if let Ok(socket) = listener.into_tcp() {
             list.push(socket);
@@ -230,6 +237,7 @@ pub fn from_node(placed: PlacedWorkload, node_addresses: &[IpAddr]) -> Placement
         grpc,
         tunnel,
         capture,
+        dns,
         cgroup: placed.cgroup,
         cgroup_id: placed.cgroup_id,
         endpoint: placed.endpoint,

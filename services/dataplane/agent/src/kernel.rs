@@ -92,6 +92,8 @@ pub struct Surroundings {
     pub view: View,
     /// The agents' folder.
     pub folder: PathBuf,
+    /// Where addresses of names are kept.
+    pub names: PathBuf,
 }
 
 impl KernelTables {
@@ -186,6 +188,8 @@ impl Writer {
             turn = turn::wait(&path) => Arc::new(turn),
             () = drain.draining() => return,
         };
+        // What the agent before learned of names until its end.
+        self.surroundings.view.mesh.keep_names(&self.surroundings.names);
         match tokio::task::spawn_blocking(move || handed.adopt()).await {
             Ok(Ok(datapath)) => self.adopted(datapath),
             Ok(Err(error)) => tracing::error!(%error, "the kernel's tables are not written"),

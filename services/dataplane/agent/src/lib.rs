@@ -13,6 +13,7 @@ mod certificates;
 mod channels;
 mod components;
 mod config;
+mod dns;
 mod egress;
 mod endpoints;
 mod error;

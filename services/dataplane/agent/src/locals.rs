@@ -25,6 +25,8 @@ use weft_tls::SvidCell;
 
 /// Connections of one workload to its runtime APIs: one app's flood takes its own share.
 const MAX_CONNECTIONS: usize = 4096;
+/// Its questions to resolvers under way: the same.
+const MAX_QUESTIONS: usize = 256;
 
 /// One workload of this node.
 #[derive(Debug)]
@@ -49,6 +51,8 @@ pub struct Local {
     pub connections: Arc<Semaphore>,
     /// What was asked of a shared endpoint.
     pub asked: Asked,
+    /// Bounds its questions to resolvers that are under way.
+    pub questions: Arc<Semaphore>,
     /// Cancelled when it is taken away.
     pub gone: CancellationToken,
     captures: AtomicBool,
@@ -144,6 +148,7 @@ impl Local {
             health: Arc::default(),
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             asked: Asked::default(),
+            questions: Arc::new(Semaphore::new(MAX_QUESTIONS)),
             gone: CancellationToken::new(),
             captures: AtomicBool::new(false),
             member: ArcSwapOption::empty(),

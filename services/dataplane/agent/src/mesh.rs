@@ -12,16 +12,19 @@ use crate::{
     journal::Journal,
     places::{Meaning, Places},
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
     sync::{Arc, OnceLock},
+    time::SystemTime,
 };
 use tokio::sync::watch;
+use weft_dns::Names;
 use weft_flows::Party;
 use weft_model::NumericIdentity;
-use weft_policy_engine::{Direction, PolicySet, RuleRef};
+use weft_policy_engine::{Direction, NameRule, PolicySet, RuleRef, is_meant};
 use weft_proto::weft::policy::v1::{self as pb, resource::Body};
 use weft_proxy::{Backends, Member, Routing, Speaks};
 use weft_route::spec::BackendRef;
@@ -33,6 +36,11 @@ const MAX_PER_KIND: usize = 1_000_000;
 /// A policy with the texts of its rules as flows show them, made once.
 #[derive(Debug)]
 pub struct Compiled {
+    /// As it was sent.
+    source: Arc<PolicySet>,
+    /// The rules by which it names peers by their names in DNS.
+    names: Vec<NameRule>,
+    /// With the addresses that these have now.
     set: Arc<PolicySet>,
     texts: HashMap<Arc<RuleRef>, Arc<str>>,
     /// What refuses by default, coming in and going out.
@@ -40,7 +48,12 @@ pub struct Compiled {
 }
 
 impl Compiled {
-    fn new(set: PolicySet) -> Self {
+    fn new(source: Arc<PolicySet>, names: &Names) -> Self {
+        let rules: Vec<NameRule> = source.names().into_iter().cloned().collect();
+        let set = match rules.is_empty() {
+            true => source.clone(),
+            false => Arc::new(source.bind(|rule| names.addresses(rule))),
+        };
         let entries = set.ingress().entries.iter().chain(&set.egress().entries);
         let texts = entries
             .map(|e| (e.rule.clone(), Arc::from(e.rule.to_string())))
@@ -50,18 +63,25 @@ impl Compiled {
             (!objects.is_empty()).then(|| format!("no rule of {}", objects.join(", ")).into())
         });
         Self {
-            set: Arc::new(set),
+            source,
+            names: rules,
+            set,
             texts,
             selected_by,
         }
     }
 
-    /// The policy.
+    /// The policy, with the addresses that its names have now.
     pub fn set(&self) -> &PolicySet {
         &self.set
     }
 
-    /// The same, shared.
+    /// The policy as it was sent, by whose id workloads name it.
+    pub fn source(&self) -> &PolicySet {
+        &self.source
+    }
+
+    /// The policy, shared.
     pub fn shared(&self) -> Arc<PolicySet> {
         self.set.clone()
     }
@@ -102,6 +122,10 @@ pub struct Mesh {
     pub ingress: Arc<OnceLock<Arc<AppContext>>>,
     /// Routes and gateways, as requests meet them.
     pub routing: Arc<Routing>,
+    /// Which addresses names have.
+    pub names: Arc<Names>,
+    /// Held while sets are bound anew, so that what is known of names gets into them in its order.
+    binding: Arc<Mutex<()>>,
     /// Policy is under audit on this node.
     audit: bool,
 }
@@ -117,6 +141,7 @@ struct Tables {
     places: Places,
     identities: HashMap<u32, Arc<pb::Identity>>,
     sets: HashMap<String, Arc<Compiled>>,
+    names: Arc<Names>,
     /// Components, configurations and services, by kind and name.
     others: HashMap<(String, String), Arc<pb::Resource>>,
 }
@@ -124,7 +149,9 @@ struct Tables {
 impl Mesh {
     /// Empty, as seen from `node`; all nodes' tunnels listen on `tunnel_port`.
     pub fn new(node: &str, tunnel_port: u16) -> Self {
+        let names = Arc::<Names>::default();
         let tables = Tables {
+            names: names.clone(),
             position: Position::default(),
             endpoints: Endpoints::new(node, tunnel_port),
             places: Places::default(),
@@ -141,6 +168,8 @@ impl Mesh {
             interest: Interest::default(),
             routing: Arc::default(),
             ingress: Arc::default(),
+            names,
+            binding: Arc::default(),
             audit: false,
         }
     }
@@ -263,7 +292,13 @@ impl Mesh {
         let identities =
             identities.map(|i| resource("identity", i.id.to_string(), Body::Identity((**i).clone())));
         let sets = tables.sets.values();
-        let sets = sets.map(|s| resource("policy-set", s.set().id().into(), Body::PolicySet(s.set().into())));
+        let sets = sets.map(|s| {
+            resource(
+                "policy-set",
+                s.source().id().into(),
+                Body::PolicySet(s.source().into()),
+            )
+        });
         let others = tables.others.values().map(|r| (**r).clone());
         pb::SubscribeResponse {
             version: tables.position.version,
@@ -431,6 +466,81 @@ impl Mesh {
         self.tables.read().endpoints.shared_here().cloned().collect()
     }
 
+    /// Changes what is known of names, and binds the policies anew that this concerns. `change` answers the names
+    /// whose addresses changed, and what is answered here as well.
+    pub fn change_names<T>(&self, change: impl FnOnce(&Names) -> (Vec<String>, T)) -> T {
+        let binding = self.binding.lock();
+        let (changed, answer) = change(&self.names);
+        if changed.is_empty() {
+            return answer;
+        }
+        let means = |rule: &NameRule| changed.iter().any(|name| is_meant(rule, name));
+        let concerned: Vec<(String, Arc<Compiled>)> = {
+            let tables = self.tables.read();
+            let sets = tables.sets.iter().filter(|(_, set)| set.names.iter().any(means));
+            sets.map(|(id, set)| (id.clone(), set.clone())).collect()
+        };
+        let mut bound = Vec::new();
+        for (id, old) in concerned {
+            let new = Compiled::new(old.source.clone(), &self.names);
+            if new.set.id() != old.set.id() {
+                bound.push((id, old, new));
+            }
+        }
+        if bound.is_empty() {
+            return answer;
+        }
+        {
+            let mut tables = self.tables.write();
+            let mut journal = self.journal.write();
+            for (id, old, new) in bound {
+                // One that came or went meanwhile was bound to the same names, or is gone.
+                if let Some(there) = tables.sets.get_mut(&id).filter(|there| Arc::ptr_eq(there, &old)) {
+                    *there = Arc::new(new);
+                    journal.resource("policy-set", &id);
+                }
+            }
+        }
+        drop(binding);
+        self.journal.notify();
+        self.touch();
+        answer
+    }
+
+    /// Takes over what an agent before this one knew of names.
+    pub fn take_over_names(&self, path: &Path) {
+        if let Err(error) = self.names.take_over(path, SystemTime::now()) {
+            tracing::warn!(path = %path.display(), %error, "starting without the addresses that names had");
+        }
+    }
+
+    /// The same once that agent has ended; and keeps them there from now on.
+    pub fn keep_names(&self, path: &Path) {
+        if let Err(error) = self.names.keep_in(path, SystemTime::now()) {
+            tracing::error!(
+                path = %path.display(), %error,
+                "addresses of names are not kept: after a restart connections to them are cut until they are asked for again"
+            );
+        }
+        self.bind_all();
+    }
+
+    /// Binds all policies that name names anew.
+    pub fn bind_all(&self) {
+        let _binding = self.binding.lock();
+        {
+            let mut tables = self.tables.write();
+            let names = tables.names.clone();
+            let mut journal = self.journal.write();
+            for (id, compiled) in tables.sets.iter_mut().filter(|(_, set)| !set.names.is_empty()) {
+                *compiled = Arc::new(Compiled::new(compiled.source.clone(), &names));
+                journal.resource("policy-set", id);
+            }
+        }
+        self.journal.notify();
+        self.touch();
+    }
+
     /// Waits until an endpoint and its policy are here.
     pub async fn governed(&self, id: &str) {
         let mut changed = self.subscribe();
@@ -567,8 +677,9 @@ impl Tables {
             }
             Change::Set(set) => {
                 full(self.sets.len(), "policy-set")?;
+                let compiled = Compiled::new(Arc::new(set), &self.names);
                 self.sets
-                    .insert(set.id().to_owned(), Arc::new(Compiled::new(set)));
+                    .insert(compiled.source.id().to_owned(), Arc::new(compiled));
             }
             Change::Other(key, resource) => {
                 full(self.others.len(), &key.kind)?;
@@ -779,5 +890,83 @@ mod tests {
         // A snapshot replaces all there was.
         again.apply(update(1, Vec::new()));
         assert!(again.read(|e| e.message("a").is_none()));
+    }
+
+    #[test]
+    fn names_are_bound_as_they_are_learned_and_kept_as_they_were_sent() {
+        use std::time::Duration;
+        use weft_policy_engine::{DirectionPolicy, Entry, PeerRef, Peers, Ports};
+        let entry = Entry {
+            deny: false,
+            rule: Arc::new(RuleRef {
+                kind: "CiliumNetworkPolicy".into(),
+                namespace: "default".into(),
+                name: "names".into(),
+                path: "egress[0]".into(),
+            }),
+            protocol: None,
+            ports: Ports::Any,
+            redirect: false,
+            http: Default::default(),
+            dns: Default::default(),
+            auth: Default::default(),
+            peers: Peers {
+                names: vec![NameRule::Pattern("*.test".into())],
+                ..Peers::default()
+            },
+        };
+        let egress = DirectionPolicy {
+            default_deny: true,
+            entries: vec![entry],
+            ..Default::default()
+        };
+        let set = PolicySet::new(DirectionPolicy::default(), egress);
+        let mesh = Mesh::new("n1", 15008);
+        mesh.apply(pb::SubscribeResponse {
+            version: 1,
+            epoch: "e".into(),
+            snapshot: true,
+            upserts: vec![
+                endpoint("a", "a", set.id()),
+                resource("policy-set", set.id(), Body::PolicySet((&set).into())),
+            ],
+            removes: Vec::new(),
+        });
+        mesh.journal.open();
+        mesh.journal.take();
+        let address: IpAddr = [192, 0, 2, 1].into();
+        let opens = || {
+            let peer = PeerRef {
+                identity: NumericIdentity::WORLD,
+                address: Some(address),
+            };
+            let policy = mesh.policy_of("a").unwrap();
+            policy.set().judge(Direction::Egress, peer, 6, 443).is_allowed()
+        };
+        let learn = |name: &str| {
+            mesh.change_names(|names| {
+                let learned = names.learn(name, &[address], Duration::from_secs(1), SystemTime::now());
+                (vec![name.to_owned()], learned.changed)
+            })
+        };
+        assert!(!opens());
+        assert!(learn("a.example") && !opens(), "no rule means it");
+        assert!(mesh.journal.take().resources.is_empty());
+        assert!(learn("a.test") && opens());
+        let told = mesh.journal.take().resources;
+        assert_eq!(told, [("policy-set".to_owned(), set.id().to_owned())].into());
+        // What is kept for the next start is what was sent.
+        let kept = mesh.snapshot();
+        assert!(
+            kept.upserts
+                .iter()
+                .any(|r| r.body == Some(Body::PolicySet((&set).into())))
+        );
+        // A policy that comes anew is bound at once.
+        mesh.apply(kept);
+        assert!(opens());
+        let later = SystemTime::now() + Duration::from_secs(60);
+        mesh.change_names(|names| (names.forget(&Default::default(), later), ()));
+        assert!(!opens());
     }
 }

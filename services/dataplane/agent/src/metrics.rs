@@ -41,6 +41,15 @@ pub struct Counters {
     pub open: Family<Listener, Gauge>,
     /// Connections closed without an answer.
     pub refused: Family<Reason, Counter>,
+    /// Questions to resolvers.
+    pub queries: Family<Outcome, Counter>,
+}
+
+/// What became of a question to a resolver.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// `answered`, `refused`, `failed`, `malformed`, `too_many`, `unknown`.
+    pub outcome: &'static str,
 }
 
 impl Counters {
@@ -52,6 +61,10 @@ impl Counters {
             refused: metrics.family(
                 "connections_refused",
                 "Connections closed because their caller is not known, or not served now",
+            ),
+            queries: metrics.family(
+                "dns_queries",
+                "Questions to resolvers that policy judges name by name, by what became of them",
             ),
         }
     }
@@ -71,6 +84,8 @@ pub struct Gauges {
     pub capture: std::sync::Arc<weft_capture::Capture>,
     /// The kernel's policy tables.
     pub kernel: Option<crate::kernel::KernelTables>,
+    /// Which addresses names have.
+    pub names: std::sync::Arc<weft_dns::Names>,
 }
 
 impl std::fmt::Debug for Gauges {
@@ -161,6 +176,13 @@ impl Collector for Gauges {
             let counter = ConstCounter::new(counter.load(std::sync::atomic::Ordering::Relaxed));
             counter.encode(family.encode_family(&labels)?)?;
         }
+        let addresses = count(self.names.len().1);
+        addresses.encode(encoder.encode_descriptor(
+            "dns_addresses",
+            "Addresses of names that resolvers answered, at most 8192",
+            None,
+            addresses.metric_type(),
+        )?)?;
         let tunnels = count(self.tunnels.connections());
         tunnels.encode(encoder.encode_descriptor(
             "tunnels",

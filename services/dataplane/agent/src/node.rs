@@ -8,6 +8,7 @@ use crate::{
     backoff::Backoff,
     capture,
     config::AgentConfig,
+    dns,
     error::AgentError,
     harden,
     host::{Host, Placement, from_node},
@@ -25,7 +26,7 @@ use std::{
 };
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use weft_bpf::{Counters, Origins};
+use weft_bpf::{Conntrack, Counters, Origins, Questions};
 use weft_drain::Watcher;
 use weft_handoff::{AgentLink, Connected, Event, Events, Hello, ListenerKind};
 use weft_proto::weft::dataplane::v1::Capability;
@@ -35,6 +36,9 @@ const ORIGINS: &str = "origins";
 /// Of what the programs tell of packets, and of what they count.
 const EVENTS: &str = "events";
 const COUNTERS: &str = "counters";
+/// Of whom questions to resolvers were for, and of connections.
+const ASKED: &str = "asked";
+const CONNTRACK: &str = "conntrack";
 
 /// What the start needs of it.
 pub struct NodeSide {
@@ -160,6 +164,22 @@ impl NodeSide {
         }
     }
 
+    /// The kernel's records of whom questions to resolvers were for; none where it keeps none.
+    pub fn questions(&mut self) -> Result<Option<Arc<Questions>>, AgentError> {
+        match &mut self.link {
+            Link::Node { hello, .. } => questions(hello),
+            Link::Rootless => Ok(None),
+        }
+    }
+
+    /// The connections that the kernel knows, to look at.
+    pub fn conntrack(&mut self) -> Result<Option<Arc<Conntrack>>, AgentError> {
+        match &mut self.link {
+            Link::Node { hello, .. } => conntrack(hello),
+            Link::Rootless => Ok(None),
+        }
+    }
+
     /// By which other nodes reach this one.
     pub fn addresses(&self, config: &AgentConfig) -> Vec<IpAddr> {
         match &self.link {
@@ -249,6 +269,8 @@ pub async fn run(
                 let mut hello = connected.hello;
                 let tables = kernel(&mut hello)?;
                 shared.origins.store(origins(&mut hello)?);
+                shared.dns.questions.store(questions(&mut hello)?);
+                shared.dns.conntrack.store(conntrack(&mut hello)?);
                 replaced = serve_node(&shared, hello)?;
                 let placements = connected.workloads.into_iter().map(|w| from_node(w, &addresses));
                 current.store(Arc::new(connected.link));
@@ -290,6 +312,17 @@ fn origins(hello: &mut Hello) -> Result<Option<Arc<Origins>>, AgentError> {
     Ok(origins.transpose()?)
 }
 
+/// The kernel's records of whom questions were for. A node of an earlier release has none, and sends none.
+fn questions(hello: &mut Hello) -> Result<Option<Arc<Questions>>, AgentError> {
+    let map = hello.maps.remove(ASKED);
+    Ok(map.map(|map| Questions::from_fd(map).map(Arc::new)).transpose()?)
+}
+
+fn conntrack(hello: &mut Hello) -> Result<Option<Arc<Conntrack>>, AgentError> {
+    let map = hello.maps.remove(CONNTRACK);
+    Ok(map.map(|map| Conntrack::reading(map).map(Arc::new)).transpose()?)
+}
+
 /// The kernel's policy tables. A node that has some of them only is of another release.
 fn kernel(hello: &mut Hello) -> Result<Option<Handed>, AgentError> {
     if !hello.maps.contains_key("sets") {
@@ -319,6 +352,12 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
         if kind.is_unix() {
             continue;
         }
+        if kind == ListenerKind::Dns {
+            let socket = listener.into_udp().map_err(fail)?;
+            let socket = dns::to_tokio(&socket).map_err(fail)?;
+            tokio::spawn(dns::attributed(shared.clone(), socket, replaced.clone()));
+            continue;
+        }
         let socket = listener.into_tcp().map_err(fail)?;
         let socket = listen::to_tokio(&socket).map_err(fail)?;
         let api = match kind {
@@ -338,7 +377,8 @@ fn serve_node(shared: &Arc<Shared>, hello: Hello) -> Result<CancellationToken, A
             ListenerKind::LocalApi
             | ListenerKind::WorkloadApi
             | ListenerKind::Hubble
-            | ListenerKind::Gateway => continue,
+            | ListenerKind::Gateway
+            | ListenerKind::Dns => continue,
         };
         let Some(origins) = origins.clone() else {
             tracing::warn!(

@@ -195,6 +195,7 @@ impl Rootless {
             grpc: vec![grpc],
             tunnel: Vec::new(),
             capture: Vec::new(),
+            dns: Vec::new(),
             cgroup: None,
             cgroup_id: 0,
             endpoint: 0,

@@ -120,14 +120,80 @@ impl Judge for View {
     }
 }
 
+/// A question of a workload of this node to a resolver.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// Who asks.
+    pub workload: &'a str,
+    /// The resolver.
+    pub resolver: &'a Party,
+    /// Where it is.
+    pub at: SocketAddr,
+    /// IANA number of the protocol.
+    pub protocol: u8,
+    /// What is asked for, in lower case and without the dot at the end.
+    pub name: &'a str,
+}
+
+impl Query<'_> {
+    fn peer(&self) -> PeerRef {
+        PeerRef {
+            identity: self.resolver.identity,
+            address: Some(self.at.ip()),
+        }
+    }
+}
+
+impl View {
+    /// Whether a workload may ask this.
+    pub fn judge_query(&self, query: &Query<'_>) -> Decision {
+        let Some(policy) = self.mesh.policy_of(query.workload) else {
+            return unknown_policy();
+        };
+        let verdict = policy
+            .set()
+            .judge_query(query.peer(), query.protocol, query.at.port(), query.name);
+        let rule = policy.text(verdict.rule());
+        let decision = match verdict {
+            // Nothing proves who answers.
+            Verdict::Allowed { auth: true, .. } => Decision::refuse(DropReason::AuthRequired, rule),
+            Verdict::Allowed { .. } => Decision::allow(rule),
+            Verdict::Denied { .. } => {
+                let egress = weft_policy_engine::Direction::Egress;
+                Decision::refuse(
+                    DropReason::PolicyDenied,
+                    rule.or_else(|| policy.selected_by(egress)),
+                )
+            }
+        };
+        if decision.refused.is_some() && self.mesh.is_audited(query.workload) {
+            return decision.under_audit();
+        }
+        decision
+    }
+
+    /// Whether what a workload asks there is judged name by name.
+    pub fn judges_queries(&self, query: &Query<'_>) -> bool {
+        let policy = self.mesh.policy_of(query.workload);
+        policy.is_some_and(|p| {
+            p.set()
+                .judges_queries(query.peer(), query.protocol, query.at.port())
+        })
+    }
+}
+
+/// Not here yet, or not usable: closed.
+fn unknown_policy() -> Decision {
+    Decision::refuse(
+        DropReason::PolicyDenied,
+        Some("the workload's policy is not known yet".into()),
+    )
+}
+
 impl View {
     fn decide(&self, question: &Question<'_>, request: Option<&RequestLine<'_>>) -> Decision {
         let Some(policy) = self.mesh.policy_of(question.workload) else {
-            // Not here yet, or not usable: closed.
-            return Decision::refuse(
-                DropReason::PolicyDenied,
-                Some("the workload's policy is not known yet".into()),
-            );
+            return unknown_policy();
         };
         let (direction, other) = match question.direction {
             Direction::Egress => (weft_policy_engine::Direction::Egress, question.destination),
@@ -365,6 +431,7 @@ mod tests {
             ports: Ports::Range(50002, 50002),
             redirect: false,
             http: Default::default(),
+            dns: Default::default(),
             auth: Default::default(),
             peers: Peers {
                 identities: vec![NumericIdentity(400)],
@@ -423,6 +490,7 @@ mod tests {
             ports: Ports::Range(80, 80),
             redirect: true,
             http: Default::default(),
+            dns: Default::default(),
             auth: weft_policy_engine::Authentication::Required,
             peers: Peers::any(),
         };
@@ -497,6 +565,7 @@ mod tests {
             ports: Ports::Range(port, port),
             redirect,
             http: Default::default(),
+            dns: Default::default(),
             auth,
             peers: Peers::any(),
         };

@@ -7,14 +7,19 @@
 use crate::{
     agent::Shared,
     backoff::Backoff,
-    capture,
+    capture, dns,
     endpoints::party,
     host::Placement,
     listen::{self, Api},
     locals::Local,
     registry::{Registry, RegistryError},
 };
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{TcpListener, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use weft_model::{SpiffeId, TrustDomain};
 use weft_proto::weft::{dataplane::v1::WorkloadSpec, policy::v1 as pb};
@@ -96,6 +101,8 @@ pub struct Driver {
     pub tunnel: Vec<TcpListener>,
     /// Connections that the kernel redirects.
     pub capture: Vec<TcpListener>,
+    /// Where the kernel sends questions to resolvers; empty for processes.
+    pub dns: Vec<UdpSocket>,
     /// Told how far it is.
     pub progress: watch::Sender<Progress>,
 }
@@ -340,6 +347,10 @@ impl Driver {
                 let (shared, local) = (self.shared.clone(), self.local.clone());
                 tokio::spawn(listen::own(shared, local, listener, api));
             }
+        }
+        for socket in &self.dns {
+            let socket = dns::to_tokio(socket)?;
+            tokio::spawn(dns::own(self.shared.clone(), self.local.clone(), socket));
         }
         for listener in &self.capture {
             let listener = listen::to_tokio(listener)?;

@@ -38,11 +38,15 @@ pub struct Connection {
     pub tunnel: bool,
     /// Policy refused it when it was last judged.
     pub refused: bool,
+    /// One end has ended it; the other may still send.
+    pub closing: bool,
 }
 
 /// `WEFT_CONNECTION_*`.
 const TUNNEL: u8 = 2;
 const REFUSED: u8 = 4;
+/// `WEFT_STATE_CLOSING`.
+const CLOSING: u8 = 2;
 
 fn connection(key: &RawConnectionKey, value: &RawConnection) -> Option<Connection> {
     Some(Connection {
@@ -58,6 +62,7 @@ fn connection(key: &RawConnectionKey, value: &RawConnection) -> Option<Connectio
         expires: value.expires,
         tunnel: value.flags & TUNNEL != 0,
         refused: value.flags & REFUSED != 0,
+        closing: value.proto_state == CLOSING,
     })
 }
 
@@ -72,6 +77,13 @@ impl Conntrack {
     pub(crate) fn from_fd(fd: OwnedFd, epoch: &Arc<Epoch>) -> Result<Self, Error> {
         Ok(Self {
             table: Table::remembered(fd, "conntrack", epoch)?,
+        })
+    }
+
+    /// The same, to read only.
+    pub fn reading(fd: OwnedFd) -> Result<Self, Error> {
+        Ok(Self {
+            table: Table::from_fd(fd, "conntrack")?,
         })
     }
 

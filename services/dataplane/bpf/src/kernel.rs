@@ -52,6 +52,8 @@ pub struct Options {
     pub tunnel_port: u16,
     /// Where the agent takes captured connections.
     pub capture_port: u16,
+    /// Where the agent takes questions to resolvers.
+    pub dns_port: u16,
     /// How many connections are remembered. Adopted maps keep the size they were made with.
     pub max_connections: u32,
     /// How many entries all policy sets may have together; the same holds.
@@ -75,6 +77,7 @@ impl Options {
             strict: false,
             tunnel_port: 15008,
             capture_port: 15001,
+            dns_port: 15053,
             max_connections: 131_072,
             max_policy_entries: 1 << 20,
             event_bytes: 1 << 20,
@@ -193,6 +196,7 @@ impl Kernel {
             .map_max_entries("policy", options.max_policy_entries.max(1))
             .override_global("tunnel_port", &options.tunnel_port, true)
             .override_global("capture_port", &options.capture_port, true)
+            .override_global("dns_port", &options.dns_port, true)
             .override_global("root_cgroup", &cgroup_id, true)
             .override_global("root_level", &level, true)
             .map_max_entries("pending", options.max_pending.max(1))

@@ -6,7 +6,7 @@ pub(crate) mod packet;
 
 /// Goes up with every change of a map's key, value or meaning: maps of another number are not
 /// adopted but made anew.
-pub(crate) const LAYOUT: u32 = 3;
+pub(crate) const LAYOUT: u32 = 4;
 
 /// `WEFT_PASSING`.
 pub(crate) const PASSING: u32 = 1024;
@@ -88,6 +88,27 @@ pub(crate) struct RawConnected {
     pub(crate) zero: u32,
 }
 
+/// `struct weft_asked_key`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RawAskedKey {
+    pub(crate) netns: u64,
+    pub(crate) saddr: [u8; 16],
+    pub(crate) sport: u16,
+    pub(crate) zero: [u16; 3],
+}
+
+/// `struct weft_asked`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct RawAsked {
+    pub(crate) daddr: [u8; 16],
+    pub(crate) target: [u8; 16],
+    pub(crate) dport: u16,
+    pub(crate) tport: u16,
+    pub(crate) index: u32,
+}
+
 /// `struct weft_process`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -161,6 +182,10 @@ unsafe impl Plain for RawEndpoint {}
 unsafe impl Plain for RawActive {}
 // SAFETY: as above.
 unsafe impl Plain for RawConnected {}
+// SAFETY: as above.
+unsafe impl Plain for RawAskedKey {}
+// SAFETY: as above.
+unsafe impl Plain for RawAsked {}
 // SAFETY: as above.
 unsafe impl Plain for RawProcess {}
 // SAFETY: as above.

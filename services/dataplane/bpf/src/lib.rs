@@ -8,6 +8,7 @@
 //! - [`Kernel`]: load or adopt, register workloads, read counters. Needs root.
 //! - [`Origins`]: read an accepted socket's caller. Needs the map's descriptor only.
 //! - [`Endpoints`]: write what is enforced for whom. Needs the map's descriptor only.
+//! - [`Questions`]: read whom a question to a resolver was for. Needs the map's descriptor only.
 //! - [`Services`]: write which backends a service has. Needs the maps' descriptors only.
 //! - [`Datapath`]: write who is who and what is allowed. Needs the maps' descriptors only.
 //! - [`Events`]: read what became of packets. Needs the map's descriptor only.
@@ -21,6 +22,7 @@
 //! registered before its first process starts.
 
 mod addresses;
+mod asked;
 mod close;
 mod conntrack;
 mod counters;
@@ -55,6 +57,7 @@ mod tcx;
 mod trial;
 
 pub use addresses::{Address, Addresses};
+pub use asked::{Question, Questions};
 pub use close::{Closer, Gone};
 pub use conntrack::{Connection, Conntrack};
 pub use counters::Counters;
@@ -74,7 +77,7 @@ pub use policy::{Direction, Entry, Policy, PolicyKey, RangeKey, Set, Sets};
 pub use probe::{Capability, probe};
 pub use running::Running;
 pub use services::{Backend, Change, Frontend, Services, Transport};
-pub use sockets::{OwnSockets, netns_cookie};
+pub use sockets::{OwnSockets, netns_cookie, netns_of};
 pub use tcx::{Attached, Hooked, Neighbour, TestRun};
 pub use trial::{Others, Trial, others, trials};
 

@@ -113,6 +113,18 @@ struct {
 	__type(value, struct weft_connected);
 } connected SEC(".maps");
 
+/*
+ * The resolvers that questions on their way to the agent were for: written as they leave, when their source is
+ * known. The oldest give way.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct weft_asked_key);
+	__type(value, struct weft_asked);
+} asked SEC(".maps");
+
 /* Whose packets these are, for processes. The oldest give way. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -158,6 +170,8 @@ struct {
 
 /* Where the agent listens for captured connections, on the loopback of the caller's namespace. */
 const volatile __u16 capture_port = 15001;
+/* The same for questions to resolvers. */
+const volatile __u16 dns_port = 15053;
 
 /* Puts the enumeration into the object's BTF, where the names are compared with user space's. */
 const volatile enum weft_counter last_counter = WEFT_COUNTERS;

@@ -9,8 +9,8 @@ use object::{Object, ObjectSection, ObjectSymbol};
 use crate::kernel::OBJECT;
 use crate::layout::packet::*;
 use crate::layout::{
-    COUNTERS, RawActive, RawBackend, RawBackendKey, RawConnected, RawEndpoint, RawMember, RawOrigin,
-    RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
+    COUNTERS, RawActive, RawAsked, RawAskedKey, RawBackend, RawBackendKey, RawConnected, RawEndpoint,
+    RawMember, RawOrigin, RawProcess, RawService, RawServiceKey, RawTuple, RawWorkload,
 };
 
 /// What built [`OBJECT`]: the compiler's name, or "prebuilt".
@@ -191,6 +191,25 @@ fn layouts_agree_between_c_and_rust() {
                 sport,
                 bport,
                 zero
+            }),
+        ),
+        (
+            "weft_asked_key",
+            shape!(RawAskedKey {
+                netns,
+                saddr,
+                sport,
+                zero
+            }),
+        ),
+        (
+            "weft_asked",
+            shape!(RawAsked {
+                daddr,
+                target,
+                dport,
+                tport,
+                index
             }),
         ),
         (

@@ -8,6 +8,7 @@
 
 #include "local.bpf.h"
 #include "packet.bpf.h"
+#include "question.bpf.h"
 #include "verdict.bpf.h"
 
 /*
@@ -71,6 +72,8 @@ static __always_inline int on_process(struct __sk_buff *skb, __u8 dir)
 	p.endpoint = endpoint_of_packet(skb);
 	reason = read_packet(skb, &p, 0, v4);
 	if (dir == WEFT_OUT && !reason) {
+		if (is_question(&p))
+			note_question(skb, &p);
 		p.endpoint = sender_of(skb, &p);
 		if (p.proto == IPPROTO_UDP)
 			note_sender(&p, p.endpoint);

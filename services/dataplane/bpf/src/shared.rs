@@ -23,7 +23,7 @@ const WRITTEN: [&str; 11] = [
     "events",
 ];
 /// What it only reads. A program that could write its callers' records could make up callers.
-const READ: [&str; 2] = ["origins", "counters"];
+const READ: [&str; 4] = ["origins", "counters", "asked", "conntrack"];
 
 impl Kernel {
     /// Descriptors of the shared maps by name; a map that the programs do not have is left out.

@@ -14,6 +14,7 @@
 #include "caller.bpf.h"
 #include "datagram.bpf.h"
 #include "maps.bpf.h"
+#include "question.bpf.h"
 #include "stream.bpf.h"
 
 #define ALLOW 1
@@ -146,16 +147,23 @@ static __always_inline int on_datagram(struct bpf_sock_addr *ctx, int family, in
 	struct weft_service_key key ALIGNED = { .proto = IPPROTO_UDP };
 	struct weft_caller caller = {};
 	struct weft_place to ALIGNED = {};
-	int answer;
+	int answer, asked;
 
 	find_caller(ctx, &caller);
 	read_place(ctx, family, key.addr, &key.port);
 	answer = datagram_to(ctx, &caller, &key, &to);
 	if (answer < 0)
 		return refuse(answer);
+	if (answer) {
+		copy_addr(to.addr, key.addr);
+		to.port = key.port;
+	}
+	asked = ask_agent(ctx, &caller, &key, &to);
+	if (asked < 0)
+		return refuse(asked);
 	if (connecting)
-		remember(ctx, &key, answer ? 0 : &to);
-	return answer ? ALLOW : rewrite(ctx, family, &to);
+		remember(ctx, &key, answer || asked ? 0 : &to);
+	return answer && !asked ? ALLOW : rewrite(ctx, family, &to);
 }
 
 /* Made by the node for the agent: where it goes is decided already. */
@@ -188,7 +196,7 @@ static __always_inline int on_recvmsg(struct bpf_sock_addr *ctx, int family)
 	struct weft_place from ALIGNED = {}, service ALIGNED = {};
 
 	read_place(ctx, family, from.addr, &from.port);
-	if (service_of(ctx, &from, &service))
+	if (resolver_of(ctx, &from, &service) || service_of(ctx, &from, &service))
 		write_place(ctx, family, &service);
 	return ALLOW;
 }

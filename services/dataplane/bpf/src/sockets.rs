@@ -171,6 +171,11 @@ pub fn netns_cookie() -> io::Result<u64> {
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
+    netns_of(&socket)
+}
+
+/// The cookie of the network namespace that a socket was made in.
+pub fn netns_of(socket: &impl AsRawFd) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: a live integer and its length; the kernel writes no more than that.

@@ -23,14 +23,14 @@ struct weft_route {
 };
 
 static __always_inline int redirects(const struct weft_endpoint *endpoint, __u8 dir, __u32 identity,
-				     const struct weft_place *target)
+				     const struct weft_place *target, __u8 proto)
 {
 	struct weft_question question = {
 		.key = {
 			.set = endpoint->set,
 			.identity = identity,
 			.port = target->port,
-			.proto = IPPROTO_TCP,
+			.proto = proto,
 			.dir = dir,
 		},
 	};
@@ -52,11 +52,11 @@ static __always_inline int wants_agent(const struct weft_endpoint *endpoint, con
 {
 	struct weft_endpoint other = {};
 
-	if (redirects(endpoint, WEFT_OUT, peer->identity, target))
+	if (redirects(endpoint, WEFT_OUT, peer->identity, target, IPPROTO_TCP))
 		return 1;
 	if (!(peer->flags & WEFT_ADDRESS_LOCAL) || !find_endpoint(peer->endpoint, &other))
 		return 0;
-	return redirects(&other, WEFT_IN, endpoint->identity, target);
+	return redirects(&other, WEFT_IN, endpoint->identity, target, IPPROTO_TCP);
 }
 
 /* 0, or an error number, negative, with which connect fails. */

@@ -174,12 +174,36 @@ struct weft_connected {
 /* A resolver asks a handful of servers from one socket. */
 #define WEFT_MAPPINGS 8
 
+/* Where a question to a resolver comes from that was sent to the agent. */
+struct weft_asked_key {
+	__u64 netns;
+	__u8 saddr[16];
+	__u16 sport;
+	__u16 zero[3];
+};
+
+/* Whom it was for. */
+struct weft_asked {
+	/* The resolver as the caller wrote it. */
+	__u8 daddr[16];
+	/* What was chosen in its place: a service's backend, or the same. */
+	__u8 target[16];
+	/* 0: nothing was asked. */
+	__u16 dport;
+	__u16 tport;
+	/* The caller's endpoint number. */
+	__u32 index;
+};
+
 /* Kept on UDP sockets. */
 struct weft_datagram {
 	/* The endpoint of the process that sent last; 0 if it was none. */
 	__u32 index;
 	__u32 clock;
 	struct weft_mapping mappings[WEFT_MAPPINGS];
+	/* The namespace's cookie, and the last question that was sent to the agent. */
+	__u64 netns;
+	struct weft_asked asked;
 };
 
 enum weft_counter {

@@ -103,7 +103,7 @@ pub struct Port {
 pub struct Update {
     /// This is all there is: what is not in it is gone.
     pub complete: bool,
-    /// Policies by id. They come before, and stay longer than, the endpoints they govern.
+    /// Policies by the id that [`Governed`] names, which is not their own where they name names. They come before, and stay longer than, the endpoints they govern.
     pub sets: Vec<(Arc<str>, Option<Arc<PolicySet>>)>,
     /// Workloads of this node by id.
     pub here: Vec<(Arc<str>, Option<Here>)>,
@@ -172,9 +172,12 @@ fn unlist<K: std::hash::Hash + Eq, V: Ord>(index: &mut HashMap<K, BTreeSet<V>>, 
 impl Facts {
     pub(crate) fn set_set(&mut self, id: Arc<str>, set: Option<Arc<PolicySet>>, touched: &mut Touched) {
         let users = self.governed_by.get(&id).into_iter().flatten();
-        // Sets are named by their content: one that is there does not change.
+        // One that is there changes with the addresses of the names in it, and then has another id of its own.
         let changed = match set {
-            Some(set) => self.sets.insert(id, set).is_none(),
+            Some(set) => {
+                let new = set.id().to_owned();
+                self.sets.insert(id, set).is_none_or(|old| *old.id() != *new)
+            }
             None => self.sets.remove(&id).is_some(),
         };
         if changed {

@@ -91,6 +91,8 @@ pub enum Kind {
     Closed,
     /// A packet: the first of a connection, or one that was refused.
     Packet,
+    /// A question to a resolver.
+    Dns,
 }
 
 impl Kind {
@@ -109,6 +111,7 @@ impl Kind {
             Self::Connection => "connection",
             Self::Closed => "closed",
             Self::Packet => "packet",
+            Self::Dns => "dns",
         }
     }
 }
@@ -293,6 +296,8 @@ pub struct Flow {
     pub forged: Box<[&'static str]>,
     /// Policy lets it pass with both ends proven only.
     pub auth: bool,
+    /// Of a question to a resolver: what was asked, and answered.
+    pub dns: Option<Box<Dns>>,
 }
 
 impl Flow {
@@ -331,8 +336,32 @@ impl Flow {
             authority: Arc::default(),
             forged: Box::default(),
             auth: false,
+            dns: None,
         }
     }
+}
+
+/// A question to a resolver, and its answer where there is one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    /// IANA number of the protocol it came by.
+    pub protocol: u8,
+    /// The name, without the dot at the end.
+    pub query: Arc<str>,
+    /// What of it was asked for: `A`.
+    pub kind: String,
+    /// Whether the resolver was asked and answered.
+    pub answered: bool,
+    /// The response code: of the resolver, or of the agent in its place.
+    pub code: u16,
+    /// The addresses in the answer.
+    pub addresses: Vec<IpAddr>,
+    /// For how many seconds it holds.
+    pub ttl: u32,
+    /// The names that the query stands for.
+    pub aliases: Vec<String>,
+    /// Types of the records in the answer.
+    pub kinds: Vec<String>,
 }
 
 /// A packet that the kernel judged.

@@ -13,7 +13,7 @@ mod log;
 mod sample;
 
 pub use flow::{
-    Direction, DropReason, Flow, HttpVersion, Kind, MAX_AUTHORITY_BYTES, MAX_PATH_BYTES, MethodText, Packet,
-    Party, Proof, ServiceName, Traffic, Verdict, Via, bounded_authority, bounded_path,
+    Direction, Dns, DropReason, Flow, HttpVersion, Kind, MAX_AUTHORITY_BYTES, MAX_PATH_BYTES, MethodText,
+    Packet, Party, Proof, ServiceName, Traffic, Verdict, Via, bounded_authority, bounded_path,
 };
 pub use log::{Counts, FlowLog, Item, Reader, Recorded, Seen};

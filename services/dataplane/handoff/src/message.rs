@@ -3,7 +3,7 @@
 use crate::HandoffError;
 use std::{
     io,
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixListener,
@@ -48,10 +48,12 @@ pub enum ListenerKind {
     Hubble,
     /// A port of a gateway.
     Gateway,
+    /// Redirected questions to resolvers (15053): a UDP socket.
+    Dns,
 }
 
 impl ListenerKind {
-    /// Whether it is a unix socket; the others are TCP.
+    /// Whether it is a unix socket; the others are TCP, but for [`ListenerKind::Dns`].
     pub fn is_unix(self) -> bool {
         matches!(self, Self::LocalApi | Self::WorkloadApi | Self::Hubble)
     }
@@ -66,6 +68,7 @@ impl ListenerKind {
             Self::WorkloadApi => proto::ListenerKind::WorkloadApi,
             Self::Hubble => proto::ListenerKind::Hubble,
             Self::Gateway => proto::ListenerKind::Gateway,
+            Self::Dns => proto::ListenerKind::Dns,
         }
     }
 
@@ -80,6 +83,7 @@ impl ListenerKind {
             proto::ListenerKind::WorkloadApi => Self::WorkloadApi,
             proto::ListenerKind::Hubble => Self::Hubble,
             proto::ListenerKind::Gateway => Self::Gateway,
+            proto::ListenerKind::Dns => Self::Dns,
         })
     }
 }
@@ -172,7 +176,7 @@ impl GoneBackend {
     }
 }
 
-/// A listening socket as the agent gets it: non-blocking, bound and listening.
+/// A listening socket as the agent gets it: non-blocking, bound and, unless it is UDP, listening.
 ///
 /// The node and perhaps another agent hold the same socket, so it is only ever closed, never shut
 /// down: `shutdown(2)` would end it for all.
@@ -187,20 +191,31 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// The address of a TCP listener; `None` for a unix socket.
+    /// The address of a TCP or UDP socket; `None` for a unix socket.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         self.address.parse().ok()
     }
 
     /// As a TCP listener, ready for `tokio::net::TcpListener::from_std`.
     pub fn into_tcp(self) -> io::Result<TcpListener> {
-        if self.kind.is_unix() {
+        if self.kind.is_unix() || self.kind == ListenerKind::Dns {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                "this is a unix socket",
+                "this is no TCP listener",
             ));
         }
         Ok(TcpListener::from(self.socket))
+    }
+
+    /// As a UDP socket, ready for `tokio::net::UdpSocket::from_std`.
+    pub fn into_udp(self) -> io::Result<UdpSocket> {
+        if self.kind != ListenerKind::Dns {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "this is no UDP socket",
+            ));
+        }
+        Ok(UdpSocket::from(self.socket))
     }
 
     /// As a unix listener, ready for `tokio::net::UnixListener::from_std`.

@@ -21,11 +21,13 @@ const RUNTIME: [(ListenerKind, u16); 2] = [
 const TUNNEL: u16 = 15008;
 /// Where the kernel's programs send connections that are to be captured.
 const CAPTURE: u16 = 15001;
+/// The same for questions to resolvers.
+const DNS: u16 = 15053;
 /// How many connects wait while no agent accepts; the namespace's `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
-/// What a namespace gets: the tunnel on every address it has or will have, the capture listener on
-/// loopback, and, where apps speak the runtime APIs, those as well.
+/// What a namespace gets: the tunnel on every address it has or will have, the capture listener and the one for
+/// questions to resolvers on loopback, and, where apps speak the runtime APIs, those as well.
 pub(crate) fn open_all(runtime: bool, place: &str) -> Result<Vec<SharedListener>, NodeError> {
     let mut wanted = vec![
         (
@@ -38,7 +40,7 @@ pub(crate) fn open_all(runtime: bool, place: &str) -> Result<Vec<SharedListener>
         ),
     ];
     let runtime = RUNTIME.into_iter().filter(|_| runtime);
-    for (kind, port) in runtime.chain([(ListenerKind::Capture, CAPTURE)]) {
+    for (kind, port) in runtime.chain([(ListenerKind::Capture, CAPTURE), (ListenerKind::Dns, DNS)]) {
         wanted.push((kind, SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
         wanted.push((kind, SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
     }
@@ -55,7 +57,11 @@ pub(crate) fn open_gateway(port: u16, place: &str) -> Result<Vec<SharedListener>
 fn open(wanted: Vec<(ListenerKind, SocketAddr)>, place: &str) -> Result<Vec<SharedListener>, NodeError> {
     let mut listeners = Vec::with_capacity(wanted.len());
     for (kind, address) in wanted {
-        match tcp_listener(address) {
+        let made = match kind {
+            ListenerKind::Dns => udp_socket(address),
+            _ => tcp_listener(address),
+        };
+        match made {
             Ok(socket) => {
                 listeners.push(SharedListener {
                     kind,
@@ -95,23 +101,39 @@ fn tcp_socket(family: AddressFamily) -> io::Result<OwnedFd> {
 }
 
 fn tcp_listener(address: SocketAddr) -> io::Result<OwnedFd> {
-    let fd = match address {
-        SocketAddr::V4(_) => tcp_socket(AddressFamily::Inet)?,
-        SocketAddr::V6(_) => {
-            let fd = tcp_socket(AddressFamily::Inet6)?;
-            setsockopt(&fd, sockopt::Ipv6V6Only, &true)?;
-            fd
-        }
-    };
+    let fd = tcp_socket(family(address))?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-    // The namespace's loopback may still be down.
-    match address {
-        SocketAddr::V4(_) => setsockopt(&fd, sockopt::IpFreebind, &true)?,
-        SocketAddr::V6(_) => set_ipv6_freebind(&fd)?,
-    }
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    put(&fd, address)?;
     listen(&fd, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
     Ok(fd)
+}
+
+/// Without SO_REUSEADDR, with which others could take the port of a UDP socket as well.
+fn udp_socket(address: SocketAddr) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let fd = socket(family(address), SockType::Datagram, flags, None)?;
+    put(&fd, address)?;
+    Ok(fd)
+}
+
+fn family(address: SocketAddr) -> AddressFamily {
+    match address {
+        SocketAddr::V4(_) => AddressFamily::Inet,
+        SocketAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+/// Gives a socket its address, IPv4 and IPv6 apart.
+fn put(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() {
+        setsockopt(fd, sockopt::Ipv6V6Only, &true)?;
+    }
+    // The namespace's loopback may still be down.
+    match address {
+        SocketAddr::V4(_) => setsockopt(fd, sockopt::IpFreebind, &true)?,
+        SocketAddr::V6(_) => set_ipv6_freebind(fd)?,
+    }
+    Ok(bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?)
 }
 
 fn set_ipv6_freebind(fd: &OwnedFd) -> io::Result<()> {

@@ -211,6 +211,7 @@ impl Owner {
             grpc: placement.grpc,
             tunnel: placement.tunnel,
             capture: placement.capture,
+            dns: placement.dns,
             progress,
         };
         tokio::spawn(driver.run());

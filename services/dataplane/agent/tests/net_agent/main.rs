@@ -11,6 +11,7 @@ mod control;
 #[path = "../common/flows.rs"]
 mod flows;
 mod ingress;
+mod names;
 mod openssl;
 mod outside;
 mod packets;

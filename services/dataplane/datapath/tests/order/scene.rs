@@ -343,6 +343,7 @@ fn compile(at: usize, policy: &Policy, known: impl Fn(u32) -> bool) -> PolicySet
             ports: rule.port.map_or(Ports::Any, |p| Ports::Range(PORTS[p], PORTS[p])),
             redirect: false,
             http: Default::default(),
+            dns: Default::default(),
             auth: Default::default(),
             peers,
         });

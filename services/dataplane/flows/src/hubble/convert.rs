@@ -63,6 +63,7 @@ impl Observer {
             | Kind::Lock => request(flow, base),
             Kind::Connection | Kind::Closed => vec![connection(flow, base)],
             Kind::Packet => packet(flow, base),
+            Kind::Dns => question(flow, base),
         };
         for (part, event) in events.iter_mut().enumerate() {
             event.uuid = self.uuid(recorded.sequence, part as u64);
@@ -235,6 +236,81 @@ fn request(flow: &Flow, base: pb::Flow) -> Vec<pb::Flow> {
     vec![asked, answer]
 }
 
+/// A question to a resolver, and its answer unless it was refused. Names end with a dot, as Cilium writes them.
+fn question(flow: &Flow, base: pb::Flow) -> Vec<pb::Flow> {
+    let Some(dns) = flow.dns.as_deref() else {
+        return Vec::new();
+    };
+    let record = pb::Dns {
+        query: format!("{}.", dns.query),
+        observation_source: "proxy".into(),
+        qtypes: vec![dns.kind.clone()],
+        ..Default::default()
+    };
+    let seven = |event: pb::Flow, kind: pb::L7FlowType, latency_ns: u64, record: pb::Dns| pb::Flow {
+        r#type: pb::FlowType::L7.into(),
+        event_type: Some(event_type(names::L7, 0)),
+        l7: Some(pb::Layer7 {
+            r#type: kind.into(),
+            latency_ns,
+            record: Some(pb::layer7::Record::Dns(record)),
+        }),
+        ..event
+    };
+    let mut asked = seven(base.clone(), pb::L7FlowType::Request, 0, record.clone());
+    asked.summary = format!("DNS Query {} {}", record.query, dns.kind);
+    if !dns.answered {
+        return vec![asked];
+    }
+    let latency = u64::try_from(flow.latency.as_nanos()).unwrap_or(u64::MAX);
+    let ips: Vec<String> = dns.addresses.iter().map(ToString::to_string).collect();
+    let said = match dns.code {
+        0 => format!("\"{}\"", ips.join(",")),
+        code => format!("RCode: {}", code_name(code)),
+    };
+    let ttl = if dns.code == 0 {
+        format!(" TTL: {}", dns.ttl)
+    } else {
+        String::new()
+    };
+    let cnames: Vec<String> = dns.aliases.iter().map(|name| format!("{name}.")).collect();
+    let aliases = match cnames.is_empty() {
+        true => String::new(),
+        false => format!(" (CNAMEs: \"{}\")", cnames.join(",")),
+    };
+    let summary = format!(
+        "DNS Answer {said}{ttl}{aliases} (Proxy {} {})",
+        record.query, dns.kind
+    );
+    let record = pb::Dns {
+        ips,
+        ttl: dns.ttl,
+        cnames,
+        rcode: dns.code.into(),
+        rrtypes: dns.kinds.clone(),
+        ..record
+    };
+    let mut answer = seven(base, pb::L7FlowType::Response, latency, record);
+    answer.summary = summary;
+    let time = flow.time.checked_add(flow.latency);
+    answer.time = Some(time.unwrap_or(SystemTime::now()).into());
+    turn(&mut answer);
+    vec![asked, answer]
+}
+
+/// A response code as RFC 1035 and 2136 name it, in Hubble's words.
+fn code_name(code: u16) -> String {
+    let name = match code {
+        1 => "Format Error",
+        2 => "Server Failure",
+        3 => "Non-Existent Domain",
+        4 => "Not Implemented",
+        5 => "Query Refused",
+        _ => return code.to_string(),
+    };
+    name.to_owned()
+}
+
 /// An answer goes the other way.
 fn turn(event: &mut pb::Flow) {
     event.is_reply = Some(true);
@@ -243,11 +319,14 @@ fn turn(event: &mut pb::Flow) {
     if let Some(ip) = &mut event.ip {
         std::mem::swap(&mut ip.source, &mut ip.destination);
     }
-    if let Some(pb::Layer4 {
-        protocol: Some(pb::layer4::Protocol::Tcp(tcp)),
-    }) = &mut event.l4
-    {
-        std::mem::swap(&mut tcp.source_port, &mut tcp.destination_port);
+    match event.l4.as_mut().and_then(|l4| l4.protocol.as_mut()) {
+        Some(pb::layer4::Protocol::Tcp(tcp)) => {
+            std::mem::swap(&mut tcp.source_port, &mut tcp.destination_port)
+        }
+        Some(pb::layer4::Protocol::Udp(udp)) => {
+            std::mem::swap(&mut udp.source_port, &mut udp.destination_port)
+        }
+        _ => {}
     }
     if let Some(weft) = &mut event.weft {
         std::mem::swap(&mut weft.source, &mut weft.destination);

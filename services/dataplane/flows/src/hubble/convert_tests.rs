@@ -131,6 +131,81 @@ fn a_request_is_two_events_and_the_answer_goes_the_other_way() {
     );
 }
 
+#[test]
+fn a_question_to_a_resolver_is_a_flow_of_dns() {
+    let told = crate::Dns {
+        protocol: 17,
+        query: "www.example.test".into(),
+        kind: "A".into(),
+        answered: true,
+        code: 0,
+        addresses: vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+        ttl: 30,
+        aliases: vec!["edge.test".into()],
+        kinds: vec!["A".into(), "CNAME".into()],
+    };
+    let flow = |told: crate::Dns, verdict| Flow {
+        kind: Kind::Dns,
+        verdict,
+        drop_reason: (verdict == Verdict::Dropped).then_some(DropReason::PolicyDenied),
+        destination_port: 53,
+        source_port: 41_000,
+        latency: Duration::from_millis(3),
+        dns: Some(Box::new(told)),
+        ..flow_of("shop", "cart")
+    };
+    let all = events(flow(told.clone(), Verdict::Forwarded));
+    let [asked, answer] = &all[..] else {
+        panic!("{all:#?}")
+    };
+    assert_eq!(asked.summary, "DNS Query www.example.test. A");
+    assert_eq!(
+        answer.summary,
+        "DNS Answer \"192.0.2.1,192.0.2.2\" TTL: 30 (CNAMEs: \"edge.test.\") (Proxy www.example.test. A)"
+    );
+    let Some(pb::layer7::Record::Dns(dns)) = answer.l7.as_ref().and_then(|seven| seven.record.clone()) else {
+        panic!("{answer:#?}")
+    };
+    assert_eq!((&*dns.query, dns.ttl, dns.rcode), ("www.example.test.", 30, 0));
+    assert_eq!(
+        (dns.ips.len(), &dns.cnames[..]),
+        (2, &["edge.test.".to_owned()][..])
+    );
+    assert_eq!(
+        (dns.qtypes, dns.rrtypes),
+        (vec!["A".to_owned()], vec!["A".to_owned(), "CNAME".to_owned()])
+    );
+    assert_eq!(dns.observation_source, "proxy");
+    assert_eq!((asked.is_reply, answer.is_reply), (Some(false), Some(true)));
+    let ports = |event: &pb::Flow| match event.l4.as_ref().unwrap().protocol.as_ref().unwrap() {
+        pb::layer4::Protocol::Udp(udp) => (udp.source_port, udp.destination_port),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((ports(asked), ports(answer)), ((41_000, 53), (53, 41_000)));
+
+    let none = crate::Dns {
+        code: 3,
+        addresses: Vec::new(),
+        aliases: Vec::new(),
+        ..told.clone()
+    };
+    let all = events(flow(none, Verdict::Forwarded));
+    assert_eq!(
+        all[1].summary,
+        "DNS Answer RCode: Non-Existent Domain (Proxy www.example.test. A)"
+    );
+    let refused = crate::Dns {
+        answered: false,
+        ..told
+    };
+    let all = events(flow(refused, Verdict::Dropped));
+    let [asked] = &all[..] else { panic!("{all:#?}") };
+    assert_eq!(
+        (asked.verdict(), asked.drop_reason_desc()),
+        (pb::Verdict::Dropped, pb::DropReason::PolicyDenied)
+    );
+}
+
 fn http(event: &pb::Flow) -> Option<&pb::Http> {
     match event.l7.as_ref()?.record.as_ref()? {
         pb::layer7::Record::Http(http) => Some(http),

@@ -22,16 +22,16 @@ pub fn ip(source: Option<IpAddr>, destination: Option<IpAddr>, encrypted: bool) 
 
 pub fn layer4(flow: &Flow) -> pb::Layer4 {
     let to = u32::from(flow.destination_port);
+    if let Some(17) = flow.dns.as_ref().map(|dns| dns.protocol) {
+        return udp(flow.source_port.into(), to);
+    }
     let Some(packet) = &flow.packet else {
         return tcp(flow.source_port.into(), to, None);
     };
     let from = u32::from(packet.source_port);
     let protocol = match packet.protocol {
         6 => return tcp(from, to, Some(tcp_flags(packet.tcp_flags))),
-        17 => Some(pb::layer4::Protocol::Udp(pb::Udp {
-            source_port: from,
-            destination_port: to,
-        })),
+        17 => return udp(from, to),
         132 => Some(pb::layer4::Protocol::Sctp(pb::Sctp {
             source_port: from,
             destination_port: to,
@@ -56,6 +56,15 @@ pub fn tcp(source_port: u32, destination_port: u32, flags: Option<pb::TcpFlags>)
             source_port,
             destination_port,
             flags,
+        })),
+    }
+}
+
+fn udp(source_port: u32, destination_port: u32) -> pb::Layer4 {
+    pb::Layer4 {
+        protocol: Some(pb::layer4::Protocol::Udp(pb::Udp {
+            source_port,
+            destination_port,
         })),
     }
 }

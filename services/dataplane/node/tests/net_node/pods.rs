@@ -82,8 +82,8 @@ async fn listeners_are_inside_the_pod_and_nowhere_else() {
     }
     // Without an app-id there are no APIs, but whatever it says can be captured, and is, by tunnels.
     let kinds: Vec<_> = placed_plain.listeners.iter().map(|l| l.kind).collect();
-    let (tunnel, capture) = (ListenerKind::Tunnel, ListenerKind::Capture);
-    assert_eq!(kinds, [tunnel, tunnel, capture, capture]);
+    let (tunnel, capture, dns) = (ListenerKind::Tunnel, ListenerKind::Capture, ListenerKind::Dns);
+    assert_eq!(kinds, [tunnel, tunnel, capture, capture, dns, dns]);
     assert!(ask(plain.namespace(), local(3500, false), "hello").is_err());
 }
 
@@ -193,7 +193,7 @@ async fn a_pod_that_is_known_by_a_process_goes_with_it() {
         let mut spec = pod_spec(&shop, "shop");
         spec.place = Some(place);
         let placed = agent.link.place(spec).await.unwrap();
-        assert_eq!(placed.listeners.len(), 8);
+        assert_eq!(placed.listeners.len(), 10);
         agent.link.remove(&placed.id).await.unwrap();
     }
     let mut spec = pod_spec(&shop, "shop");
