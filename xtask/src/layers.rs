@@ -1,7 +1,8 @@
 //! How the tests fall into layers.
 //!
 //! The name of an integration test says where it belongs: `tests/net_*.rs` needs root and the
-//! kernel, `tests/clients_*.rs` needs programs of other people, everything else runs anywhere.
+//! kernel, `tests/clients_*.rs` needs programs of other people, `tests/sim_*.rs` plays out many random
+//! histories, everything else runs anywhere.
 
 use crate::{
     Layer, Story,
@@ -29,13 +30,20 @@ pub const FUZZ_SECONDS: u64 = 60;
 const BUILD: &[&str] = &["build", "--workspace", "--all-targets"];
 
 /// The stages for what was asked for, in order; nothing named is everything.
-pub fn plan(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, strict: bool) -> Vec<Stage> {
+pub fn plan(
+    workspace: &Workspace,
+    layers: &[Layer],
+    filter: Option<&str>,
+    seeds: Option<u64>,
+    strict: bool,
+) -> Vec<Stage> {
     let all = layers.is_empty() || layers.contains(&Layer::All);
     let wanted = |layer| layers.contains(&layer);
     let mut stages = Vec::new();
     let mut stage = |name, work| stages.push(Stage { name, work });
-    // Unit tests alone need nothing but Rust.
-    if all || layers.iter().any(|layer| *layer != Layer::Unit) {
+    // Unit tests and simulations alone need nothing but Rust.
+    let plain = |layer: &Layer| matches!(layer, Layer::Unit | Layer::Sim);
+    if all || !layers.iter().all(plain) {
         let purpose = if layers == [Layer::Demo] {
             Purpose::Demo
         } else {
@@ -53,9 +61,15 @@ pub fn plan(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, stric
         stage("fmt", Work::Check(vec![workspace.cargo(FMT)]));
         stage("clippy", Work::Check(vec![workspace.cargo(CLIPPY)]));
     }
-    stage("build", Work::Check(vec![workspace.cargo(BUILD)]));
+    // Simulations are crates of their own, with few dependencies.
+    if all || layers != [Layer::Sim] {
+        stage("build", Work::Check(vec![workspace.cargo(BUILD)]));
+    }
     if all || wanted(Layer::Unit) {
         stage("unit", unit(workspace, filter, strict));
+    }
+    if all || wanted(Layer::Sim) {
+        stage("sim", sim(workspace, filter, seeds, strict));
     }
     if wanted(Layer::Fuzz) || all && filter.is_none() {
         stage("fuzz", fuzz(workspace, filter, strict));
@@ -78,10 +92,11 @@ fn unit(workspace: &Workspace, filter: Option<&str>, strict: bool) -> Work {
         Ok(names) => names,
         Err(error) => return Work::Skip(format!("{error:#}")),
     };
-    for name in names
-        .iter()
-        .filter(|n| !n.starts_with("net_") && !n.starts_with("clients_"))
-    {
+    for name in names.iter().filter(|n| {
+        !["net_", "clients_", "sim_"]
+            .iter()
+            .any(|layer| n.starts_with(layer))
+    }) {
         code.extend(["--test", name]);
     }
     Work::Count(vec![
@@ -132,6 +147,21 @@ fn named(
         &["--test-threads=2"],
         strict,
     )])
+}
+
+/// Simulations: they print the seed of a history that breaks a rule, and play it again when told to.
+fn sim(workspace: &Workspace, filter: Option<&str>, seeds: Option<u64>, strict: bool) -> Work {
+    let mut command = cargo_test(
+        workspace,
+        &["--test", "sim_*"],
+        filter,
+        &["--nocapture", "--test-threads=1"],
+        strict,
+    );
+    if let Some(seeds) = seeds {
+        command.env("WEFT_SIM_SEEDS", seeds.to_string());
+    }
+    Work::Count(vec![command])
 }
 
 fn cargo_test(

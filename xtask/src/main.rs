@@ -96,7 +96,7 @@ enum Story {
     Pipeline,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 struct TestArgs {
     /// Which layers [default: all]
     #[arg(value_enum)]
@@ -104,6 +104,9 @@ struct TestArgs {
     /// Only tests whose name contains this (lint and demo are left out then)
     #[arg(long)]
     filter: Option<String>,
+    /// How many random histories the simulations play [default: their own, 500 at most]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: Option<u64>,
 }
 
 /// The layers a developer can ask for.
@@ -113,6 +116,8 @@ enum Layer {
     All,
     /// Unit, integration and documentation tests; no privileges needed
     Unit,
+    /// Random histories of the protocols, each from its seed; WEFT_SIM_SEED=<n> plays one again
+    Sim,
     /// Mutated inputs for every parser of outside bytes, a minute each
     Fuzz,
     /// Network namespaces, cgroups and eBPF; needs root
@@ -171,8 +176,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             run::succeed(workspace.cargo(layers::FMT))?;
             run::succeed(workspace.cargo(layers::CLIPPY))
         }
-        Command::Test(args) => test(&workspace, &args.layers, args.filter.as_deref(), in_ci()),
-        Command::Ci => test(&workspace, &[], None, true),
+        Command::Test(args) => test(&workspace, &args, in_ci()),
+        Command::Ci => test(&workspace, &TestArgs::default(), true),
         Command::Fuzz {
             seconds,
             jobs,
@@ -220,9 +225,15 @@ fn in_ci() -> bool {
 }
 
 /// Runs the layers in order, stops at the first that fails, and ends with the sums.
-fn test(workspace: &Workspace, layers: &[Layer], filter: Option<&str>, strict: bool) -> Result<ExitCode> {
+fn test(workspace: &Workspace, args: &TestArgs, strict: bool) -> Result<ExitCode> {
     let mut tally = Tally::new(strict);
-    let plan = layers::plan(workspace, layers, filter, strict);
+    let plan = layers::plan(
+        workspace,
+        &args.layers,
+        args.filter.as_deref(),
+        args.seeds,
+        strict,
+    );
     tally.run(plan);
     Ok(if tally.close() {
         ExitCode::SUCCESS

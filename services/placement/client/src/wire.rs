@@ -29,6 +29,7 @@ pub fn registration(host: pb::Host) -> Registration {
         app_id: host.app_id,
         actor_types: host.actor_types,
         capacity: host.capacity,
+        leaving: false,
     }
 }
 

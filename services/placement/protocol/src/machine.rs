@@ -11,7 +11,7 @@ use std::{
 };
 
 /// What one node, and all of them together, may register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Hosts of one node.
     pub hosts_per_node: usize,
@@ -75,17 +75,22 @@ pub enum Refusal {
     NoLease(String),
 }
 
-#[derive(Debug)]
-struct Node {
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Node {
     expires: Time,
+    /// When it was last heard of.
+    pub(crate) heard: Time,
+    /// Whether it runs turns, and so must be asked to stop them.
+    pub(crate) drains: bool,
     hosts: BTreeSet<Arc<str>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Host {
     number: u32,
     info: Arc<HostInfo>,
     types: BTreeSet<TypeKey>,
+    leaving: bool,
 }
 
 /// A host as it is saved.
@@ -124,23 +129,26 @@ pub struct Saved {
 }
 
 /// What a settle changed: to be saved before anybody is told.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Settled {
     /// Types whose version rose.
     pub types: BTreeSet<TypeKey>,
+    /// Types of which other slots than before are to be handed over: not saved, but told.
+    pub moving: BTreeSet<TypeKey>,
     /// Hosts that came, changed or left.
     pub hosts: BTreeSet<Arc<str>>,
 }
 
 impl Settled {
-    /// Whether there is nothing to save.
+    /// Whether there is nothing to save and nothing to tell.
     pub fn is_empty(&self) -> bool {
-        self.types.is_empty() && self.hosts.is_empty()
+        self.types.is_empty() && self.hosts.is_empty() && self.moving.is_empty()
     }
 
     /// Adds what another settle changed.
     pub fn merge(&mut self, other: Self) {
         self.types.extend(other.types);
+        self.moving.extend(other.moving);
         self.hosts.extend(other.hosts);
     }
 }
@@ -157,16 +165,16 @@ pub struct Share {
 }
 
 /// The whole state.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Placement {
     limits: Limits,
     slots: SlotCount,
     /// Epochs of new types begin above this.
     epoch_base: u64,
-    now: Time,
-    nodes: BTreeMap<Arc<str>, Node>,
+    pub(crate) now: Time,
+    pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     hosts: BTreeMap<Arc<str>, Host>,
-    tables: BTreeMap<TypeKey, Table>,
+    pub(crate) tables: BTreeMap<TypeKey, Table>,
     last_number: u32,
     touched: Settled,
 }
@@ -212,11 +220,20 @@ impl Placement {
             let expires = now + LEASE;
             let node = all.nodes.entry(info.node.clone()).or_insert(Node {
                 expires,
+                heard: now,
+                // Not known yet: better ask in vain than move what runs.
+                drains: true,
                 hosts: BTreeSet::new(),
             });
             node.hosts.insert(info.id.clone());
             all.last_number = all.last_number.max(number);
-            all.hosts.insert(info.id.clone(), Host { number, info, types });
+            let host = Host {
+                number,
+                info: info.clone(),
+                types,
+                leaving: false,
+            };
+            all.hosts.insert(info.id.clone(), host);
         }
         for SavedTable {
             key,
@@ -236,7 +253,7 @@ impl Placement {
             let mut table = Table::new(slots, epoch_base);
             hosts
                 .into_iter()
-                .for_each(|(number, info)| table.join(number, info));
+                .for_each(|(number, info)| table.join(number, info, false));
             all.touched.types.insert(key.clone());
             all.tables.insert(key, table);
         }
@@ -265,6 +282,7 @@ impl Placement {
             };
             node.hosts.iter().for_each(|id| self.remove(id));
         }
+        self.overdue();
         expired
     }
 
@@ -274,9 +292,14 @@ impl Placement {
         let expires = self.now + LEASE;
         let entry = self.nodes.entry(node.into()).or_insert_with(|| Node {
             expires,
+            heard: self.now,
+            drains: false,
             hosts: BTreeSet::new(),
         });
         entry.expires = entry.expires.max(expires);
+        entry.heard = self.now;
+        // Until it says that it does.
+        entry.drains = false;
         let left: Vec<_> = entry
             .hosts
             .iter()
@@ -286,6 +309,7 @@ impl Placement {
         for id in left {
             self.host_down(node, &id);
         }
+        self.replan();
         hosts
             .into_iter()
             .filter_map(|host| {
@@ -298,10 +322,13 @@ impl Placement {
     /// Prolongs a node's lease. False if it has none: it must say hello again.
     pub fn renew(&mut self, node: &str) -> bool {
         let expires = self.now + LEASE;
-        self.nodes
-            .get_mut(node)
-            .map(|n| n.expires = n.expires.max(expires))
-            .is_some()
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(node) else {
+            return false;
+        };
+        node.expires = node.expires.max(expires);
+        node.heard = now;
+        true
     }
 
     /// A host is there, or has changed. If it is refused, what was registered before stays.
@@ -314,8 +341,11 @@ impl Placement {
             node: node.into(),
             capacity: host.capacity.max(1),
         });
+        let leaving = host.leaving;
         let (number, before) = match self.hosts.get(&info.id) {
-            Some(known) if known.info == info && known.types == types => return Ok(()),
+            Some(known) if known.info == info && known.types == types && known.leaving == leaving => {
+                return Ok(());
+            }
             Some(known) => (known.number, known.types.clone()),
             None => {
                 self.last_number = self.last_number.wrapping_add(1).max(1);
@@ -326,13 +356,20 @@ impl Placement {
             self.table(key).leave(number);
         }
         for key in &types {
-            self.table(key).join(number, info.clone());
+            self.table(key).join(number, info.clone(), leaving);
         }
         self.touched.hosts.insert(info.id.clone());
         if let Some(node) = self.nodes.get_mut(node) {
             node.hosts.insert(info.id.clone());
         }
-        self.hosts.insert(info.id.clone(), Host { number, info, types });
+        let id = info.id.clone();
+        let host = Host {
+            number,
+            info,
+            types,
+            leaving,
+        };
+        self.hosts.insert(id, host);
         Ok(())
     }
 
@@ -419,6 +456,10 @@ impl Placement {
         self.touched.hosts.insert(host.info.id.clone());
     }
 
+    pub(crate) fn touch(&mut self, key: &TypeKey) {
+        self.touched.types.insert(key.clone());
+    }
+
     fn table(&mut self, key: &TypeKey) -> &mut Table {
         self.touched.types.insert(key.clone());
         let (slots, base) = (self.slots, self.epoch_base);
@@ -430,9 +471,16 @@ impl Placement {
     /// Assigns the slots of every type that was touched, and says what changed.
     pub fn settle(&mut self) -> Settled {
         let mut settled = std::mem::take(&mut self.touched);
-        settled
-            .types
-            .retain(|key| self.tables.get_mut(key).is_some_and(Table::settle));
+        let nodes = &self.nodes;
+        let drains = |host: &HostInfo| nodes.get(&host.node).is_some_and(|node| node.drains);
+        let moving = &mut settled.moving;
+        settled.types.retain(|key| {
+            let change = self.tables.get_mut(key).map(|table| table.settle(drains));
+            if change.is_some_and(|c| c.moving) {
+                moving.insert(key.clone());
+            }
+            change.is_some_and(|c| c.version)
+        });
         settled
     }
 

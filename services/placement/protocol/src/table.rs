@@ -7,6 +7,7 @@
 use crate::{
     HostInfo, SlotCount,
     assign::{Weighted, rebalance},
+    handover::Moving,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -17,7 +18,7 @@ use std::{
 const MAX_GONE: usize = 1024;
 
 /// All of one type's table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Snapshot {
     /// Version of the table.
     pub version: u64,
@@ -32,7 +33,7 @@ pub struct Snapshot {
 }
 
 /// One slot's change of owner.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Move {
     /// Which slot.
     pub slot: u32,
@@ -43,7 +44,7 @@ pub struct Move {
 }
 
 /// What changed between two versions of one type's table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Delta {
     /// Applies to this version only.
     pub from: u64,
@@ -57,14 +58,25 @@ pub struct Delta {
     pub moves: Vec<Move>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Member {
     host: Arc<HostInfo>,
     changed: u64,
+    /// Keeps what it has until somebody else can have it, and gets nothing more.
+    leaving: bool,
+}
+
+/// What a settle changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// The version has risen.
+    pub version: bool,
+    /// Other slots than before are to be handed over, or to others.
+    pub moving: bool,
 }
 
 /// Who owns the slots of one actor type.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
     slots: SlotCount,
     version: u64,
@@ -79,6 +91,8 @@ pub struct Table {
     /// Deltas from before this version can not be made: names of hosts that left are forgotten.
     oldest: u64,
     touched: bool,
+    /// Slots whose owner is there and has to stop its turns first.
+    pub(crate) moving: BTreeMap<u32, Moving>,
 }
 
 impl Table {
@@ -95,6 +109,7 @@ impl Table {
             gone: VecDeque::new(),
             oldest: 0,
             touched: false,
+            moving: BTreeMap::new(),
         }
     }
 
@@ -118,6 +133,8 @@ impl Table {
                     Member {
                         host,
                         changed: version,
+                        // Its node says so again if it is.
+                        leaving: false,
                     },
                 )
             })
@@ -139,12 +156,18 @@ impl Table {
         table
     }
 
-    pub(crate) fn join(&mut self, number: u32, host: Arc<HostInfo>) {
+    pub(crate) fn join(&mut self, number: u32, host: Arc<HostInfo>, leaving: bool) {
+        let changed = match self.members.get(&number) {
+            // Nobody else has to know that it is to leave.
+            Some(known) if known.host == host => known.changed,
+            _ => self.version + 1,
+        };
         self.members.insert(
             number,
             Member {
                 host,
-                changed: self.version + 1,
+                changed,
+                leaving,
             },
         );
         self.touched = true;
@@ -160,11 +183,15 @@ impl Table {
         }
     }
 
-    /// Gives the slots to the hosts that are there now. Says whether anything changed; the version
-    /// has then risen by one.
-    pub(crate) fn settle(&mut self) -> bool {
+    /// Gives the slots to the hosts that are there now: at once those whose owner has left or whose
+    /// node runs no turns (`drains` says which do), the others when the owner has stopped its turns.
+    pub(crate) fn settle(&mut self, drains: impl Fn(&HostInfo) -> bool) -> Change {
+        let mut change = Change {
+            version: false,
+            moving: false,
+        };
         if !std::mem::take(&mut self.touched) {
-            return false;
+            return change;
         }
         let next = self.version + 1;
         if self.owners.is_empty() {
@@ -172,25 +199,46 @@ impl Table {
             self.epochs = vec![self.floor; self.slots.len()];
             self.changed = vec![next; self.slots.len()];
         }
-        let hosts: Vec<Weighted> = self
-            .members
-            .iter()
-            .map(|(number, m)| Weighted {
-                number: *number,
-                capacity: m.host.capacity,
-            })
-            .collect();
-        let moves = rebalance(&self.owners, &hosts);
-        let hosts_changed = self.members.values().any(|m| m.changed == next)
-            || self.gone.back().is_some_and(|(version, _)| *version == next);
-        if moves.is_empty() && !hosts_changed {
-            return false;
+        let plan = self.plan();
+        let (mut last, mut waits) = (0, false);
+        for slot in 0..self.slots.get() {
+            let place = slot as usize;
+            let (owner, to) = (self.owners[place], plan[place]);
+            if owner == to {
+                change.moving |= self.moving.remove(&slot).is_some();
+                continue;
+            }
+            if owner != last {
+                waits = self.members.get(&owner).is_some_and(|m| drains(&m.host));
+                last = owner;
+            }
+            if owner != 0 && waits {
+                // Who leaves and has no successor keeps the slot until it is gone.
+                if to == 0 {
+                    change.moving |= self.moving.remove(&slot).is_some();
+                    continue;
+                }
+                let before = self.moving.get(&slot).copied();
+                if before.is_none_or(|m| !m.done) {
+                    let moving = Moving {
+                        to,
+                        ..before.unwrap_or_default()
+                    };
+                    change.moving |= before != Some(moving);
+                    self.moving.insert(slot, moving);
+                    continue;
+                }
+            }
+            change.moving |= self.moving.remove(&slot).is_some();
+            self.owners[place] = to;
+            self.epochs[place] += 1;
+            self.changed[place] = next;
+            change.version = true;
         }
-        for (slot, owner) in moves {
-            let slot = slot as usize;
-            self.owners[slot] = owner;
-            self.epochs[slot] += 1;
-            self.changed[slot] = next;
+        change.version |= self.members.values().any(|m| m.changed == next)
+            || self.gone.back().is_some_and(|(version, _)| *version == next);
+        if !change.version {
+            return change;
         }
         self.version = next;
         if self.members.is_empty() {
@@ -200,7 +248,38 @@ impl Table {
             self.gone.clear();
             self.oldest = next;
         }
-        true
+        change
+    }
+
+    /// Per slot who is to own it in the end. What is on its way already stays so.
+    fn plan(&self) -> Vec<u32> {
+        let hosts: Vec<Weighted> = self
+            .members
+            .iter()
+            .filter(|(_, m)| !m.leaving)
+            .map(|(number, m)| Weighted {
+                number: *number,
+                capacity: m.host.capacity,
+            })
+            .collect();
+        let mut plan = self.owners.clone();
+        for (slot, moving) in &self.moving {
+            if self.members.get(&moving.to).is_some_and(|m| !m.leaving) {
+                plan[*slot as usize] = moving.to;
+            }
+        }
+        for (slot, to) in rebalance(&plan, &hosts) {
+            plan[slot as usize] = to;
+        }
+        plan
+    }
+
+    pub(crate) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    pub(crate) fn member(&self, number: u32) -> Option<&Arc<HostInfo>> {
+        self.members.get(&number).map(|m| &m.host)
     }
 
     /// Number of slots.

@@ -66,7 +66,7 @@ pub struct HostInfo {
 }
 
 /// A host with the actor types that it registers for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Registration {
     /// Unique in the cluster.
     pub id: String,
@@ -78,4 +78,6 @@ pub struct Registration {
     pub actor_types: Vec<String>,
     /// Relative share of slots; 0 counts as 1.
     pub capacity: u32,
+    /// It is to hand over what it has, and gets nothing more.
+    pub leaving: bool,
 }

@@ -57,7 +57,7 @@ pub struct Owner<'a> {
 }
 
 /// A copy of one type's table. Either all of a message is applied or nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct TableView {
     slots: SlotCount,
     version: u64,

@@ -25,6 +25,7 @@ fn host(id: &str) -> Registration {
         app_id: "cart".into(),
         actor_types: vec!["Cart".into()],
         capacity: 0,
+        leaving: false,
     }
 }
 

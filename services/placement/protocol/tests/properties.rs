@@ -46,6 +46,7 @@ fn registration(host: u8, capacity: u32) -> Registration {
         app_id: "cart".into(),
         actor_types: vec!["Cart".into()],
         capacity,
+        leaving: false,
     }
 }
 

@@ -50,6 +50,7 @@ pub fn typed(id: &str, types: &[&str]) -> Registration {
         app_id: "cart".into(),
         actor_types: types.iter().map(|t| (*t).into()).collect(),
         capacity: 0,
+        leaving: false,
     }
 }
 
@@ -254,6 +255,8 @@ impl Raw {
         loop {
             match self.next().await.expect("the stream ended") {
                 Down::Renewed(renewed) if renewed.sequence == sequence => return before,
+                // The answer to the hello.
+                Down::Renewed(_) => {}
                 other => before.push(other),
             }
         }
