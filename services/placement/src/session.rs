@@ -44,7 +44,8 @@ impl Session {
             welcome: Some(welcome),
             held,
             stale,
-            renewed: None,
+            // The hello counts as number 0.
+            renewed: Some(0),
             refused: BTreeMap::new(),
         };
         session.wake.notify_one();
@@ -69,8 +70,8 @@ impl Session {
     }
 
     /// The next messages; none when the node has been told everything. `tables` says whether it may
-    /// be told of tables now. The answer to a renewal comes after the tables of its pull: who has
-    /// it has seen what was there before, unless that was very much.
+    /// be told of tables now. The answer to a renewal waits until there is nothing else to tell: who has
+    /// it knows all that was there before.
     pub fn pull(&mut self, placement: &Placement, tables: bool) -> Vec<pb::JoinResponse> {
         let mut messages: Vec<Message> = self.welcome.take().map(Message::Welcome).into_iter().collect();
         let refused = std::mem::take(&mut self.refused).into_iter();
@@ -83,11 +84,10 @@ impl Session {
                 messages.push(message);
             }
         }
-        messages.extend(
-            self.renewed
-                .take()
-                .map(|sequence| Message::Renewed(pb::Renewed { sequence })),
-        );
+        if self.stale.is_empty() {
+            let renewed = self.renewed.take();
+            messages.extend(renewed.map(|sequence| Message::Renewed(pb::Renewed { sequence })));
+        }
         messages
             .into_iter()
             .map(|message| pb::JoinResponse {

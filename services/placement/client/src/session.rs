@@ -250,7 +250,8 @@ impl Keeper {
             software: self.config.software.clone(),
             hosts: self.hosts.values().map(wire::registration_message).collect(),
         };
-        // The lease counts from before the hello is sent: never longer than the service's.
+        // The lease counts from before the hello is sent, and from when it is answered after all that
+        // changed meanwhile: the welcome alone is none, for what is held may be old.
         let hello_sent = Instant::now();
         put(&out, Up::Hello(hello))?;
         let welcome = async {
@@ -274,22 +275,22 @@ impl Keeper {
             s.link = Link::Up {
                 since: Instant::now(),
             };
-            s.lease_until = s.lease_until.max(Some(hello_sent + lease));
             s.refused.clear();
             s.streams += 1;
         });
 
         let mut ticks = interval_at(Instant::now() + renew, renew);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sent: VecDeque<(u64, Instant)> = VecDeque::new();
+        let mut sent = VecDeque::from([(0, hello_sent)]);
         let mut sequence = 0;
         let mut answered = Instant::now();
         loop {
             tokio::select! {
                 message = inbound.message() => {
+                    // Many tables may come before the answer to a renewal.
+                    answered = Instant::now();
                     match message?.ok_or(Ended::Closed)?.message {
                         Some(Down::Renewed(renewed)) => {
-                            answered = Instant::now();
                             while let Some((number, at)) = sent.front().copied() {
                                 if number > renewed.sequence {
                                     break;
