@@ -76,7 +76,8 @@ impl Load {
     }
 }
 
-async fn shown(rig: &Rig) -> GetAuthorityResponse {
+/// What the authority says of itself.
+pub async fn shown(rig: &Rig) -> GetAuthorityResponse {
     let mut admin = AdminClient::new(rig.identity());
     admin
         .get_authority(GetAuthorityRequest {})
@@ -97,7 +98,7 @@ fn active(all: &[Authority]) -> &Authority {
 }
 
 /// Waits for what others bring about.
-async fn until(what: &str, limit: Duration, mut done: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, limit: Duration, mut done: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + limit;
     while !done().await {
         assert!(Instant::now() < deadline, "waited in vain for {what}");

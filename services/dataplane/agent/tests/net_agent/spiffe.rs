@@ -3,7 +3,7 @@
 
 use crate::{
     rig::{Rig, Running, SOON},
-    rotation::rotate,
+    rotation::{rotate, shown, until},
 };
 use serde_json::Value;
 use std::{
@@ -162,6 +162,9 @@ async fn a_stock_client_sees_the_root_rotated() {
             .recv_timeout(SOON)
             .unwrap_or_else(|_| panic!("no second root after {seen}"));
     }
+    // Signed by only when all members have it.
+    let signs = async || shown(&rig).await.phase == "retiring";
+    until("the new root to be in use", SOON, signs).await;
     rotate(&rig, RotateTarget::Leaves).await;
     // Under both roots, as the client itself has verified.
     while seen["issuers"] != 2 {
