@@ -230,6 +230,9 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> Result<(), String>) {
     }
 }
 
+/// Who runs a client, from where.
+type Client<'a> = &'a dyn Fn(&[&str]) -> Vec<Value>;
+
 fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
@@ -363,7 +366,7 @@ async fn a_gateway_takes_grpc_and_websockets_from_outside_and_from_a_pod() {
     .await;
     // From another machine by the node's own address, from a pod by that of the gateway's Service.
     let gate = scene.gate();
-    let ways: [(&str, &str, &dyn Fn(&[&str]) -> Vec<Value>); 2] = [
+    let ways: [(&str, &str, Client<'_>); 2] = [
         ("outside", &gate, &|arguments| scene.of_outside(arguments)),
         ("a pod", GATE, &|arguments| scene.of_shop(arguments)),
     ];
