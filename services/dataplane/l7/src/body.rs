@@ -1,11 +1,12 @@
 //! The one body type of requests and responses on their way through.
 
 use crate::{
+    h1::{chunked::ChunkError, exchange::ExchangeError, handed::Handed, received::Received},
     pool::Lease,
-    server::{Busy, RequestBusy},
 };
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
@@ -41,9 +42,21 @@ impl Drop for InFlight {
 /// Why a body did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The connection it comes from failed.
+    /// The connection of HTTP/2 that it comes from failed.
     #[error(transparent)]
     Http(#[from] hyper::Error),
+    /// The connection it comes from failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// The connection it comes from ended, or it is not as long as it said.
+    #[error("the message ended before its body did")]
+    Incomplete,
+    /// Its chunks are none.
+    #[error(transparent)]
+    Chunks(#[from] ChunkError),
+    /// What it answers to broke off.
+    #[error(transparent)]
+    Exchange(ExchangeError),
     /// Its time is over.
     #[error("the time for this message is over")]
     Deadline,
@@ -64,10 +77,8 @@ pub struct Body {
     source: Source,
     /// The connection it comes from; goes back to its pool at the end of the body.
     lease: Option<Lease>,
-    /// The served connection that is busy until this response's body is sent.
-    pub(crate) busy: Option<Busy>,
-    /// The served connection that is busy until this request's body is read.
-    request_busy: Option<RequestBusy>,
+    /// The connection that became something else.
+    handed: Option<HandedOver>,
     /// The stream of a served HTTP/2 connection that is open until this response's body is sent.
     pub(crate) stream: Option<InFlight>,
     /// When it must have ended.
@@ -85,13 +96,27 @@ impl std::fmt::Debug for Cut {
     }
 }
 
+/// The lock is never taken; it makes the connection one that may be shared.
+struct HandedOver(Mutex<Box<Handed>>);
+
+impl std::fmt::Debug for HandedOver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HandedOver")
+    }
+}
+
 #[derive(Debug, Default)]
 enum Source {
     #[default]
     Empty,
     Bytes(Bytes),
+    /// By HTTP/2.
     Incoming(Incoming),
     Made(Made),
+    /// Of a request, by HTTP/1.1.
+    Received(Received),
+    /// Of an answer, by HTTP/1.1: from the connection of the lease.
+    Leased,
 }
 
 /// The lock is never taken; it makes the body one that may be shared.
@@ -145,22 +170,42 @@ impl Body {
         }
     }
 
-    /// Nothing, which yet keeps what `lease` counts.
-    pub(crate) fn holding(lease: Lease) -> Self {
+    /// What the connection of `lease` brings.
+    pub(crate) fn answered(lease: Lease) -> Self {
+        let mut body = Self {
+            source: Source::Leased,
+            lease: Some(lease),
+            ..Self::default()
+        };
+        if body.is_end_stream() {
+            body.end();
+        }
+        body
+    }
+
+    /// Nothing, which yet keeps what `lease` counts: its connection became something else.
+    pub(crate) fn handed(lease: Lease, handed: Handed) -> Self {
         Self {
             lease: Some(lease),
+            handed: Some(HandedOver(Mutex::new(Box::new(handed)))),
             ..Self::default()
         }
     }
 
+    /// The connection that became something else.
+    pub(crate) fn take_handed(&mut self) -> Option<Handed> {
+        Some(*self.handed.take()?.0.into_inner())
+    }
+
+    /// Of an answer by HTTP/1.1 that has not ended: the headers of its request, once.
+    pub fn take_asked(&mut self) -> Option<HeaderMap> {
+        self.lease.as_mut()?.asked.take()
+    }
+
     /// The body of a request that was received.
-    pub(crate) fn received(incoming: Incoming, busy: impl FnOnce() -> RequestBusy) -> Self {
-        if incoming.is_end_stream() {
-            return Self::empty();
-        }
+    pub(crate) fn received(received: Received) -> Self {
         Self {
-            source: Source::Incoming(incoming),
-            request_busy: Some(busy()),
+            source: Source::Received(received),
             ..Self::default()
         }
     }
@@ -181,7 +226,7 @@ impl Body {
 
     /// Whether all of it is here, so that it can be sent more than once.
     pub fn is_kept(&self) -> bool {
-        !matches!(self.source, Source::Incoming(_) | Source::Made(_))
+        matches!(self.source, Source::Empty | Source::Bytes(_))
     }
 
     /// The same content once more; `None` unless [`Body::is_kept`].
@@ -189,7 +234,7 @@ impl Body {
         match &self.source {
             Source::Empty => Some(Self::empty()),
             Source::Bytes(bytes) => Some(Self::full(bytes.clone())),
-            Source::Incoming(_) | Source::Made(_) => None,
+            _ => None,
         }
     }
 
@@ -219,8 +264,6 @@ impl Body {
         if let Some(mut lease) = self.lease.take() {
             lease.finish();
         }
-        self.busy = None;
-        self.request_busy = None;
         self.stream = None;
         self.deadline = None;
         self.cut = None;
@@ -298,33 +341,39 @@ impl http_body::Body for Body {
                 this.end();
                 Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
-            Source::Incoming(incoming) => match ready!(match &mut this.lease {
-                Some(lease) => lease.poll(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx)),
-                None => Pin::new(&mut *incoming).poll_frame(cx),
-            }) {
-                Some(Ok(frame)) => {
-                    // Known now rather than at the next poll, which may never come.
-                    if incoming.is_end_stream() {
-                        this.end();
+            source => {
+                let (polled, ended) = match source {
+                    Source::Incoming(incoming) => {
+                        let polled = ready!(Pin::new(&mut *incoming).poll_frame(cx));
+                        let polled = polled.map(|frame| frame.map_err(BodyError::from));
+                        (polled, incoming.is_end_stream())
                     }
-                    Poll::Ready(Some(Ok(frame)))
+                    Source::Made(made) => (ready!(Pin::new(made.0.get_mut()).poll_frame(cx)), false),
+                    Source::Received(received) => (ready!(received.poll_frame(cx)), received.is_ended()),
+                    _ => match this.lease.as_mut().and_then(Lease::exchange) {
+                        Some(exchange) => (ready!(exchange.poll_frame(cx)), exchange.is_ended()),
+                        None => (Some(Err(BodyError::Incomplete)), true),
+                    },
+                };
+                match polled {
+                    Some(Ok(frame)) => {
+                        // Known now rather than at the next poll, which may never come.
+                        if ended {
+                            this.end();
+                        }
+                        Poll::Ready(Some(Ok(frame)))
+                    }
+                    Some(Err(error)) => {
+                        // The connection is not in a state to be used again.
+                        this.lease = None;
+                        this.source = Source::Empty;
+                        Poll::Ready(Some(Err(error)))
+                    }
+                    None => {
+                        this.end();
+                        Poll::Ready(None)
+                    }
                 }
-                Some(Err(e)) => {
-                    // The connection is not in a state to be used again.
-                    this.lease = None;
-                    Poll::Ready(Some(Err(e.into())))
-                }
-                None => {
-                    this.end();
-                    Poll::Ready(None)
-                }
-            },
-            Source::Made(made) => {
-                let frame = ready!(Pin::new(made.0.get_mut()).poll_frame(cx));
-                if frame.is_none() {
-                    this.end();
-                }
-                Poll::Ready(frame)
             }
         }
     }
@@ -336,6 +385,8 @@ impl http_body::Body for Body {
             Source::Incoming(incoming) => incoming.is_end_stream(),
             // Known at its end only.
             Source::Made(_) => false,
+            Source::Received(received) => received.is_ended(),
+            Source::Leased => self.lease.as_ref().is_none_or(Lease::is_ended),
         }
     }
 
@@ -345,6 +396,11 @@ impl http_body::Body for Body {
             Source::Bytes(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
             Source::Made(_) => SizeHint::default(),
+            Source::Received(received) => received.size_hint(),
+            Source::Leased => self
+                .lease
+                .as_ref()
+                .map_or_else(SizeHint::default, Lease::size_hint),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! (RFC 9113, section 3.4). Nothing is buffered but as much of it as came.
 
 use crate::{ServeError, ServerLimits};
+use bytes::BytesMut;
 use std::{
     io,
     pin::Pin,
@@ -82,6 +83,14 @@ where
         len: len as u8,
     };
     Ok(Some((version, replayed)))
+}
+
+impl<T> Replayed<T> {
+    /// The connection, and what was read of it.
+    pub fn into_parts(self) -> (T, BytesMut) {
+        let read = &self.start[usize::from(self.at)..usize::from(self.len)];
+        (self.io, BytesMut::from(read))
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Replayed<T> {

@@ -143,7 +143,7 @@ impl MuxPool {
                     // It was closed in the same moment; nothing was sent.
                     Some(unsent) if !fresh => request = unsent,
                     unsent => {
-                        let failure = SendFailure::Broken(e.into_error());
+                        let failure = SendFailure::Broken(e.into_error().into());
                         return Err(Box::new(SendError {
                             failure,
                             request: unsent,

@@ -3,37 +3,20 @@
 //! The last connection used is the first used again, so that what a quiet time does not need goes
 //! idle and is closed. A request is sent a second time only if nothing of it was sent the first.
 
-use crate::{Body, InFlight, drive::Driver};
+use crate::{Body, InFlight, h1::exchange::Exchange};
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode};
-use hyper::{
-    body::Incoming,
-    client::conn::{
-        TrySendError,
-        http1::{self, SendRequest},
-    },
-};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::SizeHint;
 use parking_lot::Mutex;
 use std::{
-    future::poll_fn,
     io,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Waker},
     time::{Duration, Instant},
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    task::unconstrained,
-};
-
-/// A request's body that is longer, or does not say how long it is, is sent by a task: its answer may
-/// come and be read first.
-const SHORT_BODY: usize = 64 * 1024;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Bounds of one pool.
 #[derive(Debug, Clone)]
@@ -68,8 +51,7 @@ pub trait Connector: Send + Sync + 'static {
 /// A connection that takes one request at a time.
 #[derive(Debug)]
 pub struct Connection {
-    sender: SendRequest<Body>,
-    driver: Driver,
+    exchange: Box<Exchange>,
     /// Set by whoever knows that it must not be used for further requests.
     retired: Option<Arc<AtomicBool>>,
 }
@@ -80,41 +62,15 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut builder = http1::Builder::new();
-        builder
-            .max_headers(100)
-            .max_header_size(64 * 1024)
-            .max_buf_size(64 * 1024);
-        let (sender, driver) = builder
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(io::Error::other)?;
-        let driver = Driver::new(async move {
-            if let Err(e) = driver.with_upgrades().await {
-                tracing::debug!(error = %e, "connection to a peer ended");
-            }
-        });
         Ok(Self {
-            sender,
-            driver,
+            exchange: Box::new(Exchange::new(io)),
             retired,
         })
     }
 
-    async fn send(
-        &mut self,
-        request: Request<Body>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        if !request.body().is_short(SHORT_BODY) {
-            self.driver.send_away();
-        }
-        // Without a budget: what has used it up would ask to be woken, and here nobody listens.
-        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
-        poll_fn(|cx| self.driver.poll(cx, |cx| answer.as_mut().poll(cx))).await
-    }
-
-    fn is_usable(&self) -> bool {
-        !self.sender.is_closed() && !self.retired.as_ref().is_some_and(|r| r.load(Ordering::Acquire))
+    /// Looks at what came unasked, which costs no system call unless something did.
+    fn is_usable(&mut self) -> bool {
+        !self.retired.as_ref().is_some_and(|r| r.load(Ordering::Acquire)) && !self.exchange.is_dead()
     }
 }
 
@@ -132,7 +88,7 @@ pub enum SendFailure {
     Overloaded(usize),
     /// The connection ended before the answer's head.
     #[error("no answer: {0}")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A [`SendFailure`], with the request if nothing of it was sent: it may go elsewhere.
@@ -209,34 +165,30 @@ impl Pool {
                     Err(failure) => return Err(SendError::untouched(failure, request)),
                 },
             };
-            match connection.send(request).await {
-                Ok(response) => {
+            match connection.exchange.send(request).await {
+                Ok((head, asked)) => {
                     // One that becomes something else is used for no further request.
-                    let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-                    if switched {
-                        connection.driver.send_away();
-                    }
-                    let lease = Lease {
-                        connection: (!switched).then_some(connection),
+                    let switched = head.status() == StatusCode::SWITCHING_PROTOCOLS;
+                    let mut lease = Lease {
+                        connection: Some(connection),
                         slot: Some(slot),
+                        asked: Some(asked),
                         _counted: [counted, None, None],
                     };
-                    return Ok(response.map(|incoming| match switched {
-                        true => Body::holding(lease),
-                        false => Body::leased(incoming, lease),
+                    let body = match lease.connection.take_if(|_| switched) {
+                        Some(connection) => Body::handed(lease, connection.exchange.hand_over()),
+                        None => Body::answered(lease),
+                    };
+                    return Ok(head.map(|()| body));
+                }
+                // It was closed in the same moment; nothing was sent.
+                Err((_, Some(unsent))) if !fresh => request = unsent,
+                Err((error, unsent)) => {
+                    return Err(Box::new(SendError {
+                        failure: SendFailure::Broken(error.into()),
+                        request: unsent,
                     }));
                 }
-                Err(mut e) => match e.take_message() {
-                    // It was closed in the same moment; nothing was sent.
-                    Some(unsent) if !fresh => request = unsent,
-                    unsent => {
-                        let failure = SendFailure::Broken(e.into_error());
-                        return Err(Box::new(SendError {
-                            failure,
-                            request: unsent,
-                        }));
-                    }
-                },
             }
         }
     }
@@ -249,11 +201,6 @@ impl Pool {
         let mut at = 0;
         while at < idle.len() {
             let there = &mut idle[at];
-            // Reads at most what came unasked: two system calls that do not wait.
-            there
-                .connection
-                .driver
-                .drive(&mut Context::from_waker(Waker::noop()));
             if there.connection.is_usable() && now.duration_since(there.since) < self.limits.idle_timeout {
                 at += 1;
             } else {
@@ -275,23 +222,21 @@ impl Pool {
     }
 
     fn take_idle(&self) -> Option<Connection> {
+        let mut closed = Vec::new();
         let mut idle = self.idle.lock();
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            if !idle[at].connection.is_usable() {
-                idle.remove(at);
-            } else if idle[at].connection.sender.is_ready() {
-                let taken = idle.remove(at);
-                if taken.since.elapsed() < self.limits.idle_timeout {
-                    return Some(taken.connection);
-                }
+        while let Some(mut taken) = idle.pop() {
+            if taken.since.elapsed() >= self.limits.idle_timeout {
                 // All below are older.
-                idle.truncate(at);
-                return None;
+                closed.push(taken);
+                closed.append(&mut idle);
+                break;
             }
-            // Otherwise its last exchange is not quite over (a body still being sent): leave it.
+            if taken.connection.is_usable() {
+                return Some(taken.connection);
+            }
+            closed.push(taken);
         }
+        drop(idle);
         None
     }
 
@@ -304,13 +249,24 @@ impl Pool {
         }
     }
 
-    fn give_back(&self, mut connection: Connection) {
-        if !connection.is_usable() {
+    fn give_back(self: &Arc<Self>, mut connection: Connection) {
+        if connection.exchange.is_sending() {
+            // Its answer came first, and nobody waits for the rest of the request any more.
+            let pool = self.clone();
+            tokio::spawn(async move {
+                match connection.exchange.finish_sending().await {
+                    Ok(()) => pool.keep(connection),
+                    Err(error) => tracing::debug!(%error, "a request ended after its answer"),
+                }
+            });
             return;
         }
-        if !connection.sender.is_ready() {
-            // Its request is not sent to the end, and nobody waits for that any more.
-            connection.driver.send_away();
+        self.keep(connection);
+    }
+
+    fn keep(&self, mut connection: Connection) {
+        if !connection.exchange.is_reusable() || !connection.is_usable() {
+            return;
         }
         let idle = Idle {
             connection,
@@ -349,6 +305,8 @@ impl Drop for Slot {
 pub(crate) struct Lease {
     connection: Option<Connection>,
     slot: Option<Slot>,
+    /// The headers of the request.
+    pub asked: Option<HeaderMap>,
     _counted: [Option<InFlight>; 3],
 }
 
@@ -358,16 +316,27 @@ impl Lease {
         Self {
             connection: None,
             slot: None,
+            asked: None,
             _counted: [Some(open), Some(under_way), counted],
         }
     }
 
-    /// Lets the connection go on, then polls what comes of it.
-    pub fn poll<T>(&mut self, cx: &mut Context<'_>, wait: impl FnOnce(&mut Context<'_>) -> T) -> T {
-        match &mut self.connection {
-            Some(connection) => connection.driver.poll(cx, wait),
-            None => wait(cx),
-        }
+    /// What brings the answer's body.
+    pub fn exchange(&mut self) -> Option<&mut Exchange> {
+        self.connection
+            .as_mut()
+            .map(|connection| &mut *connection.exchange)
+    }
+
+    pub fn is_ended(&self) -> bool {
+        self.connection
+            .as_ref()
+            .is_none_or(|connection| connection.exchange.is_ended())
+    }
+
+    pub fn size_hint(&self) -> SizeHint {
+        let connection = self.connection.as_ref();
+        connection.map_or_else(SizeHint::default, |connection| connection.exchange.size_hint())
     }
 
     /// The answer is complete: the connection may be used again. Dropping the lease without this

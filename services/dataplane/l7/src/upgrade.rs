@@ -3,26 +3,41 @@
 //! Only `websocket` passes. `Upgrade: h2c` above all does not: what came after it would be requests
 //! that nobody has looked at.
 
-use crate::Body;
+use crate::{Body, h1::handed::Handed};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use std::io;
+use parking_lot::Mutex;
+use std::{io, sync::Arc};
+use tokio::sync::oneshot;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 const UPGRADE: HeaderValue = HeaderValue::from_static("upgrade");
 
 /// The client's end of a connection that is to become a WebSocket.
 #[derive(Debug)]
-pub struct Upgrade(OnUpgrade);
+pub struct Upgrade(oneshot::Receiver<Handed>);
 
 /// Both ends of one that has.
 #[derive(Debug)]
 pub struct Upgraded {
-    client: OnUpgrade,
-    server: OnUpgrade,
+    client: oneshot::Receiver<Handed>,
+    server: Handed,
     /// What counts it, at the server's end.
     _held: Body,
+}
+
+/// Where a served connection is handed over when it becomes something else; a request carries it.
+#[derive(Debug, Clone)]
+struct Place(Arc<Mutex<Option<oneshot::Receiver<Handed>>>>);
+
+/// Makes that place for a request that asks for it.
+pub(crate) fn prepare<B>(request: &mut Request<B>) -> Option<oneshot::Sender<Handed>> {
+    if !request.headers().contains_key(header::UPGRADE) {
+        return None;
+    }
+    let (give, take) = oneshot::channel();
+    let place = Place(Arc::new(Mutex::new(Some(take))));
+    request.extensions_mut().insert(place);
+    Some(give)
 }
 
 fn says(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
@@ -49,7 +64,9 @@ impl Upgrade {
         if !fits || !request.headers().contains_key(header::UPGRADE) || !is_websocket(request.headers()) {
             return None;
         }
-        Some(Self(hyper::upgrade::on(request)))
+        let place: Place = request.extensions_mut().remove()?;
+        let taken = place.0.lock().take()?;
+        Some(Self(taken))
     }
 
     /// Asks the same of the next hop.
@@ -68,9 +85,12 @@ impl Upgrade {
                 "it switched to a protocol that was not asked for",
             ));
         }
+        let Some(server) = response.body_mut().take_handed() else {
+            return Err(io::Error::other("its connection can not become anything else"));
+        };
         Ok(Some(Upgraded {
             client: self.0,
-            server: hyper::upgrade::on(&mut *response),
+            server,
             _held: std::mem::take(response.body_mut()),
         }))
     }
@@ -79,8 +99,8 @@ impl Upgrade {
 impl Upgraded {
     /// Carries bytes both ways until both ends have ended. Begins once the answer is written.
     pub async fn carry(self) -> io::Result<(u64, u64)> {
-        let (client, server) = tokio::try_join!(self.client, self.server).map_err(io::Error::other)?;
-        let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+        let mut client = self.client.await.map_err(io::Error::other)?;
+        let mut server = self.server;
         tokio::io::copy_bidirectional(&mut client, &mut server).await
     }
 }

@@ -1,7 +1,7 @@
 //! The proxy of a node: what the agent makes one of, and where each connection enters.
 
 use crate::{Front, Mesh, ProxyLimits, Routing, peers::Peers, served::Served};
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weft_drain::Watcher;
 use weft_flows::FlowLog;
-use weft_l7::{ServeError, serve_any};
+use weft_l7::{ServeError, serve_any, unless};
 use weft_runtime::Tunnels;
 
 /// How often idle connections are looked at.
@@ -72,14 +72,10 @@ impl Proxy {
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let served = Served::new(self.clone(), front, gone.clone(), Some(drain.clone()));
-        let serving = serve_any(io, &self.limits.server, drain, |request| {
+        let serving = pin!(serve_any(io, &self.limits.server, drain, |request| {
             served.clone().handle(request)
-        });
-        tokio::select! {
-            biased;
-            ended = serving => ended,
-            () = gone.cancelled() => Ok(()),
-        }
+        }));
+        unless(serving, pin!(gone.cancelled())).await.unwrap_or(Ok(()))
     }
 
     /// Closes idle connections until the drain starts.

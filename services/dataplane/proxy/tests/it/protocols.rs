@@ -1,8 +1,7 @@
 //! HTTP/2, gRPC's trailers, WebSockets, and how connections end.
 
-use crate::world::{World, ask, send, serve};
+use crate::world::{World, ask, send};
 use bytes::Bytes;
-use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::{
@@ -18,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 use weft_flows::Direction;
-use weft_l7::{Body, Upgrade};
+use weft_l7::Upgrade;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -121,27 +120,34 @@ async fn trailers_of_grpc_arrive_and_its_clients_are_told_in_its_words() {
 
 /// An app that speaks "WebSocket": after the switch it gives back what it gets.
 async fn socket() -> SocketAddr {
-    serve(|mut request| {
-        async move {
-            let Some(_) = request.headers().get("upgrade") else {
-                return Response::new(Body::from("no upgrade"));
-            };
-            let upgrade = hyper::upgrade::on(&mut request);
-            tokio::spawn(async move {
-                let mut io = TokioIo::new(upgrade.await.unwrap());
-                let mut some = [0; 64];
-                while let Ok(n @ 1..) = io.read(&mut some).await {
-                    io.write_all(&some[..n]).await.unwrap();
-                }
-            });
-            let mut response = Response::new(Body::empty());
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-            Upgrade::ask(response.headers_mut());
-            response
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let answer = service_fn(|mut request: Request<Incoming>| async move {
+        if request.headers().get("upgrade").is_none() {
+            return Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("no upgrade")));
+        };
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut io = TokioIo::new(upgrade.await.unwrap());
+            let mut some = [0; 64];
+            while let Ok(n @ 1..) = io.read(&mut some).await {
+                io.write_all(&some[..n]).await.unwrap();
+            }
+        });
+        let mut response = Response::new(Full::default());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        Upgrade::ask(response.headers_mut());
+        Ok(response)
+    });
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let http = hyper::server::conn::http1::Builder::new();
+            let serving = http.serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(serving.with_upgrades());
         }
-        .boxed()
-    })
-    .await
+    });
+    address
 }
 
 const ASK: &str = "GET /ws HTTP/1.1\r\nhost: whoami\r\nconnection: keep-alive, Upgrade\r\nupgrade: WebSocket\r\n\
