@@ -106,10 +106,7 @@ impl PolicySet {
         port: u16,
         request: &RequestFacts<'_>,
     ) -> Verdict {
-        let requests = self.requests(direction);
-        self.judge_each(direction, (peer, protocol, port), |asked, _| {
-            requests.first(asked, request)
-        })
+        self.judge_on(&self.on_connection(direction, peer, protocol, port), request)
     }
 
     /// Judges one question to a resolver: whether a workload may ask `peer` for `name`, which is in lower case and
@@ -120,7 +117,8 @@ impl PolicySet {
             let entry = |at: &u32| entries.get(*at as usize);
             asked.iter().copied().find(|at| entry(at).is_some_and(means))
         };
-        self.judge_each(Direction::Egress, (peer, protocol, port), first)
+        let connection = self.on_connection(Direction::Egress, peer, protocol, port);
+        self.judge_each(&connection, first)
     }
 
     /// Whether questions to a resolver at `peer` are judged name by name.
@@ -139,33 +137,58 @@ impl PolicySet {
                 .any(|entry| !entry.dns.is_empty())
     }
 
+    /// What all requests on a connection have in common, for [`PolicySet::judge_on`].
+    pub fn on_connection(
+        &self,
+        direction: Direction,
+        peer: PeerRef,
+        protocol: u8,
+        port: u16,
+    ) -> OnConnection {
+        let (policy, index) = self.direction(direction);
+        let hit = index.find(peer, protocol, port);
+        let whole = verdict(policy, hit);
+        let asked = match whole {
+            Verdict::Allowed { redirect, .. } if redirect || made(Fault::RequestRulesNarrow) => {
+                index.find_requests(peer, protocol, port)
+            }
+            _ => Vec::new(),
+        };
+        OnConnection {
+            direction,
+            direct: hit.direct(),
+            whole,
+            asked,
+        }
+    }
+
+    /// Judges one request on a connection that this set was asked about.
+    pub fn judge_on(&self, connection: &OnConnection, request: &RequestFacts<'_>) -> Verdict {
+        let requests = self.requests(connection.direction);
+        self.judge_each(connection, |asked, _| requests.first(asked, request))
+    }
+
     /// `first`: of entries that ask about requests, by their position, the first that means this one.
     fn judge_each(
         &self,
-        direction: Direction,
-        (peer, protocol, port): (PeerRef, u8, u16),
+        connection: &OnConnection,
         first: impl FnOnce(&[u32], &[Entry]) -> Option<u32>,
     ) -> Verdict {
-        let (policy, index) = self.direction(direction);
-        let hit = index.find(peer, protocol, port);
-        let verdict = verdict(policy, hit);
-        let Verdict::Allowed { redirect, auth, .. } = verdict else {
-            return verdict;
+        let Verdict::Allowed { redirect, auth, .. } = connection.whole else {
+            return connection.whole.clone();
         };
+        let (policy, _) = self.direction(connection.direction);
         let rule = |at: usize| policy.entries.get(at).map(|e| e.rule.clone());
         let allowed = |at: Option<usize>| Verdict::Allowed {
             rule: at.and_then(rule),
             redirect: false,
             auth,
         };
-        if !redirect && !made(Fault::RequestRulesNarrow) {
-            return allowed(hit.direct());
-        }
-        let asked = index.find_requests(peer, protocol, port);
+        let asked = &connection.asked;
         if !redirect && asked.is_empty() {
-            return allowed(hit.direct());
+            return allowed(connection.direct);
         }
-        match first(&asked, &policy.entries) {
+        match first(asked, &policy.entries) {
             Some(at) => allowed(Some(at as usize)),
             None if made(Fault::UnknownRequestsPass) => allowed(None),
             None => Verdict::Denied {
@@ -174,6 +197,17 @@ impl PolicySet {
             },
         }
     }
+}
+
+/// What a set says of all requests on one connection. Of the set that it was asked of only.
+#[derive(Debug, Clone)]
+pub struct OnConnection {
+    direction: Direction,
+    whole: Verdict,
+    /// The first entry that lets it in without the proxy.
+    direct: Option<usize>,
+    /// The entries that let it in for some requests, ascending.
+    asked: Vec<u32>,
 }
 
 fn verdict(policy: &DirectionPolicy, hit: Hit) -> Verdict {

@@ -41,7 +41,7 @@ pub use cluster::{Backed, Cluster, Group, NamedPorts};
 pub use compile::{PolicyObject, Subject, compile};
 pub use explain::{Explanation, Spoken};
 pub use image::Image;
-pub use judge::{DenyReason, Direction, PeerRef, Verdict};
+pub use judge::{DenyReason, Direction, OnConnection, PeerRef, Verdict};
 pub use names::is_meant;
 pub use request::RequestFacts;
 pub use set::{CidrPeer, DirectionPolicy, Entry, MAX_SELECTED_BY, Peers, PolicySet, Ports, RuleRef};

@@ -43,6 +43,8 @@ pub struct Compiled {
     /// With the addresses that these have now.
     set: Arc<PolicySet>,
     texts: HashMap<Arc<RuleRef>, Arc<str>>,
+    /// The same by where the rule is kept, which is asked for with each request.
+    places: HashMap<usize, Arc<str>>,
     /// What refuses by default, coming in and going out.
     selected_by: [Option<Arc<str>>; 2],
 }
@@ -55,9 +57,12 @@ impl Compiled {
             false => Arc::new(source.bind(|rule| names.addresses(rule))),
         };
         let entries = set.ingress().entries.iter().chain(&set.egress().entries);
-        let texts = entries
+        let texts: HashMap<Arc<RuleRef>, Arc<str>> = entries
+            .clone()
             .map(|e| (e.rule.clone(), Arc::from(e.rule.to_string())))
             .collect();
+        let places = entries.filter_map(|e| Some((Arc::as_ptr(&e.rule).addr(), texts.get(&e.rule)?.clone())));
+        let places = places.collect();
         let selected_by = [set.ingress(), set.egress()].map(|policy| {
             let objects: Vec<String> = policy.selected_by.iter().map(|r| r.to_string()).collect();
             (!objects.is_empty()).then(|| format!("no rule of {}", objects.join(", ")).into())
@@ -67,6 +72,7 @@ impl Compiled {
             names: rules,
             set,
             texts,
+            places,
             selected_by,
         }
     }
@@ -93,7 +99,9 @@ impl Compiled {
 
     /// A rule of it, as flows show it.
     pub fn text(&self, rule: Option<&RuleRef>) -> Option<Arc<str>> {
-        self.texts.get(rule?).cloned()
+        let rule = rule?;
+        let kept = self.places.get(&std::ptr::from_ref(rule).addr());
+        kept.or_else(|| self.texts.get(rule)).cloned()
     }
 }
 

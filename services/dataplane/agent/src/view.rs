@@ -1,7 +1,12 @@
 //! What the runtime asks on every request, answered from memory: who is there, who may call whom;
 //! and the sockets it needs, made where the workload is.
 
-use crate::{channels::Channels, host::Host, locals::Locals, mesh::Mesh};
+use crate::{
+    channels::Channels,
+    host::Host,
+    locals::Locals,
+    mesh::{Compiled, Mesh},
+};
 use futures::future::BoxFuture;
 use std::{
     io,
@@ -11,11 +16,11 @@ use std::{
 use tokio::net::TcpStream;
 use weft_flows::{Direction, DropReason, Party};
 use weft_model::NumericIdentity;
-use weft_policy_engine::{PeerRef, RequestFacts, Verdict};
+use weft_policy_engine::{OnConnection, PeerRef, RequestFacts, Verdict};
 use weft_proto::weft::policy::v1::WorkloadKind;
 use weft_runtime::{
-    AppContext, AppDialer, Channel, Decision, Directory, Endpoint, Judge, Place, Question, RequestLine,
-    Target,
+    AppContext, AppDialer, Channel, Decision, Directory, Endpoint, Judge, Place, Question, RequestJudge,
+    RequestLine, Target,
 };
 use weft_tls::PeerIdentity;
 
@@ -118,6 +123,90 @@ impl Judge for View {
     fn judge_request(&self, question: &Question<'_>, request: &RequestLine<'_>) -> Decision {
         self.decide(question, Some(request))
     }
+
+    fn requests(&self, question: &Question<'_>) -> Option<Arc<dyn RequestJudge>> {
+        let policy = self.mesh.policy_of(question.workload)?;
+        let (direction, peer) = asked(question);
+        let connection = policy.set().on_connection(direction, peer, TCP, question.port);
+        Some(Arc::new(Ruled {
+            connection,
+            policy,
+            direction,
+            authenticated: question.authenticated,
+            is_remote: self.is_called_by_remote(question),
+            is_audited: self.mesh.is_audited(question.workload),
+        }))
+    }
+}
+
+/// The side of a question, and who is at its other end.
+fn asked(question: &Question<'_>) -> (weft_policy_engine::Direction, PeerRef) {
+    let (direction, other) = match question.direction {
+        Direction::Egress => (weft_policy_engine::Direction::Egress, question.destination),
+        Direction::Ingress => (weft_policy_engine::Direction::Ingress, question.source),
+    };
+    let peer = PeerRef {
+        identity: other.identity,
+        address: other.address,
+    };
+    (direction, peer)
+}
+
+fn facts<'a>(line: &RequestLine<'a>) -> RequestFacts<'a> {
+    RequestFacts {
+        method: line.method,
+        path: line.path,
+        host: line.host,
+        headers: line.headers,
+    }
+}
+
+/// What the rules of one policy say of the requests of one question.
+struct Ruled {
+    connection: OnConnection,
+    policy: Arc<Compiled>,
+    direction: weft_policy_engine::Direction,
+    authenticated: bool,
+    is_remote: bool,
+    is_audited: bool,
+}
+
+impl RequestJudge for Ruled {
+    fn judge(&self, request: &RequestLine<'_>) -> Decision {
+        let verdict = self.policy.set().judge_on(&self.connection, &facts(request));
+        let decision = decision(&self.policy, self.direction, self.authenticated, &verdict);
+        excused(decision, || self.is_remote, || self.is_audited)
+    }
+}
+
+/// What a verdict comes to, and by which rule.
+fn decision(
+    policy: &Compiled,
+    direction: weft_policy_engine::Direction,
+    authenticated: bool,
+    verdict: &Verdict,
+) -> Decision {
+    let rule = policy.text(verdict.rule());
+    match verdict {
+        Verdict::Allowed { redirect: true, .. } => Decision::by_request(rule),
+        Verdict::Allowed { auth: true, .. } if !authenticated => {
+            Decision::refuse(DropReason::AuthRequired, rule)
+        }
+        Verdict::Allowed { .. } => Decision::allow(rule),
+        Verdict::Denied { .. } => {
+            let rule = rule.or_else(|| policy.selected_by(direction));
+            Decision::refuse(DropReason::PolicyDenied, rule)
+        }
+    }
+}
+
+/// A refusal that does not count for whom the app itself calls, or that is only told under audit.
+fn excused(decision: Decision, is_remote: impl Fn() -> bool, is_audited: impl Fn() -> bool) -> Decision {
+    match decision.refused {
+        Some(_) if is_remote() => Decision::allow(Some("annotation weft.dev/remote: the app itself".into())),
+        Some(_) if is_audited() => decision.under_audit(),
+        _ => decision,
+    }
 }
 
 /// A question of a workload of this node to a resolver.
@@ -191,53 +280,27 @@ fn unknown_policy() -> Decision {
 }
 
 impl View {
+    fn is_called_by_remote(&self, question: &Question<'_>) -> bool {
+        question.direction == Direction::Ingress
+            && self.is_remote_of(question.workload, question.port, question.source)
+    }
+
     fn decide(&self, question: &Question<'_>, request: Option<&RequestLine<'_>>) -> Decision {
         let Some(policy) = self.mesh.policy_of(question.workload) else {
             return unknown_policy();
         };
-        let (direction, other) = match question.direction {
-            Direction::Egress => (weft_policy_engine::Direction::Egress, question.destination),
-            Direction::Ingress => (weft_policy_engine::Direction::Ingress, question.source),
-        };
-        let peer = PeerRef {
-            identity: other.identity,
-            address: other.address,
-        };
+        let (direction, peer) = asked(question);
         let set = policy.set();
         let verdict = match request {
             None => set.judge(direction, peer, TCP, question.port),
-            Some(line) => {
-                let facts = RequestFacts {
-                    method: line.method,
-                    path: line.path,
-                    host: line.host,
-                    headers: line.headers,
-                };
-                set.judge_request(direction, peer, TCP, question.port, &facts)
-            }
+            Some(line) => set.judge_request(direction, peer, TCP, question.port, &facts(line)),
         };
-        let rule = policy.text(verdict.rule());
-        let decision = match verdict {
-            Verdict::Allowed { redirect: true, .. } => Decision::by_request(rule),
-            Verdict::Allowed { auth: true, .. } if !question.authenticated => {
-                Decision::refuse(DropReason::AuthRequired, rule)
-            }
-            Verdict::Allowed { .. } => Decision::allow(rule),
-            Verdict::Denied { .. } => {
-                let rule = rule.or_else(|| policy.selected_by(direction));
-                Decision::refuse(DropReason::PolicyDenied, rule)
-            }
-        };
-        if decision.refused.is_some()
-            && question.direction == Direction::Ingress
-            && self.is_remote_of(question.workload, question.port, question.source)
-        {
-            return Decision::allow(Some("annotation weft.dev/remote: the app itself".into()));
-        }
-        if decision.refused.is_some() && self.mesh.is_audited(question.workload) {
-            return decision.under_audit();
-        }
-        decision
+        let decision = decision(&policy, direction, question.authenticated, &verdict);
+        excused(
+            decision,
+            || self.is_called_by_remote(question),
+            || self.mesh.is_audited(question.workload),
+        )
     }
 }
 

@@ -309,8 +309,21 @@ impl Flow {
         destination: Arc<Party>,
         destination_port: u16,
     ) -> Self {
+        let now = SystemTime::now();
+        Self::at(now, kind, direction, source, destination, destination_port)
+    }
+
+    /// The same at another time, for whoever knows it already.
+    pub fn at(
+        time: SystemTime,
+        kind: Kind,
+        direction: Direction,
+        source: Arc<Party>,
+        destination: Arc<Party>,
+        destination_port: u16,
+    ) -> Self {
         Self {
-            time: SystemTime::now(),
+            time,
             verdict: Verdict::Forwarded,
             direction,
             kind,

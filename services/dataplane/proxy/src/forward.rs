@@ -160,10 +160,12 @@ impl Served {
                 Goal::Outside(..) => None,
             };
             let copy = (tries.left > 0).then(|| again(&request)).flatten().map(Box::new);
-            let asked = Remembered::of(&request, upgrade.is_some() || way.is_by_request());
+            let is_long = !request.body().is_short(LONG);
+            let needed = upgrade.is_some() || way.is_by_request();
+            // From a short request by HTTP/1.1 they come back with the answer.
+            let mut asked = Remembered::of(&request, needed && (is_long || !peer.gives_back()));
             let until = timeouts.backend_request.map(|time| Instant::now() + time);
             let until = until.into_iter().chain(deadline).min();
-            let is_long = !request.body().is_short(LONG);
             let sending = within(until, peer.send(request, counted));
             let sent = if is_long {
                 // Perhaps for hours: policy may change its mind meanwhile.
@@ -179,7 +181,10 @@ impl Served {
                 sending.await
             };
             let (failure, unsent) = match sent {
-                Some(Ok(response)) => {
+                Some(Ok(mut response)) => {
+                    if needed && asked.headers.is_none() {
+                        asked.headers = response.body_mut().take_asked();
+                    }
                     if let Some(copy) = copy
                         && tries.wants(response.status())
                     {

@@ -63,6 +63,11 @@ impl Peer {
         }
     }
 
+    /// Whether the headers of a request come back with its answer, as long as that has not ended.
+    pub fn gives_back(&self) -> bool {
+        matches!(self, Self::One(_))
+    }
+
     fn is_unused(&self) -> bool {
         match self {
             Self::One(pool) => Arc::strong_count(pool) == 1 && pool.is_unused(),

@@ -69,7 +69,6 @@ impl Record {
     ) -> Flow {
         let (from, to) = (source.party.clone(), destination.clone());
         Flow {
-            time: self.time,
             route: self.route.clone(),
             method: self.method,
             path: self.path.clone(),
@@ -81,7 +80,7 @@ impl Record {
             version: self.version,
             authority: self.authority.clone(),
             forged: self.forged.as_slice().into(),
-            ..Flow::new(Kind::Http, direction, from, to, port)
+            ..Flow::at(self.time, Kind::Http, direction, from, to, port)
         }
     }
 

@@ -4,7 +4,7 @@
 use crate::{Answerer, Member, Proxy, answer::Failure, peers::Peer};
 use std::{net::SocketAddr, sync::Arc};
 use weft_flows::{Direction, DropReason, Party, Proof, Via};
-use weft_runtime::{AppContext, Decision, Endpoint, Place, Question, RequestLine};
+use weft_runtime::{AppContext, Decision, Endpoint, Place, Question, RequestJudge, RequestLine};
 
 /// Who sends the requests of a connection, as the mesh has it now.
 #[derive(Debug)]
@@ -71,7 +71,31 @@ pub(crate) struct Way {
     /// What was known when it was judged: a certificate ends without any change of the mesh.
     authenticated: bool,
     /// In the order asked; a refusal is the last.
-    sides: Vec<(Direction, Decision)>,
+    sides: Vec<Side>,
+}
+
+/// What policy says at one end.
+struct Side {
+    direction: Direction,
+    decision: Decision,
+    /// Where it speaks of single requests.
+    requests: Option<Arc<dyn RequestJudge>>,
+}
+
+impl std::fmt::Debug for Side {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (self.direction, &self.decision).fmt(f)
+    }
+}
+
+impl Side {
+    fn allowed(direction: Direction) -> Self {
+        Self {
+            direction,
+            decision: Decision::allow(None),
+            requests: None,
+        }
+    }
 }
 
 impl Way {
@@ -150,27 +174,38 @@ impl Way {
     fn judge(&mut self, proxy: &Proxy) {
         let ingress = matches!(&self.goal, Goal::Workload(member) if is_local(&member.endpoint));
         if self.source.egress {
-            let decision = proxy.mesh.judge(&self.question(Direction::Egress));
-            self.sides.push((Direction::Egress, decision));
+            self.sides.push(self.side(proxy, Direction::Egress));
         } else if self.source.context.is_some() {
             // A gateway has no policy of its own.
-            self.sides.push((Direction::Egress, Decision::allow(None)));
+            self.sides.push(Side::allowed(Direction::Egress));
         }
         if ingress && self.refused().is_none() {
-            let decision = proxy.mesh.judge(&self.question(Direction::Ingress));
-            self.sides.push((Direction::Ingress, decision));
+            self.sides.push(self.side(proxy, Direction::Ingress));
+        }
+    }
+
+    fn side(&self, proxy: &Proxy, direction: Direction) -> Side {
+        let question = self.question(direction);
+        let decision = proxy.mesh.judge(&question);
+        Side {
+            requests: decision
+                .by_request
+                .then(|| proxy.mesh.requests(&question))
+                .flatten(),
+            direction,
+            decision,
         }
     }
 
     /// Refused as a whole, whatever the request.
     fn refused(&self) -> Option<DropReason> {
-        let whole = self.sides.iter().filter(|(_, decision)| !decision.by_request);
-        whole.filter_map(|(_, decision)| decision.refused).next()
+        let whole = self.sides.iter().filter(|side| !side.decision.by_request);
+        whole.filter_map(|side| side.decision.refused).next()
     }
 
     /// Rules speak of single requests.
     pub fn is_by_request(&self) -> bool {
-        self.sides.iter().any(|(_, decision)| decision.by_request)
+        self.sides.iter().any(|side| side.decision.by_request)
     }
 
     fn connections(&self, proxy: &Proxy) -> Option<Peer> {
@@ -198,14 +233,16 @@ impl Way {
     /// it may pass.
     pub fn ask(&self, proxy: &Proxy, line: &RequestLine<'_>) -> (Sides, Result<(), Failure>) {
         let mut sides = Sides::default();
-        for (number, (direction, decision)) in self.sides.iter().enumerate() {
-            let decision = match decision.by_request {
-                true => proxy.mesh.judge_request(&self.question(*direction), line),
-                false => decision.clone(),
+        for (number, side) in self.sides.iter().enumerate() {
+            let direction = side.direction;
+            let decision = match &side.requests {
+                Some(requests) => requests.judge(line),
+                None if side.decision.by_request => proxy.mesh.judge_request(&self.question(direction), line),
+                None => side.decision.clone(),
             };
             let refused = decision.refused;
-            if let Some(side) = sides.said.get_mut(number) {
-                *side = Some((*direction, decision));
+            if let Some(said) = sides.said.get_mut(number) {
+                *said = Some((direction, decision));
             }
             if let Some(reason) = refused {
                 return (sides, Err(Failure::Denied(reason)));

@@ -264,6 +264,18 @@ pub trait Judge: Send + Sync + 'static {
     fn judge_request(&self, question: &Question<'_>, _request: &RequestLine<'_>) -> Decision {
         self.judge(question)
     }
+
+    /// The same for all requests that the question is asked of, as long as nothing of the mesh changes: what
+    /// they have in common is looked up once. `None`: each is to be asked by [`Judge::judge_request`].
+    fn requests(&self, _question: &Question<'_>) -> Option<Arc<dyn RequestJudge>> {
+        None
+    }
+}
+
+/// Judges the requests of one question.
+pub trait RequestJudge: Send + Sync {
+    /// Judges one.
+    fn judge(&self, request: &RequestLine<'_>) -> Decision;
 }
 
 /// What rules at L7 are held against: a request as it is forwarded.

@@ -23,7 +23,7 @@ pub use blocks::{BlockProblem, Blocks};
 pub use context::{AppChannel, AppContext, AppHealth, AppSettings, AppSpec, Token};
 pub use env::{
     AppDialer, Channel, ChannelError, Decision, Directory, Endpoint, INVOKE_PORT, Judge, Place, Question,
-    RequestLine, Target, TunnelDialer,
+    RequestJudge, RequestLine, Target, TunnelDialer,
 };
 pub use inbound::TunnelHandler;
 pub use runtime::{Environment, Runtime, RuntimeLimits};
