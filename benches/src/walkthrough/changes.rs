@@ -18,11 +18,12 @@ const LEAST: f64 = 9.0;
 /// The manifest.
 pub const FILE: &str = "route.yaml";
 
-/// The route of Service whoami in one of its forms: each is another change for nodes and proxy.
+/// The route of Service whoami in one of its forms: each is another change for nodes and proxy. It has a name
+/// of its own: in the chain the published route of the gateway is there beside it.
 pub fn route(number: u64) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
-         metadata: {{name: whoami, namespace: default}}\nspec:\n  \
+         metadata: {{name: whoami-itself, namespace: default}}\nspec:\n  \
          parentRefs: [{{group: \"\", kind: Service, name: whoami, port: 80}}]\n  rules:\n    \
          - filters:\n        - type: ResponseHeaderModifier\n          \
          responseHeaderModifier: {{set: [{{name: x-route, value: \"{number}\"}}]}}\n      \
