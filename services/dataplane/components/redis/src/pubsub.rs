@@ -253,7 +253,8 @@ struct Shared {
     turns: Arc<Semaphore>,
 }
 
-type Entry = (String, Vec<(String, Vec<u8>)>);
+type Fields = Vec<(String, Vec<u8>)>;
+type Entry = (String, Fields);
 
 /// Gives an entry back to those that may be taken.
 struct Held {
@@ -273,7 +274,7 @@ fn read<T: FromRedisValue>(value: Value) -> Result<T, Error> {
 
 /// Entries of a stream; one that was removed has no fields.
 fn entries(value: Value) -> Result<Vec<Entry>, Error> {
-    let given: Vec<Option<(String, Option<Vec<(String, Vec<u8>)>>)>> = read(value)?;
+    let given: Vec<Option<(String, Option<Fields>)>> = read(value)?;
     let there = given.into_iter().flatten();
     Ok(there
         .map(|(id, fields)| (id, fields.unwrap_or_default()))
@@ -450,7 +451,7 @@ impl Reader {
     }
 }
 
-fn message(topic: &str, fields: Vec<(String, Vec<u8>)>) -> Message {
+fn message(topic: &str, fields: Fields) -> Message {
     let (mut data, mut metadata) = (Vec::new(), BTreeMap::<String, String>::new());
     for (name, value) in fields {
         match name.as_str() {
