@@ -332,7 +332,7 @@ pub async fn start(
     let surroundings = Surroundings {
         directory: Arc::new(view.clone()),
         judge: Arc::new(view.clone()),
-        apps: Arc::new(egress::Apps::new(view.clone(), capture.clone(), drain.clone())),
+        apps: Arc::new(egress::Apps::new(view.clone(), capture.clone())),
         tunnels: Arc::new(Tunnels::new(tunnels.clone())),
         flows: flows.clone(),
     };

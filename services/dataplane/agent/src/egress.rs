@@ -3,7 +3,6 @@
 
 use crate::{locals::Remote, view::View};
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -11,7 +10,7 @@ use std::{
 };
 use tokio::net::{TcpListener, TcpStream};
 use weft_capture::{Asked, Capture};
-use weft_drain::Watcher;
+use weft_drain::{Trigger, Watcher};
 use weft_flows::Party;
 use weft_proto::weft::policy::v1::WorkloadKind;
 use weft_runtime::{AppContext, AppDialer, Channel, Endpoint};
@@ -22,23 +21,21 @@ pub struct Apps {
     pub view: View,
     /// Carries connections.
     pub capture: Arc<Capture>,
-    drain: Arc<Mutex<Option<Watcher>>>,
+    /// Of these connections alone. They do not hold the agent's drain, and it does not end them: what is
+    /// under way in it reaches its stores to the last.
+    own: Watcher,
+    _held: Trigger,
 }
 
 impl Apps {
-    /// On the node that `view` is of. Whoever holds it does not hold the drain: once that has begun no more
-    /// connections are made.
-    pub fn new(view: View, capture: Arc<Capture>, drain: Watcher) -> Self {
-        let kept = Arc::new(Mutex::new(Some(drain.clone())));
-        let (mut draining, given_up) = (drain, kept.clone());
-        tokio::spawn(async move {
-            draining.draining().await;
-            given_up.lock().take();
-        });
+    /// On the node that `view` is of.
+    pub fn new(view: View, capture: Arc<Capture>) -> Self {
+        let (held, own) = weft_drain::channel();
         Self {
             view,
             capture,
-            drain: kept,
+            own,
+            _held: held,
         }
     }
 }
@@ -58,10 +55,9 @@ impl AppDialer for Apps {
         host: &str,
         port: u16,
     ) -> BoxFuture<'static, io::Result<TcpStream>> {
-        let (view, capture, drain) = (self.view.clone(), self.capture.clone(), self.drain.lock().clone());
+        let (view, capture, drain) = (self.view.clone(), self.capture.clone(), self.own.clone());
         let (app, host) = (app.clone(), host.to_owned());
         Box::pin(async move {
-            let drain = drain.ok_or_else(|| io::Error::other("the agent is shutting down"))?;
             let Some(local) = view.locals.get(app.workload()) else {
                 let error = "the app's workload is not on this node any more";
                 return Err(io::Error::new(io::ErrorKind::NotConnected, error));
