@@ -221,7 +221,7 @@ fn entry_from_wire(entry: &pb::PolicyEntry) -> Result<Entry, String> {
         let found = entry.http.len();
         return Err(format!("{found} rules about requests, at most {MAX_HTTP_RULES}"));
     }
-    if !entry.redirect && !(entry.http.is_empty() && entry.dns.is_empty()) {
+    if !(entry.redirect || entry.http.is_empty() && entry.dns.is_empty()) {
         return Err("rules about requests without redirect".into());
     }
     let http = entry.http.iter().map(request_from_wire);

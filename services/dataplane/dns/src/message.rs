@@ -392,6 +392,9 @@ pub(crate) mod tests {
 
     pub(crate) const SRV: u16 = 33;
 
+    /// Type and data of a record.
+    pub(crate) type Data = (u16, Vec<u8>);
+
     fn name(text: &str) -> Vec<u8> {
         let labels = text.trim_end_matches('.').split('.').filter(|l| !l.is_empty());
         let mut bytes: Vec<u8> = labels
@@ -415,7 +418,7 @@ pub(crate) mod tests {
         message(RECURSION_DESIRED, 0, asked, kind)
     }
 
-    pub(crate) fn answer(asked: &str, records: &[(&str, u32, (u16, Vec<u8>))]) -> Vec<u8> {
+    pub(crate) fn answer(asked: &str, records: &[(&str, u32, Data)]) -> Vec<u8> {
         let mut bytes = message(IS_ANSWER, records.len() as u16, asked, A);
         for (owner, ttl, (kind, data)) in records {
             // As servers do it: a pointer to the question.
@@ -434,15 +437,15 @@ pub(crate) mod tests {
         bytes
     }
 
-    pub(crate) fn alias(to: &str) -> (u16, Vec<u8>) {
+    pub(crate) fn alias(to: &str) -> Data {
         (CNAME, name(to))
     }
 
-    pub(crate) fn v4(last: u8) -> (u16, Vec<u8>) {
+    pub(crate) fn v4(last: u8) -> Data {
         (A, vec![192, 0, 2, last])
     }
 
-    fn v6(text: &str) -> (u16, Vec<u8>) {
+    fn v6(text: &str) -> Data {
         (AAAA, text.parse::<Ipv6Addr>().unwrap().octets().to_vec())
     }
 
@@ -533,7 +536,7 @@ pub(crate) mod tests {
         let found = question.read_answer(7, &answer("a.test.", &records)).unwrap();
         assert!(found.addresses.is_empty());
         let named = |n: usize| format!("n{n}.test.");
-        let chain: Vec<(String, (u16, Vec<u8>))> = (0..40)
+        let chain: Vec<(String, Data)> = (0..40)
             .map(|n| {
                 (
                     if n == 0 { "a.test.".into() } else { named(n) },
