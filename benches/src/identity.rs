@@ -5,7 +5,7 @@
 //! The service is a process of its own on core 1, whoever asks is on core 0. There is no peer: the
 //! others sign without a durable record.
 
-mod stand;
+pub(crate) mod stand;
 
 use crate::{
     Options,

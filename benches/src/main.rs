@@ -9,6 +9,7 @@ mod identity;
 mod lookup;
 mod mesh;
 mod peers;
+mod policy;
 mod rows;
 mod sample;
 mod tables;
@@ -42,6 +43,8 @@ pub struct Options {
     /// Seconds of each measurement
     #[arg(long, default_value_t = 3)]
     seconds: u32,
+    #[command(flatten)]
+    scale: policy::Scale,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -52,6 +55,8 @@ enum Area {
     Mesh,
     /// Certificates per second, the time one takes, memory
     Identity,
+    /// The policy service: first compile, changes until nodes confirm them, load, memory, explain
+    Policy,
     /// One hop of the L7 proxy beside nginx and Envoy, rules, route changes, the chain, memory
     Walkthrough,
 }
@@ -109,6 +114,7 @@ async fn run(options: &Options) -> Result<bool> {
         Area::Baseline => baseline::run(options).await?,
         Area::Mesh => mesh::run(options).await?,
         Area::Identity => identity::run(options).await?,
+        Area::Policy => policy::run(options).await?,
         Area::Walkthrough => walkthrough::run(options).await?,
     };
     let name = options

@@ -206,7 +206,8 @@ impl Stand {
     }
 }
 
-fn spawn(options: &Options, dir: &TempDir, address: &str, policy: SocketAddr) -> Result<Child> {
+/// A certificate authority that follows the registry at `policy`.
+pub(crate) fn spawn(options: &Options, dir: &TempDir, address: &str, policy: SocketAddr) -> Result<Child> {
     let settings = dir.path().join("identity.yaml");
     std::fs::write(&settings, LIMITS)?;
     Command::new(options.bin_dir.join("weft-identity"))
@@ -235,7 +236,8 @@ fn serve_registry(listener: TcpListener, member: &Member, drain: Watcher) -> Res
     Ok(())
 }
 
-async fn join(
+/// Makes a member of the mesh, in a folder of its own.
+pub(crate) async fn join(
     admin: &mut AdminClient<Channel>,
     dir: &TempDir,
     address: &str,

@@ -1,24 +1,24 @@
 //! Workloads, and the numbers given to their label sets.
 
+mod plan;
+mod registry;
+
+pub(crate) use plan::{Pending, Planned};
+
 use super::{
-    Key, Kind, Shared, World,
-    check::{RegisterError, check, invalid, spiffe_id},
+    Key, Kind, Shared,
     former::Former,
     policies::Governed,
     ports::{named_ports, to_wire},
 };
-use crate::store::Write;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
-use weft_model::{Labels, NumericIdentity, SvidForm, TrustDomain};
+use weft_model::{Labels, NumericIdentity};
 use weft_policy_engine::{Cluster, NamedPorts};
 use weft_proto::weft::policy::v1 as pb;
-
-const MAX_WORKLOADS: usize = 50_000;
-const MAX_PER_NODE: usize = 4_096;
 
 /// One workload.
 #[derive(Debug, Clone)]
@@ -93,40 +93,6 @@ impl Given {
             return vec![Arc::default()];
         }
         self.ports.keys().cloned().collect()
-    }
-}
-
-/// A change that was checked and not made yet: what to store, and the workload as it will be.
-#[derive(Debug)]
-pub(crate) struct Planned {
-    pub writes: Vec<Write>,
-    pub message: pb::Workload,
-    labels: Labels,
-}
-
-/// What other registrations will take that were planned and not made yet.
-#[derive(Debug, Default)]
-pub(crate) struct Pending {
-    numbers: BTreeSet<NumericIdentity>,
-    labels: BTreeSet<Labels>,
-    addresses: BTreeSet<IpAddr>,
-    count: usize,
-}
-
-impl Pending {
-    pub(crate) fn add(&mut self, planned: &Planned) {
-        self.numbers.insert(NumericIdentity(planned.message.identity));
-        self.labels.insert(planned.labels.clone());
-        self.addresses.extend(pod_addresses(&planned.message));
-        self.count += 1;
-    }
-
-    /// Whether one of them would have made this plan another one.
-    pub(crate) fn meets(&self, planned: &Planned) -> bool {
-        let number = NumericIdentity(planned.message.identity);
-        // The same labels: fine where they have had that number before.
-        let renamed = self.labels.contains(&planned.labels) && !self.numbers.contains(&number);
-        renamed || pod_addresses(&planned.message).any(|a| self.addresses.contains(&a))
     }
 }
 
@@ -295,107 +261,6 @@ impl Workloads {
         self.given.get(&identity).map(|g| g.resource.clone())
     }
 
-    fn free_number(&self, pending: &Pending) -> Option<NumericIdentity> {
-        let (first, last) = (
-            NumericIdentity::FIRST_ALLOCATED.0,
-            NumericIdentity::LAST_ALLOCATED.0,
-        );
-        let from = self.last.max(first - 1) + 1;
-        (from..=last)
-            .chain(first..from.min(last + 1))
-            .map(NumericIdentity)
-            .find(|n| !self.given.contains_key(n) && !pending.numbers.contains(n))
-    }
-
-    /// Checks a registration by `node` and works out what it derives. Changes nothing.
-    pub(crate) fn plan(
-        &self,
-        node: &str,
-        mut message: pb::Workload,
-        (domain, form): (&TrustDomain, SvidForm),
-        now: u64,
-        pending: &Pending,
-    ) -> Result<Planned, RegisterError> {
-        check(node, &message)?;
-        if let Some(old) = self.all.get(&message.id)
-            && old.message.node != node
-        {
-            return Err(RegisterError::NotYours {
-                id: message.id,
-                owner: old.message.node.clone(),
-            });
-        }
-        let pod = message.kind() == pb::WorkloadKind::Pod;
-        for text in &message.addresses {
-            let address: IpAddr = text.parse().map_err(invalid("addresses"))?;
-            let other = self.by_address.get(&address).and_then(|id| self.all.get(id));
-            if let Some(other) = other.filter(|o| pod && o.message.node != node) {
-                let (by, node) = (other.message.id.clone(), other.message.node.clone());
-                return Err(RegisterError::AddressInUse { address, by, node });
-            }
-        }
-        if !self.all.contains_key(&message.id) {
-            if self.all.len() + pending.count >= MAX_WORKLOADS {
-                return Err(RegisterError::Full(format!(
-                    "the registry is full with {MAX_WORKLOADS} workloads"
-                )));
-            }
-            if self
-                .by_node
-                .get(node)
-                .is_some_and(|ids| ids.len() + pending.count >= MAX_PER_NODE)
-            {
-                return Err(RegisterError::Full(format!(
-                    "node {node} has its {MAX_PER_NODE} workloads already"
-                )));
-            }
-        }
-        message.named_ports = to_wire(&named_ports(&message).unwrap_or_default());
-        let labels = labels(&message);
-        let identity = self
-            .by_labels
-            .get(&labels)
-            .copied()
-            .or_else(|| self.free_number(pending))
-            .ok_or_else(|| {
-                RegisterError::Full("every security identity is in use by another label set".into())
-            })?;
-        message.identity = identity.0;
-        message.spiffe_id = spiffe_id(&message, domain, form)?;
-        let mut writes = vec![
-            Write::identity(identity, &labels, None),
-            Write::Workload {
-                id: message.id.clone(),
-                node: node.to_owned(),
-                message: Box::new(message.clone()),
-            },
-        ];
-        writes.extend(self.release(&message.id, Some(identity), now));
-        Ok(Planned {
-            writes,
-            message,
-            labels,
-        })
-    }
-
-    /// The write that a workload's leaving its identity takes, if it is the last one there.
-    fn release(&self, id: &str, stays_with: Option<NumericIdentity>, now: u64) -> Option<Write> {
-        let old = self.all.get(id)?.identity;
-        let given = self.given.get(&old)?;
-        let last = given.workloads.len() == 1 && given.workloads.contains(id);
-        (last && stays_with != Some(old)).then(|| Write::identity(old, &given.labels, Some(now)))
-    }
-
-    /// What removing a workload stores.
-    pub(crate) fn plan_removal(&self, id: &str, now: u64) -> Vec<Write> {
-        if !self.all.contains_key(id) {
-            return Vec::new();
-        }
-        let mut writes = vec![Write::RemoveWorkload { id: id.to_owned() }];
-        writes.extend(self.release(id, None, now));
-        writes
-    }
-
     /// Numbers that nobody has had since before `until`.
     pub(crate) fn expired(&self, until: u64) -> Vec<NumericIdentity> {
         let old = |g: &Given| g.workloads.is_empty() && g.released_at.is_some_and(|at| at <= until);
@@ -507,158 +372,6 @@ fn unlist<V: Ord>(index: &mut BTreeMap<String, BTreeSet<V>>, key: &str, value: &
         if set.is_empty() {
             index.remove(key);
         }
-    }
-}
-
-impl World {
-    /// Takes over what was stored before a restart.
-    pub(crate) fn restore(
-        &mut self,
-        identities: Vec<(NumericIdentity, Labels, Option<u64>)>,
-        workloads: Vec<pb::Workload>,
-        now: u64,
-    ) {
-        for (number, labels, released_at) in identities {
-            self.workloads.give(number, &labels, released_at.or(Some(now)));
-            self.identity_changed(number, &labels);
-        }
-        for message in workloads {
-            self.node_facts
-                .pods_changed(None, Some(&message), &mut self.dirty);
-            self.workloads.insert(Workload::new(message), now);
-        }
-    }
-
-    fn identity_changed(&mut self, number: NumericIdentity, labels: &Labels) {
-        // What it is called in policies has more to it.
-        let all = self.workloads.labels(number).unwrap_or(labels).clone();
-        self.policies.identity_changed(number, &all, &self.workloads);
-    }
-
-    /// Adds, replaces or removes the labels of a namespace.
-    pub(super) fn set_namespace(&mut self, name: &str, labels: Option<BTreeMap<String, String>>) {
-        for (identity, old) in self.workloads.set_namespace(name, labels) {
-            self.policies.identity_changed(identity, &old, &self.workloads);
-            self.identity_changed(identity, &old);
-        }
-    }
-
-    /// Checks a registration and works out what it derives. Changes nothing.
-    #[cfg(test)]
-    pub(crate) fn plan_registration(
-        &self,
-        node: &str,
-        message: pb::Workload,
-        now: u64,
-    ) -> Result<Planned, RegisterError> {
-        self.plan_among(node, message, now, &Pending::default())
-    }
-
-    /// The same, where others are planned and not made yet.
-    pub(crate) fn plan_among(
-        &self,
-        node: &str,
-        message: pb::Workload,
-        now: u64,
-        pending: &Pending,
-    ) -> Result<Planned, RegisterError> {
-        // Nobody makes one by saying so.
-        let message = pb::Workload {
-            shared: None,
-            ..message
-        };
-        check(node, &message)?;
-        self.check_beside_shared(&message)?;
-        let naming = (&self.trust_domain, self.svid_form);
-        self.workloads.plan(node, message, naming, now, pending)
-    }
-
-    /// The same of a shared endpoint.
-    pub(crate) fn plan_shared(&self, message: pb::Workload, now: u64) -> Result<Planned, RegisterError> {
-        let (node, naming) = (message.node.clone(), (&self.trust_domain, self.svid_form));
-        self.workloads
-            .plan(&node, message, naming, now, &Pending::default())
-    }
-
-    /// Makes a planned registration, which has been stored.
-    pub(crate) fn register(&mut self, planned: Planned, now: u64) -> pb::Workload {
-        let Planned { message, labels, .. } = planned;
-        let number = NumericIdentity(message.identity);
-        if self.workloads.give(number, &labels, None) {
-            self.identity_changed(number, &labels);
-            self.dirty
-                .keys
-                .insert(Key::new(Kind::Identity, number.to_string()));
-        }
-        let workload = Workload::new(message.clone());
-        let unchanged = self
-            .workloads
-            .get(&message.id)
-            .is_some_and(|old| old.message == message);
-        if unchanged {
-            return message;
-        }
-        let old = self.workloads.insert(workload, now);
-        self.workload_changed(&message.id, old.as_ref(), Some(&message));
-        message
-    }
-
-    pub(crate) fn plan_removal(&self, id: &str, now: u64) -> Vec<Write> {
-        self.workloads.plan_removal(id, now)
-    }
-
-    /// Makes a removal, which has been stored.
-    pub(crate) fn deregister(&mut self, id: &str, now: u64) {
-        if let Some(old) = self.workloads.remove(id, now) {
-            self.workload_changed(id, Some(&old), None);
-        }
-    }
-
-    fn workload_changed(&mut self, id: &str, old: Option<&Workload>, new: Option<&pb::Workload>) {
-        self.dirty.keys.insert(Key::new(Kind::Endpoint, id));
-        let before = old.map(|w| &w.message);
-        for message in before.into_iter().chain(new) {
-            self.dirty.nodes.insert(message.node.clone());
-            self.redirects
-                .workload_changed(&message.namespace, &mut self.dirty);
-        }
-        self.node_facts.pods_changed(before, new, &mut self.dirty);
-        for identity in std::mem::take(&mut self.workloads.ports_changed) {
-            self.policies.ports_changed(identity, &self.workloads);
-        }
-        self.objects
-            .workload_changed(before, new, &self.workloads, &mut self.dirty);
-        self.tell_followers(id);
-    }
-
-    /// The node that a workload is of.
-    pub(crate) fn node_of(&self, id: &str) -> Option<&str> {
-        self.workloads.get(id).map(|w| w.message.node.as_str())
-    }
-
-    pub(crate) fn ids_of_node(&self, node: &str) -> Vec<String> {
-        self.workloads
-            .of_node(node)
-            .map(|w| w.message.id.clone())
-            .collect()
-    }
-
-    pub(crate) fn expired_identities(&self, until: u64) -> Vec<NumericIdentity> {
-        self.workloads.expired(until)
-    }
-
-    /// Takes a number back for good.
-    pub(crate) fn take_back(&mut self, identity: NumericIdentity) {
-        if let Some(labels) = self.workloads.take_back(identity) {
-            self.policies.identity_changed(identity, &labels, &self.workloads);
-            self.dirty
-                .keys
-                .insert(Key::new(Kind::Identity, identity.to_string()));
-        }
-    }
-
-    pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.workloads.len(), self.workloads.given.len())
     }
 }
 

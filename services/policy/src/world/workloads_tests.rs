@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::world::{RegisterError, World};
+use weft_model::{SvidForm, TrustDomain};
 
 fn workload(node: &str, name: &str, app: &str) -> pb::Workload {
     pb::Workload {
