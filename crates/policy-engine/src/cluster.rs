@@ -47,6 +47,8 @@ pub struct Backed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
     allocated: BTreeMap<NumericIdentity, Labels>,
+    /// The same, by the namespace in their labels.
+    by_namespace: BTreeMap<String, BTreeSet<NumericIdentity>>,
     ports: BTreeMap<NumericIdentity, NamedPorts>,
     groups: BTreeMap<String, Group>,
     /// By namespace and name.
@@ -61,6 +63,7 @@ impl Default for Cluster {
         let labels = |names: &[&str]| names.iter().map(|n| (String::from(*n), String::new())).collect();
         Self {
             allocated: BTreeMap::new(),
+            by_namespace: BTreeMap::new(),
             ports: BTreeMap::new(),
             groups: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -77,11 +80,37 @@ impl Default for Cluster {
 impl Cluster {
     /// Adds or replaces an identity.
     pub fn insert(&mut self, id: NumericIdentity, labels: Labels) {
+        self.unlist(id);
+        if let Some(namespace) = labels.namespace() {
+            self.by_namespace
+                .entry(namespace.to_owned())
+                .or_default()
+                .insert(id);
+        }
         self.allocated.insert(id, labels);
+    }
+
+    fn unlist(&mut self, id: NumericIdentity) {
+        let Some(namespace) = self.allocated.get(&id).and_then(Labels::namespace) else {
+            return;
+        };
+        if let Some(all) = self.by_namespace.get_mut(namespace) {
+            all.remove(&id);
+            if all.is_empty() {
+                self.by_namespace.remove(namespace);
+            }
+        }
+    }
+
+    /// The allocated identities of a namespace, ascending.
+    pub(crate) fn of_namespace(&self, namespace: &str) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
+        let ids = self.by_namespace.get(namespace).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.allocated.get(id)?)))
     }
 
     /// Removes an identity, with its ports.
     pub fn remove(&mut self, id: NumericIdentity) {
+        self.unlist(id);
         self.allocated.remove(&id);
         self.ports.remove(&id);
     }
@@ -173,9 +202,10 @@ impl Cluster {
 
 impl FromIterator<(NumericIdentity, Labels)> for Cluster {
     fn from_iter<T: IntoIterator<Item = (NumericIdentity, Labels)>>(iter: T) -> Self {
-        Self {
-            allocated: iter.into_iter().collect(),
-            ..Self::default()
+        let mut cluster = Self::default();
+        for (id, labels) in iter {
+            cluster.insert(id, labels);
         }
+        cluster
     }
 }

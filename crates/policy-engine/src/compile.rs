@@ -4,7 +4,7 @@ use crate::{
     CidrPeer, Cluster, DirectionPolicy, Entry, NamedPorts, Peers, PolicySet, Ports, RuleRef,
     fault::{Fault, made},
     index::WITH_PORTS,
-    selector::{selects_peer, selects_subject},
+    selector::{is_widened, selects_peer, selects_subject},
 };
 use std::{collections::BTreeMap, sync::Arc};
 use weft_model::{Labels, NumericIdentity};
@@ -79,6 +79,18 @@ impl PolicyObject {
                 // Its port of that name becomes one that anybody's may be.
                 || names_ports(peer) && (entities().any(|e| *e == Entity::All) || names_nobody(peer))
         })
+    }
+
+    /// Whether workloads of other namespaces than its own may be among the peers it names.
+    pub fn names_other_namespaces(&self) -> bool {
+        self.namespace.is_empty()
+            || self.any_peer_rule(|peer| {
+                let entities = || peer.entities.iter().flatten();
+                peer.endpoints.iter().flatten().any(is_widened)
+                    || entities().any(|e| *e == Entity::Cluster)
+                    || peer.services.is_some()
+                    || names_ports(peer) && (entities().any(|e| *e == Entity::All) || names_nobody(peer))
+            })
     }
 
     /// Whether it names ports of peers by name.
@@ -336,9 +348,19 @@ fn peers(rule: &PeerRule, namespace: &str, cluster: &Cluster) -> Option<Peers> {
     }
     let mut peers = Peers::default();
     if let Some(selectors) = &rule.endpoints {
-        let known = cluster.iter().chain(cluster.reserved());
-        let meant = known.filter(|(_, labels)| selectors.iter().any(|s| selects_peer(s, namespace, labels)));
-        peers.identities.extend(meant.map(|(id, _)| id));
+        let is_meant = |labels: &Labels| selectors.iter().any(|s| selects_peer(s, namespace, labels));
+        // Where every selector is about the policy's own namespace, the label sets of all others need not be
+        // looked at: a compile of everything would compare each rule with each of them.
+        if namespace.is_empty() || selectors.iter().any(is_widened) {
+            let known = cluster.iter().chain(cluster.reserved());
+            let meant = known.filter(|(_, labels)| is_meant(labels));
+            peers.identities.extend(meant.map(|(id, _)| id));
+        } else {
+            let meant = cluster
+                .of_namespace(namespace)
+                .filter(|(_, labels)| is_meant(labels));
+            peers.identities.extend(meant.map(|(id, _)| id));
+        }
         let [v4, v6] = cluster.outside();
         let meant = |labels| {
             selectors.iter().any(|s| selects_peer(s, namespace, labels))

@@ -65,12 +65,15 @@ fn is_of(labels: &Labels, namespace: &str) -> bool {
 /// unless the selector says something about namespaces, or about reserved peers, which have none. Those of a
 /// policy of the cluster are workloads of any namespace.
 pub(crate) fn selects_peer(selector: &LabelSelector, namespace: &str, labels: &Labels) -> bool {
+    (is_widened(selector) || is_of(labels, namespace)) && matches(selector, labels)
+}
+
+/// Whether a selector of peers says something about namespaces, or about reserved peers.
+pub(crate) fn is_widened(selector: &LabelSelector) -> bool {
     let elsewhere = |r: &Requirement| {
         is_namespace_key(&r.key)
             || r.key.name.starts_with(NAMESPACE_LABELS_PREFIX)
             || r.key.source.as_deref() == Some("reserved")
     };
-    let widened = selector.requirements.iter().any(elsewhere);
-    let widened = widened || made(Fault::PeersOfEveryNamespace);
-    (widened || is_of(labels, namespace)) && matches(selector, labels)
+    selector.requirements.iter().any(elsewhere) || made(Fault::PeersOfEveryNamespace)
 }

@@ -19,6 +19,8 @@ pub(crate) struct Policies {
     /// By namespace, kind and name: an object is about workloads of its own namespace only, those without
     /// one about all.
     objects: BTreeMap<String, BTreeMap<(&'static str, String), PolicyObject>>,
+    /// Those among them that may name workloads of other namespaces than their own.
+    wide: BTreeSet<(String, (&'static str, String))>,
     /// By what workloads call their ports; each with the form in which nodes get it.
     sets: BTreeMap<NumericIdentity, Sets>,
     /// Identities whose set must be compiled again.
@@ -36,6 +38,11 @@ impl Policies {
     ) {
         let objects = self.objects.entry(key.namespace.clone()).or_default();
         let name = (key.kind.name(), key.name.clone());
+        let place = (key.namespace.clone(), name.clone());
+        match &object {
+            Some(object) if object.names_other_namespaces() => self.wide.insert(place),
+            _ => self.wide.remove(&place),
+        };
         let old = match &object {
             Some(object) => objects.insert(name, object.clone()),
             None => objects.remove(&name),
@@ -46,7 +53,7 @@ impl Policies {
         if old == object {
             return;
         }
-        for (identity, labels) in workloads.identities() {
+        for (identity, labels) in workloads.subjects(&key.namespace) {
             if [&old, &object].into_iter().flatten().any(|o| o.selects(labels)) {
                 self.stale.insert(identity);
             }
@@ -76,15 +83,9 @@ impl Policies {
 
     /// Whoever is governed by such an object is to be compiled again.
     fn stale_under(&mut self, workloads: &Workloads, is: impl Fn(&PolicyObject) -> bool) {
-        let all = self.objects.values().flat_map(BTreeMap::values);
-        let objects: Vec<&PolicyObject> = all.filter(|o| is(o)).collect();
-        if objects.is_empty() {
-            return;
-        }
-        for (subject, labels) in workloads.identities() {
-            if objects.iter().any(|o| o.selects(labels)) {
-                self.stale.insert(subject);
-            }
+        for (namespace, objects) in &self.objects {
+            let objects: Vec<&PolicyObject> = objects.values().filter(|o| is(o)).collect();
+            self.stale.extend(governed_by(&objects, namespace, workloads));
         }
     }
 
@@ -96,7 +97,17 @@ impl Policies {
         workloads: &Workloads,
     ) {
         self.stale.insert(identity);
-        self.stale_under(workloads, |o| o.names_peer(labels, workloads.known()));
+        let names = |o: &&PolicyObject| o.names_peer(labels, workloads.known());
+        let own = labels.namespace().unwrap_or_default();
+        let objects = self.objects.get(own).into_iter().flat_map(BTreeMap::values);
+        let objects: Vec<&PolicyObject> = objects.filter(names).collect();
+        self.stale.extend(governed_by(&objects, own, workloads));
+        for (namespace, name) in self.wide.iter().filter(|(namespace, _)| namespace != own) {
+            let object = self.objects.get(namespace).and_then(|all| all.get(name));
+            if let Some(object) = object.filter(names) {
+                self.stale.extend(governed_by(&[object], namespace, workloads));
+            }
+        }
     }
 
     /// Compiles what is stale.
@@ -158,6 +169,16 @@ impl Policies {
         let sets = self.sets.get(&governed.identity)?;
         sets.get(&governed.ports).map(|(_, wire)| wire.clone())
     }
+}
+
+/// The identities that one of some objects of a namespace is about.
+fn governed_by(objects: &[&PolicyObject], namespace: &str, workloads: &Workloads) -> Vec<NumericIdentity> {
+    if objects.is_empty() {
+        return Vec::new();
+    }
+    let subjects = workloads.subjects(namespace);
+    let governed = subjects.filter(|(_, labels)| objects.iter().any(|o| o.selects(labels)));
+    governed.map(|(subject, _)| subject).collect()
 }
 
 /// What decides which set a workload is under.

@@ -5,7 +5,10 @@
 use super::ObjectKey;
 use crate::store::Write;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use weft_resources::Resource;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,8 @@ struct Entry {
 pub(crate) struct Seen {
     entries: BTreeMap<ObjectKey, Entry>,
     objects: BTreeMap<ObjectKey, Arc<Resource>>,
+    /// Those that were removed, or are not there yet after a restart, since the last sweep.
+    absent: BTreeSet<ObjectKey>,
     writes: Vec<Write>,
 }
 
@@ -33,6 +38,7 @@ impl Seen {
             digest,
             changed: created,
         };
+        self.absent.insert(key.clone());
         self.entries.insert(key, entry);
     }
 
@@ -41,6 +47,7 @@ impl Seen {
         // until the sweep.
         let Some(resource) = resource else {
             self.objects.remove(key);
+            self.absent.insert(key.clone());
             return;
         };
         self.objects.insert(key.clone(), resource.clone());
@@ -65,15 +72,10 @@ impl Seen {
 
     /// Forgets objects that are gone. Returns what is to be stored of all changes since the last call.
     pub(super) fn sweep(&mut self) -> Vec<Write> {
-        let gone: Vec<ObjectKey> = self
-            .entries
-            .keys()
-            .filter(|key| !self.objects.contains_key(key))
-            .cloned()
-            .collect();
-        for key in gone {
-            self.entries.remove(&key);
-            self.writes.push(Write::RemoveObject { key });
+        for key in std::mem::take(&mut self.absent) {
+            if !self.objects.contains_key(&key) && self.entries.remove(&key).is_some() {
+                self.writes.push(Write::RemoveObject { key });
+            }
         }
         std::mem::take(&mut self.writes)
     }

@@ -169,6 +169,14 @@ impl Workloads {
         self.given.iter().map(|(id, given)| (*id, &given.all_labels))
     }
 
+    /// Those that an object of a namespace may be about; all of them for one of the cluster.
+    pub(crate) fn subjects(&self, namespace: &str) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
+        let all = namespace.is_empty().then(|| self.identities());
+        let some = self.identities_of(namespace);
+        let some = some.filter_map(|id| Some((id, &self.given.get(&id)?.all_labels)));
+        all.into_iter().flatten().chain(some)
+    }
+
     /// The labels that numbers were given for.
     #[cfg(test)]
     pub(crate) fn own_labels(&self) -> impl Iterator<Item = (NumericIdentity, &Labels)> {
