@@ -174,7 +174,8 @@ impl<'m> Reader<'m> {
                 0xc0 => {
                     let low = reader.byte()?;
                     let to = usize::from(size & 0x3f) << 8 | usize::from(low);
-                    if to >= start {
+                    // The header is no name: answered anew, it would be another one.
+                    if to >= start || to < HEADER {
                         return None;
                     }
                     start = to;
