@@ -98,12 +98,6 @@ async fn what_names_no_app_is_answered_in_daprs_form() {
             500,
             "ERR_STATE_STORE_NOT_CONFIGURED",
         ),
-        (
-            "/v1.0-alpha1/lock/store",
-            "",
-            501,
-            "ERR_LOCK_STORE_NOT_CONFIGURED",
-        ),
     ] {
         let answer = get(shop.api, target, headers).await;
         assert_eq!(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc::sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -192,13 +192,15 @@ fn hear(socket: &UdpSocket) -> io::Result<(String, SocketAddr)> {
 /// that its text names.
 fn together(socket: Arc<UdpSocket>, services: [SocketAddr; 2]) -> io::Result<String> {
     const EACH: usize = 200;
+    // No more at once than a socket can hold: about 270 datagrams of a few bytes, by Linux' default.
+    let (room, taken) = sync_channel(64);
     let senders = services.map(|to| {
-        let socket = Arc::clone(&socket);
+        let (socket, room) = (Arc::clone(&socket), room.clone());
         thread::spawn(move || -> io::Result<()> {
             for _ in 0..EACH {
+                // Whoever hears has given up when it fails, and says why.
+                let _ = room.send(());
                 socket.send_to(to.to_string().as_bytes(), to)?;
-                // No more at once than a socket can hold.
-                thread::yield_now();
             }
             Ok(())
         })
@@ -206,6 +208,7 @@ fn together(socket: Arc<UdpSocket>, services: [SocketAddr; 2]) -> io::Result<Str
     let mut heard = BTreeMap::<String, usize>::new();
     for _ in 0..2 * EACH {
         let (text, from) = hear(&socket)?;
+        let _ = taken.recv();
         let (name, asked) = text.split_once(':').unwrap_or_default();
         if asked != from.to_string() {
             return Err(io::Error::other(format!("{asked} was answered by {from}")));

@@ -18,7 +18,8 @@ fn pairs(text: &str) -> Result<BTreeMap<String, String>, String> {
     while !rest.is_empty() {
         let (name, after) = rest
             .split_once('=')
-            .ok_or_else(|| format!("{rest:?} is no name=value"))?;
+            // Not what stands there: it may be the password.
+            .ok_or_else(|| format!("what begins at byte {} is no name=value", text.len() - rest.len()))?;
         let after = after.trim_start();
         let mut value = String::new();
         let quoted = after.starts_with('\'');
@@ -59,6 +60,9 @@ impl Server {
                 if let Some(mode) = pair.strip_prefix("sslmode=") {
                     without_tls(mode)?;
                 }
+            }
+            if options.get_host().is_empty() {
+                return Err("host is missing".to_owned());
             }
             return Ok(Self {
                 host: options.get_host().to_owned(),
@@ -156,7 +160,8 @@ mod tests {
             ("host=db sslmode=require", "TLS"),
             ("postgres://me:s3cret@db/x?sslmode=verify-full", "TLS"),
             ("host=db hostaddr=1", "hostaddr is not known"),
-            ("nonsense", "is no name=value"),
+            ("host=db s3cret", "what begins at byte 8 is no name=value"),
+            ("postgres:///orders?host=", "host is missing"),
         ] {
             let error = Server::read(text).unwrap_err();
             assert!(error.contains(said) && !error.contains("s3cret"), "{error}");

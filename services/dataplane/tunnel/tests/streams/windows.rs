@@ -10,7 +10,11 @@ use futures::{FutureExt, future::BoxFuture};
 use h2::SendStream;
 use http::{HeaderMap, Method, Request, Response};
 use std::{future::poll_fn, io, net::SocketAddr, sync::Arc};
-use tokio::{net::TcpListener, net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    time::timeout,
+};
 use tokio_rustls::TlsAcceptor;
 use weft_tls::{ClientAuth, server_config};
 use weft_tunnel::{Client, Dialer, Local};
@@ -81,7 +85,8 @@ async fn the_opening_side_takes_four_mebibytes_a_stream_and_sixteen_in_all() {
     rig.destination.address = listener.local_addr().unwrap();
     let local = Arc::new(Local::One(rig.ca.cell("cart", "n2")));
     let tls = server_config(local, &rig.server_trust, ClientAuth::Required, &[b"h2"]).unwrap();
-    let accepting = tokio::spawn(async move {
+    let (told, checked) = oneshot::channel();
+    tokio::spawn(async move {
         let (tcp, _) = listener.accept().await.unwrap();
         let tls = TlsAcceptor::from(Arc::new(tls)).accept(tcp).await.unwrap();
         let mut builder = h2::server::Builder::new();
@@ -97,6 +102,9 @@ async fn the_opening_side_takes_four_mebibytes_a_stream_and_sixteen_in_all() {
             () = are_as_promised(streams) => {}
             _ = connection.accept() => panic!("the connection has ended"),
         }
+        told.send(()).unwrap();
+        // The last answer may not have gone out yet.
+        while connection.accept().await.is_some() {}
         drop(held);
     });
     let client = Client::new(rig.trust.clone(), Arc::new(Direct), quick());
@@ -105,5 +113,5 @@ async fn the_opening_side_takes_four_mebibytes_a_stream_and_sixteen_in_all() {
         let opening = client.open(&rig.source, &rig.destination, "cart.default:1", HeaderMap::new());
         open.push(timeout(SOON, opening).await.unwrap().unwrap());
     }
-    timeout(SOON, accepting).await.unwrap().unwrap();
+    timeout(SOON, checked).await.unwrap().unwrap();
 }
