@@ -561,7 +561,7 @@ fn rule(side: &'static str, deny: bool) -> impl Strategy<Value = Value> {
         10 => to_ports(side, deny).prop_map(|v| Some(("toPorts", v))),
         1 => icmps().prop_map(|v| Some(("icmps", v))),
     ];
-    let proof = prop_oneof![4 => Just(None), 3 => Just(Some("required")), 1 => Just(Some("disabled"))];
+    let proof = prop_oneof![3 => Just(None), 4 => Just(Some("required")), 1 => Just(Some("disabled"))];
     (peers(side, deny), what, proof).prop_map(move |(peers, what, proof)| {
         let fields = peers
             .into_iter()
