@@ -234,7 +234,7 @@ pub fn demo_command(workspace: &Workspace, story: Story, strict: bool) -> Comman
 }
 
 /// The areas that weft-bench measures; a wrong one is said before a long build.
-pub const BENCHES: [&str; 4] = ["baseline", "identity", "mesh", "walkthrough"];
+pub const BENCHES: [&str; 5] = ["baseline", "identity", "mesh", "policy", "walkthrough"];
 
 /// The benchmarks' program for an area.
 pub fn bench_command(workspace: &Workspace, area: &str) -> Command {
